@@ -1,0 +1,109 @@
+// Optimizers on ranges: a step sees flat pieces of parameters, never whole tensors it could rely on, so any optimizer works on
+// sharded, chunked or offloaded storage and gives the same bits as on the uncut tensor.
+//
+// A step has two phases. `accumulate_stats` adds what this range contributes to its parameter's named small f64 arrays, in block order:
+// ranges of one parameter are visited in order of offset with one carry, so a cut at a block boundary changes nothing; a
+// distributed caller passes the carry from owner to owner. `apply` updates the range with the finished statistics.
+// Delicate: cuts fall on multiples of kBlockElements of the *logical* tensor.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "autograd/optim/param_group.h"
+#include "autograd/variable.h"
+
+namespace castor::autograd {
+
+/// Statistics are taken over blocks of this many elements of a logical tensor; shard cuts fall on their boundaries.
+inline constexpr std::int64_t kBlockElements = 1024;
+
+/// One state of a parameter, e.g. "exp_avg". A state whose shape is the parameter's is cut with it; any other is kept whole by every owner.
+struct StateSpec {
+  std::string name;
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
+/// A piece [offset, offset + count) of a parameter's row-major elements, with its bytes.
+struct Range {
+  const std::string* name = nullptr;  ///< the parameter's dotted name
+  Shape shape;                        ///< the whole parameter's
+  std::int64_t offset = 0;            ///< a multiple of kBlockElements
+  std::int64_t count = 0;
+  int group = 0;                      ///< index into the parameter groups
+  Tensor parameter;                   ///< f32 [count]: the master weights
+  Tensor gradient;                    ///< f32|bf16|f16 [count]; undefined = zero by contract
+  Tensor copy;                        ///< bf16|f16 [count] or undefined: the compute copy, written in the same pass
+  std::map<std::string, Tensor> states;  ///< by name; cut ones [count], whole ones of their own shape
+};
+
+/// A parameter's named arrays of f64.
+using Stats = std::map<std::string, std::vector<double>>;
+
+/// What is the same for every range of a step.
+struct StepContext {
+  std::int64_t step = 1;        ///< counts from 1
+  double gradient_scale = 1.0;  ///< multiplies every gradient: 1/loss scale and the clip factor
+};
+
+class Optimizer {
+ public:
+  explicit Optimizer(std::vector<ParamGroup> groups) : groups_(std::move(groups)) {}
+  virtual ~Optimizer() = default;
+
+  /// "AdamW", ...
+  virtual const char* type_name() const = 0;
+  /// The states a parameter of this shape needs.
+  virtual std::vector<StateSpec> states(const Shape& shape) const = 0;
+  /// How many statistics passes a step needs: 0 for SGD and Adam, more for Lamb and Adafactor.
+  virtual int stats_passes() const { return 0; }
+  /// Adds this range's share of pass `pass` to `carry`. Earlier passes' results are in `finished`.
+  virtual void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const;
+  /// Updates the range's parameter, copy and cut states. Whole states are updated by the owner of offset 0, see `apply_whole_states`.
+  virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
+  /// Updates states that are not cut, once for a parameter and step, before any `apply`.
+  virtual void apply_whole_states(const Range& range, const StepContext& context, const Stats& stats) const;
+
+  std::vector<ParamGroup>& groups() { return groups_; }
+  const std::vector<ParamGroup>& groups() const { return groups_; }
+
+ protected:
+  std::vector<ParamGroup> groups_;
+};
+
+/// Runs an optimizer over whole parameters of one process. `cut_elements` > 0 cuts every parameter into ranges of that many
+/// elements (a multiple of kBlockElements): same bits, which is how the tests prove the contract.
+class LocalStepper {
+ public:
+  struct Parameter {
+    Variable variable;
+    int group = 0;
+  };
+  LocalStepper(Optimizer& optimizer, std::vector<Parameter> parameters, std::int64_t cut_elements = 0);
+
+  /// One step from each parameter's grad(). Undefined gradients are zeros by contract.
+  ///   gradient_scale   multiplies every gradient
+  void step(double gradient_scale = 1.0);
+
+  /// The L2 norm of all gradients, over fixed blocks in parameter order; the input of gradient clipping.
+  double gradient_norm() const;
+
+  void zero_grad();
+  std::int64_t step_count() const { return step_count_; }
+  void set_step_count(std::int64_t count) { step_count_ = count; }
+  /// States by "parameter name/state name", for checkpoints.
+  std::map<std::string, Tensor> named_states() const;
+
+ private:
+  Optimizer& optimizer_;
+  std::vector<Parameter> parameters_;
+  std::vector<std::map<std::string, Tensor>> states_;
+  std::int64_t cut_elements_;
+  std::int64_t step_count_ = 0;
+};
+
+}  // namespace castor::autograd

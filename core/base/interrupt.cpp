@@ -1,0 +1,66 @@
+// The stop flag and the two handlers.
+//
+// Delicate: the second signal leaves through _exit, without destructors; whatever must survive that (checkpoints) is
+// written so that it survives a crash at any byte anyway. The handler keeps errno, since it may run between a system
+// call and the code that reads its errno.
+#include "core/base/interrupt.h"
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <string_view>
+
+#include <unistd.h>
+
+namespace castor {
+namespace {
+
+std::atomic<int> stop_signal{0};
+static_assert(std::atomic<int>::is_always_lock_free, "the stop flag is set in a signal handler");
+
+void say(std::string_view text) {
+  // Nothing can be done about a failed write here.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+extern "C" void castor_on_stop_signal(int number) {
+  const int saved_errno = errno;
+  int expected = 0;
+  if (stop_signal.compare_exchange_strong(expected, number)) {
+    say("\ncastor: stopping after this step; press Ctrl-C again to stop at once\n");
+  } else {
+    say("\ncastor: stopped at once\n");
+    _exit(128 + number);
+  }
+  errno = saved_errno;
+}
+
+}  // namespace
+
+void install_stop_handlers() {
+  for (const int number : {SIGINT, SIGTERM}) {
+    struct sigaction before {};
+    if (sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) continue;
+    struct sigaction action {};
+    action.sa_handler = castor_on_stop_signal;
+    sigemptyset(&action.sa_mask);
+    action.sa_flags = SA_RESTART;
+    sigaction(number, &action, nullptr);
+  }
+}
+
+bool stop_requested() noexcept { return stop_signal.load(std::memory_order_relaxed) != 0; }
+
+void request_stop(int signal_number) noexcept {
+  int expected = 0;
+  stop_signal.compare_exchange_strong(expected, signal_number);
+}
+
+int stop_exit_code() noexcept {
+  const int number = stop_signal.load();
+  return number == 0 ? 0 : 128 + number;
+}
+
+void clear_stop_request() noexcept { stop_signal.store(0); }
+
+}  // namespace castor

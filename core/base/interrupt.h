@@ -1,0 +1,27 @@
+// Ctrl-C and SIGTERM as a question that loops ask, instead of a death in the middle of a write.
+//
+// The first signal only raises a flag: the running loop sees it at its next step, finishes what must not be torn and
+// returns. The second signal ends the process at once, for whoever does not want to wait. Delicate: a signal handler
+// may touch nothing but lock-free atomics and async-signal-safe calls.
+#pragma once
+
+namespace castor {
+
+/// Takes over SIGINT and SIGTERM for the rest of the process. A signal that was ignored before (nohup, a background
+/// job) stays ignored. May be called again; the flag is kept.
+void install_stop_handlers();
+
+/// True once a stop was asked for. Cheap enough for every step.
+bool stop_requested() noexcept;
+
+/// Asks for a stop as a signal would.
+///   signal_number   SIGINT or SIGTERM
+void request_stop(int signal_number) noexcept;
+
+/// The exit code by which shells know the cause: 128 + the signal (130 for Ctrl-C), or 0 if no stop was asked for.
+int stop_exit_code() noexcept;
+
+/// Forgets a stop: for a process that goes on with other work, such as a test.
+void clear_stop_request() noexcept;
+
+}  // namespace castor

@@ -1,0 +1,49 @@
+// What a kind of device must offer below tensors: raw memory, copies, and ordering. A fixed, small set, hence a virtual
+// interface; everything that computes goes through `dispatch` instead. A CPU has one queue that is always complete, so its
+// events are empty; a CUDA backend maps them to streams and events; tests plug in a fake second device here.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "core/device/device.h"
+
+namespace castor {
+
+/// A point in a device's queue. Empty means "already passed".
+using Event = std::shared_ptr<void>;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// At least `bytes` bytes, aligned to 512. Returns nullptr when the device has none left.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void deallocate(void* data, std::size_t bytes) = 0;
+
+  /// Copies and fills, ordered after earlier work on the device. `copy_to_host` returns when the bytes are there.
+  virtual void copy_within(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void copy_from_host(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void copy_to_host(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void fill_zero(void* data, std::size_t bytes) = 0;
+
+  virtual void* stream() = 0;               ///< the current queue, as `Cuda::stream`; nullptr on CPU
+  virtual Event record() = 0;               ///< marks the current queue's end
+  virtual void wait(const Event& event) = 0;  ///< later work on the current queue starts after `event`
+  virtual void synchronize() = 0;           ///< returns when all work is done
+  virtual std::size_t total_bytes() const = 0;  ///< physical memory; 0 = unknown
+};
+
+class CachingAllocator;
+
+/// The backend of a device, made on first use. Throws DeviceError when this build or machine has none.
+Backend& backend(Device device);
+
+/// The allocator of a device; one for each device and process.
+CachingAllocator& allocator(Device device);
+
+/// Puts `backend` in charge of `device` until the process ends. For devices this library does not bring: a fake one in
+/// tests, or a user's own. Throws DeviceError if the device is already in use.
+void install_backend(Device device, std::unique_ptr<Backend> backend);
+
+}  // namespace castor

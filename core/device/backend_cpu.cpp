@@ -1,0 +1,35 @@
+// Host memory as a device: one queue that is always complete. Large segments ask for huge pages, which spares the TLB
+// when kernels stream through hundreds of megabytes.
+#include "core/device/backend_cpu.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace castor {
+
+void* CpuBackend::allocate(std::size_t bytes) {
+  constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  const std::size_t alignment = bytes >= kHugePage ? kHugePage : 512;
+  void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (data != nullptr && bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
+  return data;
+}
+
+void CpuBackend::deallocate(void* data, std::size_t) { std::free(data); }
+void CpuBackend::copy_within(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }
+void CpuBackend::copy_from_host(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }
+void CpuBackend::copy_to_host(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }
+void CpuBackend::fill_zero(void* data, std::size_t bytes) { std::memset(data, 0, bytes); }
+void* CpuBackend::stream() { return nullptr; }
+Event CpuBackend::record() { return {}; }
+void CpuBackend::wait(const Event&) {}
+void CpuBackend::synchronize() {}
+
+std::size_t CpuBackend::total_bytes() const {
+  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+}  // namespace castor

@@ -1,0 +1,66 @@
+// Contracts of the copies.
+#include "core/ops/cast.h"
+
+#include <vector>
+
+namespace castor {
+
+Cost cost(const CastArgs& args) { return {0, static_cast<double>(args.x.bytes() + args.y.bytes())}; }
+
+void copy_into(const Tensor& x, const Tensor& y) {
+  if (!(x.shape() == y.shape())) throw ShapeError(cat("copy: shapes differ: from ", x, " to ", y));
+  dispatch(common_device("copy", {&x, &y}), CastArgs{x.view(), y.view()});
+}
+
+Tensor cast(const Tensor& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  Tensor y = Tensor::empty(x.shape(), dtype, x.device());
+  copy_into(x, y);
+  return y;
+}
+
+Tensor clone(const Tensor& x) {
+  Tensor y = Tensor::empty_like(x);
+  copy_into(x, y);
+  return y;
+}
+
+Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
+
+Tensor to_device(const Tensor& x, Device device) {
+  if (x.device() == device) return x;
+  const Tensor source = contiguous(x);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), device);
+  if (device.is_meta()) return y;
+  std::vector<char> bytes(static_cast<std::size_t>(x.numel()) * dtype_size(x.dtype()));
+  source.copy_to_host(bytes.data(), bytes.size());
+  y.copy_from_host(bytes.data(), bytes.size());
+  return y;
+}
+
+Tensor reshape(const Tensor& x, const Shape& shape) {
+  if (x.is_contiguous()) return x.reshape(shape);
+  try {
+    return x.reshape(shape);
+  } catch (const ShapeError&) {
+    return clone(x).reshape(shape);
+  }
+}
+
+void fill(const Tensor& x, double value) {
+  const Tensor one = Tensor::empty({}, x.dtype(), x.device());
+  visit_dtype(x.dtype(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T element = store<T>(value);
+    one.copy_from_host(&element, sizeof(element));
+  });
+  copy_into(one.expand(x.shape()), x);
+}
+
+Tensor full(const Shape& shape, double value, DType dtype, Device device) {
+  Tensor result = Tensor::empty(shape, dtype, device);
+  fill(result, value);
+  return result;
+}
+
+}  // namespace castor

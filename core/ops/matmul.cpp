@@ -1,0 +1,190 @@
+// Checks, broadcasting and allocation of the matmul family.
+#include "core/ops/matmul.h"
+
+#include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/workspace.h"
+
+namespace castor {
+namespace {
+
+void check_dtype(const char* op, const Tensor& x) {
+  const DType dtype = x.dtype();
+  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
+    throw DTypeError(cat(op, ": expected f32, f16, bf16 or f64, got ", x, "; cast it first"));
+  }
+}
+
+void check_same_dtype(const char* op, const char* what, const Tensor& x, const Tensor& first) {
+  if (x.defined() && x.dtype() != first.dtype()) {
+    throw DTypeError(
+        cat(op, ": expected operands of one dtype, got ", first, " and ", what, ' ', x, "; cast one of them"));
+  }
+}
+
+void check_bias(const char* op, const Tensor& bias, std::int64_t n) {
+  if (bias.defined() && !(bias.shape() == Shape{n}))
+    throw ShapeError(cat(op, ": expected a bias of shape [", n, "], got ", bias));
+}
+
+/// x itself if a GEMM can read its two inner axes by strides, otherwise a row-major copy.
+Tensor readable(const Tensor& x) {
+  const int rows = x.ndim() - 2, columns = x.ndim() - 1;
+  const auto fits = [&](int unit, int other) {
+    return (x.strides()[unit] == 1 || x.shape()[unit] == 1) &&
+           (x.strides()[other] >= x.shape()[unit] || x.shape()[other] == 1);
+  };
+  return x.numel() == 0 || fits(columns, rows) || fits(rows, columns) ? x : clone(x);
+}
+
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
+  MatmulArgs args{a.view(), b.view(), view_or_absent(bias), c.view(), {}};
+  const Tensor workspace = workspace_for(c.device(), args);
+  args.workspace = view_or_absent(workspace);
+  dispatch(c.device(), args);
+}
+
+/// All axes but the last as one: [rows, n]. A view where strides allow.
+Tensor as_rows(const Tensor& x) {
+  const std::int64_t columns = x.shape().back();
+  const std::int64_t rows =
+      columns == 0 ? Shape(std::span(x.shape().begin(), x.shape().end() - 1)).numel() : x.numel() / columns;
+  if (x.ndim() == 2) return x;
+  return reshape(x, {rows, columns});
+}
+
+Shape with_last(const Shape& shape, std::int64_t last) {
+  Shape result = shape;
+  result[shape.ndim() - 1] = last;
+  return result;
+}
+
+}  // namespace
+
+UnaryOp unary_op(Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      return UnaryOp::relu;
+    case Activation::gelu_tanh:
+      return UnaryOp::gelu_tanh;
+    case Activation::gelu_erf:
+      return UnaryOp::gelu_erf;
+    case Activation::silu:
+      return UnaryOp::silu;
+    case Activation::none:
+      break;
+  }
+  throw InternalError("unary_op: activation none has no pointwise op");
+}
+
+Cost cost(const MatmulArgs& args) {
+  const double products = static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[args.a.ndim - 1]);
+  return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + args.c.bytes())};
+}
+
+Cost cost(const BiasBackwardArgs& args) {
+  return {3.0 * static_cast<double>(args.dy.numel()),
+          static_cast<double>(args.dy.bytes() + args.saved.bytes() + args.dx.bytes() + args.dbias.bytes())};
+}
+
+Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
+  check_dtype("matmul", a);
+  check_same_dtype("matmul", "b is", b, a);
+  check_same_dtype("matmul", "bias is", bias, a);
+  const Device device = common_device("matmul", {&a, &b, &bias});
+  if (a.ndim() < 2 || b.ndim() < 2)
+    throw ShapeError(cat("matmul: expected operands with at least 2 axes, got ", a, " and ", b, "; unsqueeze vectors"));
+  const std::int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
+  if (b.size(-2) != k) throw ShapeError(cat("matmul: inner sizes differ: a is ", a, ", b is ", b));
+  check_bias("matmul", bias, n);
+
+  const auto leading = [](const Tensor& x) { return Shape(std::span(x.shape().begin(), x.shape().end() - 2)); };
+  const auto with_matrix = [](Shape shape, std::int64_t rows, std::int64_t columns) {
+    shape.push_back(rows);
+    shape.push_back(columns);
+    return shape;
+  };
+  const Shape batch = broadcast_shapes(leading(a), leading(b), "matmul");
+  Tensor c = Tensor::empty(with_matrix(batch, m, n), a.dtype(), device);
+  multiply(readable(a).expand(with_matrix(batch, m, k)), readable(b).expand(with_matrix(batch, k, n)), bias, c);
+  return c;
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation, Tensor* saved) {
+  check_dtype("linear", x);
+  check_same_dtype("linear", "weight is", weight, x);
+  check_same_dtype("linear", "bias is", bias, x);
+  common_device("linear", {&x, &weight, &bias});
+  if (x.ndim() < 1 || weight.ndim() != 2 || x.shape().back() != weight.size(1)) {
+    throw ShapeError(cat("linear: expected x [..., k] and weight [n, k], got x ", x, " and weight ", weight));
+  }
+  const std::int64_t n = weight.size(0);
+  check_bias("linear", bias, n);
+  const Tensor rows = readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x));
+  Tensor y = Tensor::empty({rows.size(0), n}, x.dtype(), x.device());
+  multiply(rows, readable(weight).transpose(0, 1), bias, y);
+  const Shape shape = with_last(x.shape(), n);
+  if (saved != nullptr) *saved = {};
+  if (activation == Activation::none) return y.reshape(shape);
+  if (saved == nullptr) {
+    unary_inplace(unary_op(activation), y);
+    return y.reshape(shape);
+  }
+  *saved = y;
+  return unary(unary_op(activation), y).reshape(shape);
+}
+
+std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias) {
+  check_dtype("bias_backward", dy);
+  const bool has_activation = activation != Activation::none;
+  if (dy.ndim() != 2 || (has_activation && !(saved.defined() && saved.shape() == dy.shape()))) {
+    throw ShapeError(
+        cat("bias_backward: expected dy [rows, n] and saved of its shape, got dy ", dy, " and saved ", saved));
+  }
+  if (has_activation) check_same_dtype("bias_backward", "saved is", saved, dy);
+  if (!has_activation && !needs_bias) return {std::move(dy), Tensor{}};
+  const bool is_sole = dy.storage().use_count() == 1;
+  const bool is_reusable = dy.is_contiguous() && is_sole;
+  const Tensor gradient = contiguous(dy);
+  const Tensor input = has_activation ? contiguous(saved) : Tensor{};
+  Tensor dx = !has_activation ? gradient : is_reusable ? gradient : Tensor::empty_like(gradient);
+  Tensor dbias = needs_bias ? Tensor::empty({dy.size(1)}, dy.dtype(), dy.device()) : Tensor{};
+  BiasBackwardArgs args{
+      gradient.view(), view_or_absent(input), has_activation ? dx.view() : View{}, view_or_absent(dbias), {},
+      activation};
+  const Tensor workspace = workspace_for(dy.device(), args);
+  args.workspace = view_or_absent(workspace);
+  dispatch(common_device("bias_backward", {&dy, &saved}), args);
+  return {dx, dbias};
+}
+
+LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
+                                Activation activation, LinearNeeds needs) {
+  check_dtype("linear_backward", dy);
+  check_same_dtype("linear_backward", "x is", x, dy);
+  check_same_dtype("linear_backward", "weight is", weight, dy);
+  common_device("linear_backward", {&dy, &x, &weight, &saved});
+  if (x.ndim() < 1 || weight.ndim() != 2 || x.shape().back() != weight.size(1) ||
+      !(dy.shape() == with_last(x.shape(), weight.size(0)))) {
+    throw ShapeError(cat("linear_backward: expected x [..., k], weight [n, k] and dy [..., n], got x ", x, ", weight ",
+                         weight, " and dy ", dy));
+  }
+  Tensor flat = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
+  dy = {};
+  auto [gradient, dbias] = bias_backward(std::move(flat), saved, activation, needs.bias);
+  gradient = readable(gradient);
+  LinearGradients result;
+  result.bias = std::move(dbias);
+  if (needs.x) {
+    Tensor dx = Tensor::empty({gradient.size(0), weight.size(1)}, x.dtype(), x.device());
+    multiply(gradient, readable(weight), {}, dx);
+    result.x = dx.reshape(x.shape());
+  }
+  if (needs.weight) {
+    result.weight = Tensor::empty(weight.shape(), weight.dtype(), weight.device());
+    multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight);
+  }
+  return result;
+}
+
+}  // namespace castor

@@ -1,0 +1,90 @@
+// Matrix products: batched matmul, the linear layer with its activation, and their gradients. Operands may be
+// transposed or strided views; a copy is made only where no stride of the two inner axes is 1.
+//
+// Numerics: sums of f32, f16 and bf16 are f32 and a result is rounded once. The bias is added before that rounding; an
+// activation reads the rounded value, which is what backward saves, so that recomputing gives equal bits. The algorithm
+// is a function of sizes, strides, dtype, threads and instruction set only.
+#pragma once
+
+#include "core/device/dispatch.h"
+#include "core/ops/pointwise.h"
+#include "core/tensor/tensor.h"
+
+namespace castor {
+
+/// c = a b + bias over equal leading axes (a stride of 0 repeats an operand). a [..., m, k], b [..., k, n], bias [n] or
+/// absent, c [..., m, n] row-major in its two inner axes; one dtype: f32|f16|bf16|f64. In the inner axes of a and of b
+/// one stride is 1 and the other at least the size. `workspace` is what workspace_bytes asks for, absent for 0.
+struct MatmulArgs {
+  static constexpr const char* kName = "matmul";
+  View a, b, bias, c, workspace;
+};
+Cost cost(const MatmulArgs& args);
+std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args);
+std::size_t workspace_bytes(const Cuda& cuda, const MatmulArgs& args);
+void run(const Cpu& cpu, const MatmulArgs& args);
+void run(const Cuda& cuda, const MatmulArgs& args);
+
+/// The activations that linear and conv2d take.
+enum class Activation : std::uint8_t { none, relu, gelu_tanh, gelu_erf, silu };
+
+/// The pointwise op of an activation other than none.
+UnaryOp unary_op(Activation activation);
+
+/// dx = dy * activation'(saved), and dbias = dx summed over the rows, in one pass. Row-major [rows, n] without gaps;
+/// f32|f16|bf16| f64. `saved` is the activation's input; absent for none, where dx is absent too or dy itself. dx may
+/// be dy. `dbias` [n] may be absent. Sums are f32 (f64 for f64) over fixed blocks of rows, so no thread count changes
+/// them.
+struct BiasBackwardArgs {
+  static constexpr const char* kName = "bias_backward";
+  View dy, saved, dx, dbias, workspace;
+  Activation activation;
+};
+Cost cost(const BiasBackwardArgs& args);
+std::size_t workspace_bytes(const Cpu& cpu, const BiasBackwardArgs& args);
+std::size_t workspace_bytes(const Cuda& cuda, const BiasBackwardArgs& args);
+void run(const Cpu& cpu, const BiasBackwardArgs& args);
+void run(const Cuda& cuda, const BiasBackwardArgs& args);
+
+/// The matrix product over the last two axes; leading axes broadcast.
+///   a        f32|f16|bf16|f64 [..., m, k], any strides
+///   b        the same dtype [..., k, n], any strides
+///   bias     [n] or undefined
+///   returns  [..., m, n], row-major; zero (or the bias) where k is 0
+/// Throws ShapeError if an operand has fewer than 2 axes, the inner sizes differ, or the leading axes do not broadcast;
+/// DTypeError for other or differing dtypes; DeviceError.
+Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias = {});
+
+/// The linear layer, activation(x weight^T + bias).
+///   x        f32|f16|bf16|f64 [..., k]
+///   weight   [n, k], of x's dtype
+///   bias     [n] or undefined
+///   saved    if given, receives what linear_backward needs of this call: the activation's input (undefined for none)
+///   returns  [..., n], row-major
+/// Throws ShapeError, DTypeError, DeviceError.
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, Activation activation = Activation::none,
+              Tensor* saved = nullptr);
+
+/// Which gradients linear_backward computes.
+struct LinearNeeds {
+  bool x = true, weight = true, bias = true;
+};
+/// Undefined where not asked for.
+struct LinearGradients {
+  Tensor x, weight, bias;
+};
+
+/// Gradients of `linear`. Hands over `dy`: when nobody else holds it, its bytes are reused.
+///   dy, x, weight  as in the forward call; `saved` as it gave
+///   returns        gradients with the shapes of x, weight [n, k] and bias [n], each rounded once from f32 sums
+/// Throws ShapeError, DTypeError, DeviceError.
+LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
+                                Activation activation, LinearNeeds needs = {});
+
+/// The gradient of a bias and of an activation's input at once, for rows of any op that ends in them (linear, conv2d).
+///   dy       row-major [rows, n]; handed over as in linear_backward
+///   saved    the activation's input [rows, n]; undefined for none
+///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
+std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias);
+
+}  // namespace castor

@@ -1,0 +1,238 @@
+// Matrix products on the CPU: f32 (and bf16 where the processor has it) by oneDNN, f64 by Eigen; what neither computes
+// is converted to f32, multiplied, and rounded once. Which of oneDNN's kernels runs is onednn::choose.
+//
+// Delicate: the plan of a call (which axes merge, which path, how much scratch) is made twice, for the contract and for
+// the run, and must come out the same.
+#include <algorithm>
+
+#include "core/base/parallel.h"
+#include "core/ops/cast.h"
+#include "core/ops/matmul.h"
+#include "core/ops/matmul_f64.h"
+#include "core/ops/onednn.h"
+
+namespace castor {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// One axis of the loop over matrices: its size and each operand's stride.
+struct BatchAxis {
+  std::int64_t size, a, b, c;
+};
+
+/// A product as a loop (`outer`, outermost first) over calls of one batched GEMM.
+struct Product {
+  BatchAxis outer[kMaxDims];
+  int outer_count = 0;
+  BatchAxis batch{1, 0, 0, 0};
+  std::int64_t m, n, k;
+  std::int64_t a_row, a_column, b_row, b_column, c_row;
+};
+
+Product merge_axes(const MatmulArgs& args) {
+  const View &a = args.a, &b = args.b, &c = args.c;
+  const int leading = c.ndim - 2;
+  Product product;
+  product.m = c.size[leading];
+  product.n = c.size[leading + 1];
+  product.k = a.size[leading + 1];
+  product.a_row = a.stride[leading];
+  product.a_column = a.stride[leading + 1];
+  product.b_row = b.stride[leading];
+  product.b_column = b.stride[leading + 1];
+  product.c_row = c.stride[leading];
+  BatchAxis axes[kMaxDims];  // innermost first
+  int count = 0;
+  for (int i = leading - 1; i >= 0; --i) {
+    const BatchAxis axis{c.size[i], a.stride[i], b.stride[i], c.stride[i]};
+    if (axis.size == 1) continue;
+    if (count > 0) {
+      BatchAxis& inner = axes[count - 1];
+      if (axis.a == inner.a * inner.size && axis.b == inner.b * inner.size && axis.c == inner.c * inner.size) {
+        inner.size *= axis.size;
+        continue;
+      }
+    }
+    axes[count++] = axis;
+  }
+  // One right matrix for consecutive left ones: their rows are rows of one product.
+  if (count > 0) {
+    const BatchAxis& inner = axes[0];
+    const bool a_follows =
+        product.m == 1 ? product.a_column == 1 || product.k == 1 : inner.a == product.m * product.a_row;
+    const bool c_follows = product.m == 1 || inner.c == product.m * product.c_row;
+    if (inner.b == 0 && inner.a != 0 && a_follows && c_follows) {
+      if (product.m == 1) {
+        product.a_row = inner.a;
+        product.a_column = 1;
+        product.c_row = inner.c;
+      }
+      product.m *= inner.size;
+      std::copy(axes + 1, axes + count, axes);
+      --count;
+    }
+  }
+  if (count > 0) product.batch = axes[0];
+  for (int i = count - 1; i >= 1; --i) product.outer[product.outer_count++] = axes[i];
+  return product;
+}
+
+/// Calls f(offsets) with the element offsets of a, b and c for every step of the outer loop.
+template <class F>
+void for_each_outer(const Product& product, F&& f) {
+  std::int64_t steps = 1;
+  for (int i = 0; i < product.outer_count; ++i) steps *= product.outer[i].size;
+  for (std::int64_t step = 0; step < steps; ++step) {
+    BatchAxis at{1, 0, 0, 0};
+    std::int64_t rest = step;
+    for (int i = product.outer_count - 1; i >= 0; --i) {
+      const BatchAxis& axis = product.outer[i];
+      const std::int64_t index = rest % axis.size;
+      rest /= axis.size;
+      at.a += index * axis.a;
+      at.b += index * axis.b;
+      at.c += index * axis.c;
+    }
+    f(at);
+  }
+}
+
+onednn::GemmProblem describe(const Product& product, const MatmulArgs& args) {
+  onednn::GemmProblem problem;
+  problem.dtype = args.c.dtype;
+  problem.batch = product.batch.size;
+  problem.m = product.m;
+  problem.n = product.n;
+  problem.k = product.k;
+  problem.a_batch = product.batch.a;
+  problem.a_row = product.a_row;
+  problem.a_column = product.a_column;
+  problem.b_batch = product.batch.b;
+  problem.b_row = product.b_row;
+  problem.b_column = product.b_column;
+  problem.c_batch = product.batch.c;
+  problem.c_row = product.c_row;
+  problem.has_bias = args.bias.defined();
+  return problem;
+}
+
+void run_onednn(const MatmulArgs& args) {
+  const Product product = merge_axes(args);
+  onednn::Gemm& gemm = onednn::gemm(describe(product, args));
+  const std::size_t element = dtype_size(args.c.dtype);
+  const auto at = [&](const View& view, std::int64_t offset) {
+    return static_cast<char*>(view.data) + static_cast<std::size_t>(offset) * element;
+  };
+  for_each_outer(product, [&](const BatchAxis& offset) {
+    gemm.run(at(args.a, offset.a), at(args.b, offset.b), args.bias.data, at(args.c, offset.c), args.workspace.data);
+  });
+}
+
+void run_f64(const MatmulArgs& args) {
+  const Product product = merge_axes(args);
+  for_each_outer(product, [&](const BatchAxis& offset) {
+    const double* a = args.a.as<double>() + offset.a;
+    const double* b = args.b.as<double>() + offset.b;
+    double* c = args.c.as<double>() + offset.c;
+    parallel_for(product.batch.size, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        double* result = c + i * product.batch.c;
+        gemm_f64(product.m, product.n, product.k, {a + i * product.batch.a, product.a_row, product.a_column},
+                 {b + i * product.batch.b, product.b_row, product.b_column}, result, product.c_row);
+        if (!args.bias.defined()) continue;
+        const std::int64_t step = args.bias.stride[0];
+        for (std::int64_t row = 0; row < product.m; ++row) {
+          for (std::int64_t j = 0; j < product.n; ++j)
+            result[row * product.c_row + j] += args.bias.as<double>()[j * step];
+        }
+      }
+    });
+  });
+}
+
+/// The same product in f32, with converted operands laid out in scratch one after another. Repeated axes stay repeated.
+struct Converted {
+  MatmulArgs args;        // f32; addresses are offsets until `place`
+  std::size_t bytes = 0;  // of the operands
+  std::size_t total = 0;  // with the scratch of the f32 product
+
+  explicit Converted(const MatmulArgs& from) : args(from) {
+    for (View* view : {&args.a, &args.b, &args.bias, &args.c}) {
+      if (view->defined()) lay_out(*view);
+    }
+    args.workspace = {};
+    total = bytes + workspace_bytes(Cpu{}, args);
+  }
+
+  void place(const View& scratch) {
+    for (View* view : {&args.a, &args.b, &args.bias, &args.c}) {
+      if (view->defined()) view->data = scratch.as<char>() + reinterpret_cast<std::uintptr_t>(view->data);
+    }
+    args.workspace = scratch;
+    args.workspace.data = scratch.as<char>() + bytes;
+  }
+
+ private:
+  void lay_out(View& view) {
+    std::int64_t step = 1;
+    const bool is_by_columns = view.ndim >= 2 && view.stride[view.ndim - 1] != 1 && view.size[view.ndim - 1] != 1;
+    for (int i = view.ndim - 1; i >= 0; --i) {
+      const int axis = is_by_columns && i >= view.ndim - 2 ? 2 * view.ndim - 3 - i : i;
+      if (view.stride[axis] == 0 && view.size[axis] != 1) continue;
+      view.stride[axis] = step;
+      step *= view.size[axis];
+    }
+    view.dtype = DType::f32;
+    view.data = reinterpret_cast<void*>(bytes);
+    bytes += aligned(static_cast<std::size_t>(step) * sizeof(float));
+  }
+};
+
+/// Copies with conversion; axes that repeat in `to` are copied once.
+void convert(View from, View to) {
+  for (int i = 0; i < to.ndim; ++i) {
+    if (to.stride[i] == 0) from.size[i] = to.size[i] = 1;
+  }
+  run(Cpu{}, CastArgs{from, to});
+}
+
+void run_converted(const MatmulArgs& args) {
+  Converted converted(args);
+  converted.place(args.workspace);
+  convert(args.a, converted.args.a);
+  convert(args.b, converted.args.b);
+  if (args.bias.defined()) convert(args.bias, converted.args.bias);
+  run_onednn(converted.args);
+  convert(converted.args.c, args.c);
+}
+
+/// The product where there is nothing to sum: the bias, or zero.
+void fill_without_products(const MatmulArgs& args) {
+  double zero = 0;
+  View source = args.c;
+  source.data = args.bias.defined() ? args.bias.data : &zero;
+  for (int i = 0; i < source.ndim; ++i) source.stride[i] = 0;
+  if (args.bias.defined()) source.stride[source.ndim - 1] = args.bias.stride[0];
+  run(Cpu{}, CastArgs{source, args.c});
+}
+
+bool has_products(const MatmulArgs& args) { return args.c.numel() != 0 && args.a.size[args.a.ndim - 1] != 0; }
+
+}  // namespace
+
+std::size_t workspace_bytes(const Cpu&, const MatmulArgs& args) {
+  if (!has_products(args) || args.c.dtype == DType::f64) return 0;
+  if (onednn::computes_in(args.c.dtype)) return onednn::gemm(describe(merge_axes(args), args)).workspace_bytes();
+  return Converted(args).total;
+}
+
+void run(const Cpu&, const MatmulArgs& args) {
+  if (args.c.numel() == 0) return;
+  if (!has_products(args)) return fill_without_products(args);
+  if (args.c.dtype == DType::f64) return run_f64(args);
+  onednn::computes_in(args.c.dtype) ? run_onednn(args) : run_converted(args);
+}
+
+}  // namespace castor

@@ -1,0 +1,75 @@
+// How the decoder is put together. Delicate: with tie_weights the output matrix is the token table itself, registered under a second
+// name, so that checkpoints know the alias and the optimizer steps it once.
+#include "samples/gpt/model.h"
+
+#include "autograd/ops/index.h"
+#include "autograd/recompute.h"
+
+namespace castor::samples {
+
+using namespace autograd;
+
+namespace {
+
+BlockConfig block_config(const GptConfig& config, const TensorOptions& options) {
+  const Init init = Init::normal(0, config.init_std);
+  BlockConfig block;
+  block.attention.embed_dim = config.n_embd;
+  block.attention.num_heads = config.n_head;
+  block.attention.num_kv_heads = config.n_kv_head;
+  block.attention.causal = true;
+  block.attention.bias = config.bias;
+  block.attention.dropout = config.dropout;
+  block.attention.weight_init = init;
+  block.attention.tensor = options;
+  if (config.position == "rotary") {
+    const CategoryScope category(Category::buffers);
+    block.attention.rotary = std::make_shared<const RotaryTable>(
+        make_rotary_table(config.block_size, config.n_embd / config.n_head, config.rotary_base, options.device));
+  }
+  block.mlp = {config.n_embd, config.n_hidden, mlp_kind_from_name(config.mlp), config.bias, config.dropout, init, options};
+  block.norm = norm_kind_from_name(config.norm);
+  block.norm_bias = config.bias;
+  return block;
+}
+
+}  // namespace
+
+Gpt::Gpt(const GptConfig& config, const TensorOptions& options) : config_(config), dropout_(config.dropout) {
+  const Init init = Init::normal(0, config.init_std);
+  wte_ = std::make_unique<Embedding>(config.vocab_size, config.n_embd, init, options);
+  register_module("wte", *wte_);
+  if (config.position == "learned") {
+    wpe_ = std::make_unique<Embedding>(config.block_size, config.n_embd, init, options);
+    register_module("wpe", *wpe_);
+  }
+  register_module("dropout", dropout_);
+  const BlockConfig block = block_config(config, options);
+  for (std::int64_t i = 0; i < config.n_layer; ++i) blocks_.emplace(block);
+  register_module("blocks", blocks_);
+  norm_ = make_norm(block.norm, config.n_embd, config.bias, options);
+  register_module("norm", norm_);
+  const LinearOptions head{.bias = false, .weight_init = init, .tensor = options};
+  head_ = config.tie_weights ? std::make_unique<Linear>(wte_->weight()) : std::make_unique<Linear>(config.n_embd, config.vocab_size, head);
+  register_module("head", *head_);
+  register_module("criterion", criterion_);
+}
+
+Variable Gpt::forward(const Tensor& tokens) {
+  const ForwardScope scope(*this);
+  if (tokens.ndim() != 2 || tokens.size(1) > config_.block_size) {
+    throw ShapeError(cat("Gpt: expected tokens [B, T] with T <= block_size ", config_.block_size, ", got ", tokens));
+  }
+  Variable x = wte_->forward(tokens);
+  if (wpe_ != nullptr) x = x + wpe_->forward_range(0, tokens.size(1));
+  x = dropout_.forward(x);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    TransformerBlock& block = blocks_[i];
+    x = config_.recompute ? recompute([&block](const Variable& input) { return block.forward(input); }, x) : block.forward(x);
+  }
+  return head_->forward(norm_->forward(x));
+}
+
+std::map<std::string, Variable> Gpt::loss(const Batch& batch) { return {{"loss", criterion_.forward(forward(batch.inputs), batch.targets)}}; }
+
+}  // namespace castor::samples

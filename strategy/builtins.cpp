@@ -1,0 +1,102 @@
+// Explicit calls, no static initialisers: a linker drops those from static libraries. What the peers have and this version has not is
+// listed too, with the reason, so that nobody meets "unknown type" for a name that exists elsewhere.
+#include "strategy/builtins.h"
+
+#include "autograd/optim/adafactor.h"
+#include "autograd/optim/adam.h"
+#include "autograd/optim/lamb.h"
+#include "autograd/optim/sgd.h"
+#include "core/base/log.h"
+#include "strategy/colossalai_strategy.h"
+#include "strategy/config.h"
+#include "strategy/data/sampler.h"
+#include "strategy/metric.h"
+#include "strategy/registry.h"
+#include "strategy/runner/hooks.h"
+#include "strategy/scheduler.h"
+
+namespace castor::strategy {
+namespace {
+
+/// DefaultSampler's options; what is left out is as the loader says (training shuffles, validation does not).
+struct SamplerConfig {
+  std::optional<bool> shuffle;
+  std::optional<std::int64_t> seed;
+  std::optional<bool> round_up;
+};
+
+template <class V>
+void describe(V& v, SamplerConfig& c) {
+  v.field("shuffle", c.shuffle, "a new order each epoch; by default in training only");
+  v.field("seed", c.seed, "of the order; by default the run's", at_least(0));
+  v.field("round_up", c.round_up, "repeat the first samples until the last global micro-batch is full; by default in training only");
+}
+
+SamplerOptions make_sampler(const SamplerConfig& config, const SamplerOptions& from_loader) {
+  SamplerOptions options = from_loader;
+  options.shuffle = config.shuffle.value_or(options.shuffle);
+  options.round_up = config.round_up.value_or(options.round_up);
+  if (config.seed) options.seed = static_cast<std::uint64_t>(*config.seed);
+  return options;
+}
+
+template <class T, class Base>
+auto make = [](const typename T::Config& config) -> std::unique_ptr<Base> { return std::make_unique<T>(config); };
+
+void add_optimizers(Registry& registry) {
+  using autograd::Optimizer;
+  registry.optimizers.add<autograd::SGD::Config>("SGD", "stochastic gradient descent with momentum", make<autograd::SGD, Optimizer>)
+      .add<autograd::Adam::Config>("Adam", "adaptive moments; decay is part of the gradient", make<autograd::Adam, Optimizer>)
+      .add<autograd::AdamW::Config>("AdamW", "adaptive moments with decoupled decay", make<autograd::AdamW, Optimizer>)
+      .add<autograd::Lamb::Config>("Lamb", "AdamW scaled by each tensor's trust ratio", make<autograd::Lamb, Optimizer>)
+      .add<autograd::Adafactor::Config>("Adafactor", "second moments factored into rows and columns", make<autograd::Adafactor, Optimizer>);
+  for (const char* name : {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
+    registry.optimizers.refuse(name, "not in this version; AdamW, Adam, SGD, Lamb and Adafactor are fused here");
+  }
+}
+
+void add_schedulers(Registry& registry) {
+  for_each_scheduler([&]<class S>(std::type_identity<S>, const std::string& name, auto summary) {
+    registry.param_schedulers.template add<typename S::Config>(
+        name, std::string(summary), [](const typename S::Config& config, const SchedulerContext& context) -> std::unique_ptr<ParamScheduler> {
+          return std::make_unique<S>(context, config);
+        });
+  });
+  for_each_refused_scheduler([&](std::string_view name, std::string_view reason) { registry.param_schedulers.refuse(std::string(name), std::string(reason)); });
+}
+
+void add_strategies(Registry& registry) {
+  registry.strategies.add<ColossalAIStrategy::Config>(
+      "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
+      [](const ColossalAIStrategy::Config&, const Device& device, std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
+        return std::make_unique<ColossalAIStrategy>(device, seed);
+      });
+  for (const char* name : {"SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy"}) {
+    registry.strategies.refuse(name, "use ColossalAIStrategy");
+  }
+  for (const char* name : {"gemini", "lowlevel-zero", "GeminiPlugin", "LowLevelZeroPlugin", "TorchDDPPlugin"}) {
+    registry.plugins.refuse(name, "not in this version; write plugin: null to train in one process");
+  }
+  for (const char* name : {"TorchFSDPPlugin", "HybridParallelPlugin", "MoeHybridParallelPlugin"}) {
+    registry.plugins.refuse(name, "Castor has no such plugin");
+  }
+}
+
+}  // namespace
+
+void add_builtins(Registry& registry) {
+  registry.samplers.add<SamplerConfig>("DefaultSampler", "every sample once an epoch", make_sampler);
+  registry.samplers.refuse("InfiniteSampler", "DefaultSampler goes on with the next epoch by itself");
+  registry.metrics.add<Accuracy::Config>("Accuracy", "share of targets among the k largest logits, in percent", make<Accuracy, Metric>);
+  registry.metrics.add<BitsPerByte::Config>("BitsPerByte", "mean negative log2-likelihood of a target byte", make<BitsPerByte, Metric>);
+  registry.hooks.add<LoggerHook::Config>("LoggerHook", "lines of progress, scalars and the progress bar", make<LoggerHook, Hook>);
+  registry.hooks.add<CheckpointHook::Config>("CheckpointHook", "saves weights at intervals and at the end", make<CheckpointHook, Hook>);
+  for (const char* name : {"EMAHook", "EarlyStoppingHook", "ProfilerHook", "EmptyCacheHook", "SyncBuffersHook"}) {
+    registry.hooks.refuse(name, "not in this version");
+  }
+  add_optimizers(registry);
+  add_schedulers(registry);
+  add_strategies(registry);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,23 @@
+// `castor plan CONFIG`: what a run would use, without running it.
+#pragma once
+
+#include <functional>
+#include <iosfwd>
+
+#include "strategy/cli/command_line.h"
+#include "strategy/cli/config_arguments.h"
+
+namespace castor::strategy {
+
+/// What `castor plan` was given.
+struct PlanArguments : ConfigArguments {
+  bool json = false;  ///< --json: for machines
+};
+
+/// Plans on a meta device and prints to `out`. Returns an exit code; errors are thrown.
+int run_plan(const PlanArguments& arguments, Registry& registry, std::ostream& out);
+
+/// The subcommand over a function that plans.
+Subcommand plan_command(std::function<int(const PlanArguments&, Registry&, std::ostream&)> plan);
+
+}  // namespace castor::strategy

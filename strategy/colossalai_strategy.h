@@ -1,0 +1,60 @@
+// ColossalAIStrategy at world size 1 without a plugin: the whole path of a step, nothing sharded yet. What a plugin will change
+// (where states live, how gradients meet) sits behind OptimWrapper and LocalStepper.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "autograd/nn/buffer_update.h"
+#include "strategy/config/typed_config.h"
+#include "strategy/strategy.h"
+
+namespace castor::strategy {
+
+class ColossalAIStrategy final : public BaseStrategy {
+ public:
+  /// The `strategy` block of a config.
+  struct Config {
+    TypedConfig plugin{"gemini"};  ///< the peer's default; absent = no plugin
+    std::optional<AutoScaleConfig> auto_scale_lr;
+  };
+
+  /// device   where the model and its states live: cpu, or meta to plan a run
+  /// seed     of weights and dropout
+  ColossalAIStrategy(Device device, std::uint64_t seed);
+
+  void prepare(const ModelFactory& model, const PrepareOptions& options) override;
+  StepResult train_step(const autograd::Batch& batch) override;
+  Tensor val_step(const autograd::Batch& batch) override;
+  autograd::TrainableModel& model() override;
+  OptimWrapper* optim_wrapper() override { return optim_wrapper_.get(); }
+  std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() override { return schedulers_; }
+
+ private:
+  void scale_lr(const PrepareOptions& options);
+
+  Device device_;
+  std::uint64_t seed_;
+  autograd::PendingBufferUpdates buffer_updates_;
+  std::shared_ptr<autograd::TrainableModel> model_;
+  std::unique_ptr<OptimWrapper> optim_wrapper_;
+  std::vector<std::unique_ptr<ParamScheduler>> schedulers_;
+};
+
+/// The `strategy` block's keys and what this version does with each.
+template <class V>
+void describe(V& v, ColossalAIStrategy::Config& c) {
+  v.field("plugin", c.plugin, "how the model is sharded; null: not at all", registered("plugin"), or_name());
+  v.check("plugin", [&] { return !c.plugin.present(); },
+          "is gemini when left out, which is not in this version; write plugin: null to train in one process");
+  v.field("auto_scale_lr", c.auto_scale_lr, "as the top-level auto_scale_lr, which wins");
+  v.refuse("mixed_precision", "not in this version: trains in fp32");
+  v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");
+  v.refuse("model_wrapper", "not in this version: a strategy calls the model's loss and predict itself");
+  v.refuse("work_dir", "set work_dir at the top level or with --work-dir");
+  v.refuse("experiment_name", "set experiment_name at the top level");
+  v.refuse("env_kwargs", "set env_cfg and randomness at the top level");
+  v.refuse("log_kwargs", "set log_level at the top level");
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,52 @@
+// The accumulation window; see optim_wrapper.h.
+#include "strategy/optim_wrapper.h"
+
+#include "autograd/graph.h"
+#include "core/ops/elementwise.h"
+
+namespace castor::strategy {
+
+OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::vector<autograd::LocalStepper::Parameter> parameters,
+                           std::int64_t accumulative_counts, std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps)
+    : optimizer_(std::move(optimizer)),
+      parameters_(std::move(parameters)),
+      stepper_(*optimizer_, parameters_),
+      counts_(accumulative_counts),
+      clip_(std::move(clip)),
+      max_micro_steps_(max_micro_steps) {
+  if (counts_ < 1) throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", counts_), "optim_wrapper.accumulative_counts");
+}
+
+void OptimWrapper::clip_values() const {
+  for (const auto& parameter : parameters_) {
+    if (parameter.variable.grad().defined()) unary_inplace(UnaryOp::clamp, parameter.variable.grad(), -*clip_->clip_value, *clip_->clip_value);
+  }
+}
+
+UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
+  autograd::backward(loss);
+  const std::int64_t position = inner_count_ % counts_;
+  ++inner_count_;
+  const bool is_last = max_micro_steps_.has_value() && inner_count_ == *max_micro_steps_;
+  if (position + 1 < counts_ && !is_last) return {};
+
+  const auto window = static_cast<double>(position + 1);
+  if (window > 1) {
+    for (const auto& parameter : parameters_) {
+      if (parameter.variable.grad().defined()) unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / window, 0);
+    }
+  }
+  UpdateResult result{true, {}};
+  double factor = 1.0;
+  if (clip_ && clip_->type == "value") clip_values();
+  if (clip_ && clip_->type == "norm") {
+    const double norm = stepper_.gradient_norm();
+    if (norm > *clip_->max_norm) factor = *clip_->max_norm / norm;
+    result.grad_norm = norm;
+  }
+  stepper_.step(factor);
+  stepper_.zero_grad();
+  return result;
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,73 @@
+// When an optimizer steps: gradients of `accumulative_counts` micro-steps are summed, then divided once by their number, clipped and
+// applied. The sum comes first and the division once, so that the result does not depend on how a global batch was cut.
+//
+// The remainder rule is mmengine's: the last window of a run may be shorter than the others and is divided by its own length.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "autograd/optim/optimizer.h"
+#include "strategy/config/field.h"
+
+namespace castor::strategy {
+
+/// Limits gradients before a step.
+struct ClipConfig {
+  std::string type = "norm";
+  std::optional<double> max_norm;    ///< norm: gradients are scaled so that their L2 norm is at most this
+  double norm_type = 2.0;
+  std::optional<double> clip_value;  ///< value: each element is limited to [-clip_value, clip_value]
+};
+
+template <class V>
+void describe(V& v, ClipConfig& c) {
+  v.field("type", c.type, "norm scales all gradients together; value limits each element", one_of({"norm", "value"}));
+  v.field("max_norm", c.max_norm, "type norm: largest L2 norm of all gradients", more_than(0));
+  v.field("norm_type", c.norm_type, "type norm: the norm's order; only 2", at_least(2), at_most(2));
+  v.field("clip_value", c.clip_value, "type value: largest magnitude of an element", more_than(0));
+  v.check("max_norm", [&] { return c.type != "norm" || c.max_norm.has_value(); }, "is needed by type norm");
+  v.check("clip_value", [&] { return c.type != "value" || c.clip_value.has_value(); }, "is needed by type value");
+}
+
+/// What one update did.
+struct UpdateResult {
+  bool did_update = false;  ///< false inside an accumulation window
+  std::optional<double> grad_norm;
+};
+
+class OptimWrapper {
+ public:
+  /// max_micro_steps: of the whole run, for the remainder rule; empty when unknown (then the last window never closes early).
+  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::vector<autograd::LocalStepper::Parameter> parameters,
+               std::int64_t accumulative_counts, std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps);
+
+  /// Backward of `loss` (undivided), and the step where a window ends.
+  UpdateResult update_params(const autograd::Variable& loss);
+
+  autograd::Optimizer& optimizer() { return *optimizer_; }
+  const autograd::LocalStepper& stepper() const { return stepper_; }
+  autograd::LocalStepper& stepper() { return stepper_; }
+  std::int64_t accumulative_counts() const { return counts_; }
+  /// Micro-steps done so far; set after a resume.
+  std::int64_t inner_count() const { return inner_count_; }
+  void set_inner_count(std::int64_t count) { inner_count_ = count; }
+  /// Position within the accumulation window of the next micro-step, from 0.
+  std::int64_t window_position() const { return inner_count_ % counts_; }
+
+ private:
+  void clip_values() const;
+
+  std::unique_ptr<autograd::Optimizer> optimizer_;
+  std::vector<autograd::LocalStepper::Parameter> parameters_;
+  autograd::LocalStepper stepper_;
+  std::int64_t counts_;
+  std::optional<ClipConfig> clip_;
+  std::optional<std::int64_t> max_micro_steps_;
+  std::int64_t inner_count_ = 0;
+};
+
+}  // namespace castor::strategy

@@ -1,0 +1,158 @@
+// Recording of a step on meta, and its texts.
+#include "strategy/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iomanip>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "autograd/graph.h"
+#include "core/device/dispatch.h"
+#include "core/ops/cast.h"
+#include "strategy/colossalai_strategy.h"
+
+namespace castor::strategy {
+namespace {
+
+/// Adds up what ops cost.
+class CostRecorder final : public DispatchObserver {
+ public:
+  void before(const OpCall& call) override {
+    OpTotal& total = totals_[call.name];
+    total.name = call.name;
+    ++total.calls;
+    total.flops += call.cost.flops;
+    total.bytes += call.cost.bytes;
+  }
+  std::vector<OpTotal> sorted() const {
+    std::vector<OpTotal> ops;
+    for (const auto& [name, total] : totals_) ops.push_back(total);
+    std::sort(ops.begin(), ops.end(), [](const OpTotal& a, const OpTotal& b) { return a.flops != b.flops ? a.flops > b.flops : a.bytes > b.bytes; });
+    return ops;
+  }
+
+ private:
+  std::map<std::string, OpTotal> totals_;
+};
+
+std::string scaled(double value, const char* unit) {
+  constexpr const char* kPrefixes[] = {"", "k", "M", "G", "T", "P"};
+  int prefix = 0;
+  while (value >= 1000 && prefix < 5) {
+    value /= 1000;
+    ++prefix;
+  }
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(value < 10 ? 2 : 1) << value << ' ' << kPrefixes[prefix] << unit;
+  return out.str();
+}
+
+double difference_percent(std::size_t planned, std::size_t actual) {
+  if (actual == 0) return planned == 0 ? 0 : 100;
+  return 100.0 * (static_cast<double>(planned) - static_cast<double>(actual)) / static_cast<double>(actual);
+}
+
+}  // namespace
+
+Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const autograd::Batch& batch) {
+  const Device device = make_meta({DeviceType::cpu, "", 0});
+  Plan plan;
+  plan.target = "cpu";
+  plan.micro_batch = batch.inputs.size(0);
+  plan.micro_steps = options.accumulative_counts;
+  CostRecorder recorder;
+  {
+    ColossalAIStrategy strategy(device, 0);
+    PrepareOptions quiet = options;
+    quiet.auto_scale_lr.enable = false;
+    quiet.param_schedulers.clear();
+    strategy.prepare(model, quiet);
+    plan.parameters = strategy.model().parameter_count();
+    std::vector<std::string> backward_order;
+    for (const auto& [name, parameter] : strategy.model().named_parameters()) {
+      parameter.add_gradient_hook([&backward_order, name = name](const autograd::Variable&) {
+        if (std::find(backward_order.begin(), backward_order.end(), name) == backward_order.end()) backward_order.push_back(name);
+      });
+    }
+    const ObserverScope observe(recorder);
+    const autograd::LeafUseScope uses;
+    for (std::int64_t m = 0; m < options.accumulative_counts; ++m) strategy.train_step(batch);
+    for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
+    plan.backward_order = std::move(backward_order);
+    plan.memory = allocator(device).stats();
+  }
+  plan.ops = recorder.sorted();
+  for (const OpTotal& op : plan.ops) {
+    plan.flops += op.flops;
+    plan.bytes += op.bytes;
+  }
+  return plan;
+}
+
+std::string plan_text(const Plan& plan) {
+  std::ostringstream out;
+  out << "plan for " << plan.target << ": " << scaled(static_cast<double>(plan.parameters), "parameters") << ", micro-batch " << plan.micro_batch << " x "
+      << plan.micro_steps << " micro-steps; a step computes " << scaled(plan.flops, "FLOP") << " and moves " << scaled(plan.bytes, "B") << '\n'
+      << std::left << std::setw(28) << "op" << std::right << std::setw(8) << "calls" << std::setw(16) << "compute" << std::setw(14) << "traffic" << '\n';
+  for (const OpTotal& op : plan.ops) {
+    out << std::left << std::setw(28) << op.name << std::right << std::setw(8) << op.calls << std::setw(16) << scaled(op.flops, "FLOP") << std::setw(14)
+        << scaled(op.bytes, "B") << '\n';
+  }
+  out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(14) << "at the top" << '\n';
+  for (int i = 0; i < kCategoryCount; ++i) {
+    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12) << bytes_text(plan.memory.peak[i])
+        << std::setw(14) << bytes_text(plan.memory.at_peak[i]) << '\n';
+  }
+  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(plan.memory.peak_total) << "  (" << bytes_text(plan.memory.peak_reserved)
+      << " reserved)";
+  return out.str();
+}
+
+nlohmann::ordered_json plan_json(const Plan& plan) {
+  nlohmann::ordered_json json;
+  json["target"] = plan.target;
+  json["micro_batch"] = plan.micro_batch;
+  json["micro_steps"] = plan.micro_steps;
+  json["parameters"] = plan.parameters;
+  json["flops"] = plan.flops;
+  json["bytes"] = plan.bytes;
+  json["ops"] = nlohmann::ordered_json::array();
+  for (const OpTotal& op : plan.ops) json["ops"].push_back({{"name", op.name}, {"calls", op.calls}, {"flops", op.flops}, {"bytes", op.bytes}});
+  json["parameter_order"] = plan.parameter_order;
+  json["backward_order"] = plan.backward_order;
+  for (int i = 0; i < kCategoryCount; ++i) {
+    const std::string name(category_name(static_cast<Category>(i)));
+    json["memory"][name] = {{"peak", plan.memory.peak[i]}, {"at_peak", plan.memory.at_peak[i]}};
+  }
+  json["memory"]["total"] = {{"peak", plan.memory.peak_total}, {"reserved", plan.memory.peak_reserved}};
+  return json;
+}
+
+std::string audit_text(const Plan& plan, const MemoryStats& actual) {
+  std::ostringstream out;
+  out << "plan against actual after step 1 (peaks)\n"
+      << std::left << std::setw(14) << "category" << std::right << std::setw(12) << "planned" << std::setw(12) << "actual" << std::setw(10) << "off" << '\n';
+  const auto line = [&](std::string_view name, std::size_t planned, std::size_t seen) {
+    out << std::left << std::setw(14) << name << std::right << std::setw(12) << bytes_text(planned) << std::setw(12) << bytes_text(seen) << std::setw(9)
+        << std::fixed << std::setprecision(1) << difference_percent(planned, seen) << "%\n";
+  };
+  for (int i = 0; i < kCategoryCount; ++i) line(category_name(static_cast<Category>(i)), plan.memory.peak[i], actual.peak[i]);
+  line("total", plan.memory.peak_total, actual.peak_total);
+  std::string text = out.str();
+  text.pop_back();
+  return text;
+}
+
+double audit_worst(const Plan& plan, const MemoryStats& actual) {
+  constexpr std::size_t kNegligible = 64 << 10;
+  double worst = 0;
+  for (int i = 0; i < kCategoryCount; ++i) {
+    if (plan.memory.peak[i] < kNegligible && actual.peak[i] < kNegligible) continue;
+    worst = std::max(worst, std::abs(difference_percent(plan.memory.peak[i], actual.peak[i])) / 100.0);
+  }
+  return worst;
+}
+
+}  // namespace castor::strategy

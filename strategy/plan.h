@@ -1,0 +1,52 @@
+// The plan: what a training run will use, found by running one global step on a meta device with the real modules, optimizer and
+// allocator, but no bytes and no kernels. It takes milliseconds, is printed before a run allocates anything, and is compared with
+// what the allocator saw once the first step is done.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "core/device/caching_allocator.h"
+#include "strategy/strategy.h"
+
+namespace castor::strategy {
+
+/// All calls of one op in a step.
+struct OpTotal {
+  std::string name;
+  std::int64_t calls = 0;
+  double flops = 0;
+  double bytes = 0;
+};
+
+/// What a training step needs.
+struct Plan {
+  std::string target;                        ///< "cpu"
+  std::int64_t micro_batch = 0;              ///< samples
+  std::int64_t micro_steps = 0;              ///< in a global step
+  std::int64_t parameters = 0;               ///< elements, tied ones once
+  std::vector<OpTotal> ops;                  ///< of one global step, most FLOPs first
+  std::vector<std::string> parameter_order;  ///< names, in order of first use in forward
+  std::vector<std::string> backward_order;   ///< names, in order in which gradients become complete
+  double flops = 0;                          ///< of one global step
+  double bytes = 0;                          ///< read and written by kernels
+  MemoryStats memory;                        ///< of the allocator after the step
+};
+
+/// Runs one global step on a meta device standing for the CPU.
+///   batch   a micro-batch of the size that will be trained; only shapes and dtypes are used
+Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const autograd::Batch& batch);
+
+/// The plan as text for a person.
+std::string plan_text(const Plan& plan);
+/// The plan for machines; keys are the fields' names, memory in bytes by category.
+nlohmann::ordered_json plan_json(const Plan& plan);
+
+/// Prediction against what the allocator saw, a line a category, with the difference in percent.
+std::string audit_text(const Plan& plan, const MemoryStats& actual);
+/// The largest difference of a category's peak, as a share of that category's actual peak; categories below 64 KiB in both are left out.
+double audit_worst(const Plan& plan, const MemoryStats& actual);
+
+}  // namespace castor::strategy

@@ -1,0 +1,137 @@
+// Log lines as mmengine writes them, scalars as JSON lines, and the saving rule.
+#include "strategy/runner/hooks.h"
+
+#include <iomanip>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "core/device/caching_allocator.h"
+
+namespace castor::strategy {
+namespace {
+
+std::string number(double value, int digits) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(digits) << value;
+  return out.str();
+}
+
+std::string scientific(double value) {
+  std::ostringstream out;
+  out << std::scientific << std::setprecision(4) << value;
+  return out.str();
+}
+
+double learning_rate(RunControl& run) {
+  OptimWrapper* wrapper = run.strategy().optim_wrapper();
+  return wrapper == nullptr ? 0 : wrapper->optimizer().groups().at(0).values.at("lr");
+}
+
+/// "Epoch(train) [1][ 10/196]" or "Iter(train) [  10/1000]".
+std::string position(const RunProgress& p) {
+  const std::string total = std::to_string(p.by_epoch ? p.epoch_length : p.max_iters);
+  std::ostringstream out;
+  if (p.by_epoch) {
+    const std::int64_t inner = p.iter - p.epoch * p.epoch_length;
+    out << "Epoch(train) [" << p.epoch + 1 << "][" << std::setw(static_cast<int>(total.size())) << inner << '/' << total << ']';
+  } else {
+    out << "Iter(train) [" << std::setw(static_cast<int>(total.size())) << p.iter << '/' << total << ']';
+  }
+  return out.str();
+}
+
+}  // namespace
+
+void LoggerHook::before_run(RunControl& run) {
+  const std::string folder = join_path(run.log_dir(), "vis_data");
+  make_directories(folder);
+  scalars_.emplace(File::open(join_path(folder, "scalars.json"), OpenMode::append));
+}
+
+void LoggerHook::write_scalars(RunControl& run, const std::map<std::string, double>& scalars) {
+  Json line;
+  for (const auto& [name, value] : scalars) line[name] = value;
+  line["iter"] = run.progress().iter;
+  line["epoch"] = run.progress().epoch;
+  line["step"] = run.progress().by_epoch ? run.progress().epoch : run.progress().iter;
+  scalars_->write_exact(as_byte_span(dump_json(line) + "\n"), scalars_->size());
+}
+
+void LoggerHook::after_train_iter(RunControl& run) {
+  const RunProgress& p = run.progress();
+  window_.push_back(p);
+  const double tokens_per_second = static_cast<double>(p.items) / std::max(p.step_seconds, 1e-9);
+  const MemoryStats memory = allocator(kCpu).stats();
+  if (bar_ == nullptr) bar_ = std::make_unique<ProgressBar>(Console::standard_output(), "train", p.max_iters, p.iter - 1);
+  bar_->update(p.iter, cat("loss ", number(p.last.losses.at("loss"), 4), "  ", number(tokens_per_second, 0), " ", p.item_name, "/s  ",
+                           bytes_text(memory.current_total), " (peak ", bytes_text(memory.peak_total), ")"));
+  const std::int64_t inner = p.by_epoch ? p.iter - p.epoch * p.epoch_length : p.iter;
+  if (inner % config_.interval != 0 && p.iter != p.max_iters) return;
+
+  const auto count = static_cast<double>(window_.size());
+  double time = 0, data_time = 0, items = 0;
+  std::map<std::string, double> means;
+  for (const RunProgress& each : window_) {
+    time += each.step_seconds;
+    data_time += each.data_seconds;
+    items += static_cast<double>(each.items);
+    for (const auto& [name, value] : each.last.losses) means[name] += value / count;
+  }
+  const double eta = time / count * static_cast<double>(p.max_iters - p.iter);
+  std::string text = cat(position(p), "  lr: ", scientific(learning_rate(run)), "  eta: ", format_duration(eta), "  time: ", number(time / count, 4),
+                         "  data_time: ", number(data_time / count, 4), "  memory: ", memory.peak_total >> 20, "  ", p.item_name, "/s: ", number(items / time, 0));
+  text += cat("  loss: ", number(means.at("loss"), 4));
+  for (const auto& [name, value] : means) {
+    if (name != "loss") text += cat("  ", name, ": ", number(value, 4));
+  }
+  means["lr"] = learning_rate(run);
+  means["time"] = time / count;
+  means["data_time"] = data_time / count;
+  means[std::string(p.item_name) + "/s"] = items / time;
+  means["memory"] = static_cast<double>(memory.peak_total >> 20);
+  if (p.last.update.grad_norm) {
+    text += cat("  grad_norm: ", number(*p.last.update.grad_norm, 4));
+    means["grad_norm"] = *p.last.update.grad_norm;
+  }
+  logger().info(text);
+  write_scalars(run, means);
+  window_.clear();
+}
+
+void LoggerHook::after_val(RunControl& run) {
+  const RunProgress& p = run.progress();
+  std::string text = p.by_epoch ? cat("Epoch(val) [", p.epoch, "]") : cat("Iter(val) [", p.iter, "/", p.max_iters, "]");
+  for (const auto& [name, value] : p.metrics) text += cat("  ", name, ": ", number(value, 4));
+  logger().info(text);
+  write_scalars(run, p.metrics);
+}
+
+void LoggerHook::after_run(RunControl&) {
+  if (bar_ != nullptr) bar_->finish();
+  bar_.reset();
+}
+
+void CheckpointHook::save(RunControl& run) {
+  const RunProgress& p = run.progress();
+  if (p.iter == saved_iter_) return;
+  const bool whole_epoch = p.by_epoch && p.epoch_length > 0 && p.iter % p.epoch_length == 0;
+  run.save(whole_epoch ? cat("epoch_", p.iter / p.epoch_length) : cat("iter_", p.iter));
+  saved_iter_ = p.iter;
+}
+
+void CheckpointHook::after_train_iter(RunControl& run) {
+  if (config_.interval > 0 && !by_epoch(run) && run.progress().iter % config_.interval == 0) save(run);
+}
+
+void CheckpointHook::after_train_epoch(RunControl& run) {
+  if (config_.interval > 0 && by_epoch(run) && run.progress().epoch % config_.interval == 0) save(run);
+}
+
+void CheckpointHook::after_run(RunControl& run) {
+  if (config_.save_last && run.progress().iter > 0) save(run);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,236 @@
+// The loops and the order of building; see runner.h.
+#include "strategy/runner/runner.h"
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "autograd/optim/optimizer.h"
+#include "build_config.h"
+#include "core/base/console.h"
+#include "core/base/file.h"
+#include "core/base/interrupt.h"
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "core/base/parallel.h"
+#include "strategy/checkpoint.h"
+#include "strategy/config.h"
+
+namespace castor::strategy {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+void raise_file_limit(std::int64_t wanted) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t target = std::min<rlim_t>(limit.rlim_max, std::max<rlim_t>(limit.rlim_cur, static_cast<rlim_t>(wanted)));
+  if (target != limit.rlim_cur) {
+    limit.rlim_cur = target;
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+}
+
+}  // namespace
+
+Runner::Runner(const ConfigNode& config, const std::string& what, const Registry& registry)
+    : registry_(registry), config_(parse_config<RunnerConfig>(config, what, &registry)) {
+  if (!config_.randomness.seed) {
+    std::random_device source;
+    config_.randomness.seed = static_cast<std::int64_t>(source());
+  }
+  config_.launcher = "none";
+}
+
+Runner::~Runner() = default;
+
+std::string Runner::effective_yaml() const { return to_yaml(effective_config(config_, &registry_)); }
+
+ModelFactory Runner::model_factory() const {
+  return [this](const autograd::TensorOptions& options) { return registry_.models.build(config_.model, options); };
+}
+
+std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, bool is_training) const {
+  SamplerOptions options;
+  options.shuffle = is_training;
+  options.seed = seed();
+  options.batch_size = config.batch_size;
+  options.drop_last = config.drop_last;
+  options.round_up = is_training;
+  options = registry_.samplers.build(config.sampler, options);
+  return std::make_unique<DataLoader>(registry_.datasets.build(config.dataset), options);
+}
+
+std::vector<std::unique_ptr<Metric>> Runner::make_metrics(const OneOrMany& field) const {
+  std::vector<std::unique_ptr<Metric>> metrics;
+  for (const TypedConfig& typed : as_list(field)) metrics.push_back(registry_.metrics.build(typed));
+  return metrics;
+}
+
+PrepareOptions Runner::prepare_options() const {
+  PrepareOptions options;
+  const OptimWrapperConfig& wrapper = *config_.optim_wrapper;
+  options.optimizer = [this, typed = wrapper.optimizer] { return registry_.optimizers.build(typed); };
+  options.accumulative_counts = wrapper.accumulative_counts;
+  options.clip = wrapper.clip_grad;
+  for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
+    options.param_schedulers.push_back([this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
+  }
+  if (config_.auto_scale_lr) options.auto_scale_lr = *config_.auto_scale_lr;
+  options.dispatch.max_iters = progress_.max_iters;
+  if (progress_.by_epoch) options.dispatch.max_epochs = progress_.max_epochs;
+  options.dispatch.epoch_length = progress_.epoch_length;
+  options.dispatch.train_micro_batch_size_per_gpu = config_.train_dataloader->batch_size;
+  return options;
+}
+
+void Runner::set_up_environment() {
+  if (config_.env_cfg.num_threads) set_num_threads(static_cast<int>(*config_.env_cfg.num_threads));
+  raise_file_limit(config_.env_cfg.resource_limit);
+  const std::string stamp = log_timestamp();
+  log_dir_ = directory_of(log_file_path(config_.work_dir, stamp));
+  make_directories(log_dir_);
+  LogOptions log;
+  log.level = log_level_from_name(config_.log_level);
+  log.file = log_file_path(config_.work_dir, stamp);
+  set_process_logger(std::make_shared<Logger>(log));
+  logger().info("castor ", kVersion, ", experiment ", config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
+                num_threads(), " compute threads, work folder ", config_.work_dir);
+  write_file_atomically(join_path(log_dir_, kConfigFile), effective_yaml());
+}
+
+void Runner::set_up_run() {
+  train_loader_ = make_loader(*config_.train_dataloader, true);
+  const TrainConfig& train = *config_.train_cfg;
+  progress_ = {};
+  progress_.by_epoch = train.is_by_epoch();
+  progress_.epoch_length = train_loader_->length();
+  progress_.max_epochs = progress_.by_epoch ? *train.max_epochs : 0;
+  progress_.max_iters = progress_.by_epoch ? *train.max_epochs * train_loader_->length() : *train.max_iters;
+}
+
+Plan Runner::plan() {
+  if (!config_.train_cfg) throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
+  set_up_run();
+  return make_plan(model_factory(), prepare_options(), train_loader_->at(0, 0));
+}
+
+bool Runner::train() {
+  if (!config_.train_cfg) throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
+  set_up_environment();
+  const Plan planned = plan();
+  logger().info(plan_text(planned));
+  write_file_atomically(join_path(log_dir_, "plan.json"), dump_json(plan_json(planned), 2));
+  if (config_.val_dataloader) {
+    val_loader_ = make_loader(*config_.val_dataloader, false);
+    val_metrics_ = make_metrics(config_.val_evaluator);
+  }
+  allocator(kCpu).reset_peaks();
+  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
+  strategy_->prepare(model_factory(), prepare_options());
+  if (config_.load_from) {
+    load_weights(strategy_->model(), *config_.load_from);
+    logger().info("weights loaded from ", *config_.load_from);
+  }
+  hooks_.clear();
+  hooks_.push_back(registry_.hooks.build(config_.default_hooks.logger));
+  hooks_.push_back(registry_.hooks.build(config_.default_hooks.checkpoint));
+  for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
+  for (auto& hook : hooks_) hook->before_run(*this);
+
+  const TrainConfig& train = *config_.train_cfg;
+  const std::int64_t val_interval = train.val_interval.value_or(progress_.by_epoch ? 1 : 1000);
+  bool was_validated = false;
+  while (progress_.iter < progress_.max_iters && !progress_.was_stopped) {
+    train_one_iteration();
+    if (progress_.iter == optim_window_end()) {
+      const std::string audit = audit_text(planned, allocator(kCpu).stats());
+      logger().info(audit);
+      write_file_atomically(join_path(log_dir_, "plan_audit.txt"), audit + "\n");
+    }
+    was_validated = false;
+    if (progress_.iter % progress_.epoch_length == 0) {
+      progress_.epoch = progress_.iter / progress_.epoch_length;
+      for (auto& scheduler : strategy_->param_schedulers()) {
+        if (scheduler->by_epoch()) scheduler->step();
+      }
+      for (auto& hook : hooks_) hook->after_train_epoch(*this);
+    }
+    progress_.was_stopped = stop_requested();
+    const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
+    const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
+    if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin && (count % val_interval == 0)) {
+      validate();
+      was_validated = true;
+    }
+  }
+  if (val_loader_ && !was_validated && !progress_.was_stopped) validate();
+  for (auto& hook : hooks_) hook->after_run(*this);
+  if (progress_.was_stopped) logger().warning("stopped at iteration ", progress_.iter, " of ", progress_.max_iters);
+  return !progress_.was_stopped;
+}
+
+std::int64_t Runner::optim_window_end() const { return std::min(config_.optim_wrapper->accumulative_counts, progress_.max_iters); }
+
+void Runner::train_one_iteration() {
+  const auto start = Clock::now();
+  const autograd::Batch batch = train_loader_->next();
+  progress_.data_seconds = seconds_since(start);
+  const bool is_tokens = !is_floating(batch.inputs.dtype());
+  progress_.items = is_tokens ? batch.inputs.numel() : batch.inputs.size(0);
+  progress_.item_name = is_tokens ? "tokens" : "samples";
+  progress_.last = strategy_->train_step(batch);
+  progress_.step_seconds = seconds_since(start);
+  ++progress_.iter;
+  for (auto& scheduler : strategy_->param_schedulers()) {
+    if (!scheduler->by_epoch()) scheduler->step();
+  }
+  for (auto& hook : hooks_) hook->after_train_iter(*this);
+}
+
+std::map<std::string, double> Runner::evaluate(DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label) {
+  for (const auto& metric : metrics) metric->reset();
+  ProgressBar bar(Console::standard_output(), label, loader.length());
+  for (std::int64_t i = 0; i < loader.length(); ++i) {
+    const autograd::Batch batch = loader.at(0, i);
+    const Tensor predictions = strategy_->val_step(batch);
+    for (const auto& metric : metrics) metric->process(batch, predictions);
+    bar.update(i + 1, "");
+    if (stop_requested()) break;
+  }
+  std::map<std::string, double> results;
+  for (const auto& metric : metrics) results.merge(metric->compute());
+  return results;
+}
+
+void Runner::validate() {
+  progress_.metrics = evaluate(*val_loader_, val_metrics_, "validate");
+  for (auto& scheduler : strategy_->param_schedulers()) {
+    if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
+  }
+  for (auto& hook : hooks_) hook->after_val(*this);
+}
+
+std::map<std::string, double> Runner::test() {
+  if (!config_.test_dataloader) throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
+  set_up_environment();
+  const auto loader = make_loader(*config_.test_dataloader, false);
+  const auto metrics = make_metrics(config_.test_evaluator);
+  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
+  strategy_->prepare(model_factory(), {});
+  load_weights(strategy_->model(), config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir));
+  progress_.metrics = evaluate(*loader, metrics, "test");
+  for (const auto& [name, value] : progress_.metrics) logger().info("test  ", name, ": ", value);
+  return progress_.metrics;
+}
+
+void Runner::save(const std::string& name) {
+  const std::string folder = save_weights(strategy_->model(), effective_yaml(), config_.work_dir, name);
+  logger().info("weights saved to ", folder);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,67 @@
+// Runner: from a checked config to a trained model. Builds the parts in one fixed order (seed, data, plan, model, optimizer, schedules,
+// hooks), runs the loops, and leaves a work folder behind.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "strategy/data/data_loader.h"
+#include "strategy/metric.h"
+#include "strategy/plan.h"
+#include "strategy/registry.h"
+#include "strategy/runner/hook.h"
+#include "strategy/runner/runner_config.h"
+
+namespace castor::strategy {
+
+class Runner final : private RunControl {
+ public:
+  /// Checks everything that can be checked without data. Throws ConfigError with all mistakes.
+  ///   config     the tree as loaded, with overrides applied
+  ///   what       its name in messages
+  Runner(const ConfigNode& config, const std::string& what, const Registry& registry);
+  ~Runner() override;
+
+  /// Trains as train_cfg says, validating where asked. Returns false if a stop was requested on the way; what was trained is saved.
+  bool train();
+  /// The plan of a training step. Reads data only for the shape of one batch.
+  Plan plan();
+  /// One pass over the test data; results by metric.
+  std::map<std::string, double> test();
+
+  const RunnerConfig& config() const { return config_; }
+  /// The config with every default filled in, as YAML.
+  std::string effective_yaml() const;
+
+ private:
+  BaseStrategy& strategy() override { return *strategy_; }
+  const RunProgress& progress() const override { return progress_; }
+  const std::string& work_dir() const override { return config_.work_dir; }
+  const std::string& log_dir() const override { return log_dir_; }
+  void save(const std::string& name) override;
+
+  std::unique_ptr<DataLoader> make_loader(const DataLoaderConfig& config, bool is_training) const;
+  std::vector<std::unique_ptr<Metric>> make_metrics(const OneOrMany& field) const;
+  PrepareOptions prepare_options() const;
+  ModelFactory model_factory() const;
+  void set_up_environment();
+  void set_up_run();
+  std::int64_t optim_window_end() const;  ///< micro-steps of the first global step
+  void train_one_iteration();
+  void validate();
+  std::map<std::string, double> evaluate(DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label);
+  std::uint64_t seed() const { return static_cast<std::uint64_t>(*config_.randomness.seed); }
+
+  const Registry& registry_;
+  RunnerConfig config_;
+  std::string log_dir_;
+  std::unique_ptr<DataLoader> train_loader_;
+  std::unique_ptr<DataLoader> val_loader_;
+  std::vector<std::unique_ptr<Metric>> val_metrics_;
+  std::unique_ptr<BaseStrategy> strategy_;
+  std::vector<std::unique_ptr<Hook>> hooks_;
+  RunProgress progress_;
+};
+
+}  // namespace castor::strategy

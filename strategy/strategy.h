@@ -1,0 +1,100 @@
+// BaseStrategy: everything of a run that does not depend on how a model is sharded: environment, seed, folders, and the calls a
+// runner makes. ColossalAIStrategy derives from it.
+//
+// The names and arguments are mmengine's. One order is fixed for every strategy: environment, model, weights, optimizer, scaled learning
+// rate, then schedulers, so that automatic scaling and schedules never meet in the wrong order.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/nn/trainable.h"
+#include "strategy/optim_wrapper.h"
+#include "strategy/scheduler/param_scheduler.h"
+
+namespace castor::strategy {
+
+/// `randomness`: where random numbers start.
+struct RandomnessConfig {
+  std::optional<std::int64_t> seed;
+  bool diff_rank_seed = false;
+  bool deterministic = true;
+};
+
+template <class V>
+void describe(V& v, RandomnessConfig& c) {
+  v.field("seed", c.seed, "starts every random number; null draws one and logs it", at_least(0));
+  v.refuse("diff_rank_seed", "not in this version: random numbers are counted by sample and module, so ranks never share them");
+  v.retired("deterministic", ConfigNode(true), "results are always deterministic");
+}
+
+/// `auto_scale_lr`: lr *= world size * micro-batch / base_batch_size (mmengine's formula).
+struct AutoScaleConfig {
+  bool enable = false;
+  std::optional<std::int64_t> base_batch_size;
+};
+
+template <class V>
+void describe(V& v, AutoScaleConfig& c) {
+  v.field("enable", c.enable, "multiply the learning rate by real batch size / base_batch_size");
+  v.field("base_batch_size", c.base_batch_size, "samples: the global batch size that optimizer.lr is meant for", at_least(1));
+  v.check("base_batch_size", [&] { return !c.enable || c.base_batch_size.has_value(); }, "is needed when enable is true");
+}
+
+/// Facts about the run that `prepare` needs: mmengine's dispatch_kwargs.
+struct DispatchOptions {
+  std::optional<std::int64_t> max_iters;
+  std::optional<std::int64_t> max_epochs;
+  std::optional<std::int64_t> epoch_length;
+  std::int64_t cur_iter = 0;
+  std::int64_t train_micro_batch_size_per_gpu = 1;
+};
+
+/// Builds a model with its tensors on a device, possibly meta.
+using ModelFactory = std::function<std::shared_ptr<autograd::TrainableModel>(const autograd::TensorOptions&)>;
+/// Builds an optimizer; its groups start with the configured values.
+using OptimizerFactory = std::function<std::unique_ptr<autograd::Optimizer>()>;
+/// Builds a scheduler over an optimizer's groups.
+using SchedulerFactory = std::function<std::unique_ptr<ParamScheduler>(const SchedulerContext&)>;
+
+/// What `prepare` is given to train with; without an optimizer the model is only evaluated.
+struct PrepareOptions {
+  OptimizerFactory optimizer;
+  std::int64_t accumulative_counts = 1;
+  std::optional<ClipConfig> clip;
+  std::vector<SchedulerFactory> param_schedulers;
+  AutoScaleConfig auto_scale_lr;
+  DispatchOptions dispatch;
+};
+
+/// What one train_step did.
+struct StepResult {
+  std::map<std::string, double> losses;  ///< by name, with their sum as "loss"; empty on meta
+  UpdateResult update;
+};
+
+class BaseStrategy {
+ public:
+  virtual ~BaseStrategy() = default;
+
+  /// Builds the model on `device`, fills its weights from `seed`, and everything `options` asks for. A second call changes nothing.
+  virtual void prepare(const ModelFactory& model, const PrepareOptions& options) = 0;
+  /// Forward, backward, and the update where an accumulation window ends.
+  virtual StepResult train_step(const autograd::Batch& batch) = 0;
+  /// Predictions in eval mode.
+  virtual Tensor val_step(const autograd::Batch& batch) = 0;
+
+  virtual autograd::TrainableModel& model() = 0;
+  virtual OptimWrapper* optim_wrapper() = 0;  ///< null without an optimizer
+  virtual std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() = 0;
+
+  std::int64_t rank() const { return 0; }
+  std::int64_t world_size() const { return 1; }
+};
+
+}  // namespace castor::strategy

@@ -1,0 +1,627 @@
+// What the schedulers promise beyond their values, which the parity suite compares with the peers': windows and their
+// defaults, the conversion to iterations, which hyper-parameter moves, refusals that name their option, warnings, and
+// states that are taken over whole or not at all.
+#include "strategy/scheduler.h"
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "tests/support/temp_dir.h"
+
+namespace castor::strategy {
+namespace {
+
+using Groups = std::vector<autograd::ParamGroup>;
+
+Groups sgd_groups() { return {{"all", {{"lr", 0.1}, {"momentum", 0.9}, {"weight_decay", 0.01}}}}; }
+
+Groups adam_groups() {
+  return {{"decay", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.95}, {"weight_decay", 0.1}}},
+          {"no_decay", {{"lr", 2e-3}, {"beta1", 0.8}, {"beta2", 0.99}, {"weight_decay", 0.0}}}};
+}
+
+double lr(const Groups& groups, std::size_t group = 0) { return groups[group].values.at("lr"); }
+
+// The ConfigError that `act` throws.
+ConfigError config_error(const std::function<void()>& act) {
+  try {
+    act();
+  } catch (const ConfigError& error) {
+    return error;
+  }
+  FAIL("no ConfigError was thrown");
+  return {"", ""};
+}
+
+// The FormatError's text.
+std::string format_error(const std::function<void()>& act) {
+  try {
+    act();
+  } catch (const FormatError& error) {
+    return error.what();
+  }
+  FAIL("no FormatError was thrown");
+  return "";
+}
+
+// The ConfigError of making a scheduler with these options on one SGD group.
+template <class Scheduler>
+ConfigError refusal(const typename Scheduler::Config& config) {
+  Groups groups = sgd_groups();
+  const Groups before = groups;
+  const ConfigError error = config_error([&] { Scheduler(SchedulerContext{groups}, config); });
+  CHECK(groups[0].values == before[0].values);
+  return error;
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Collects what is logged while it lives.
+class LogCapture {
+ public:
+  std::string text() const {
+    std::ifstream file(path());
+    std::stringstream all;
+    all << file.rdbuf();
+    return all.str();
+  }
+
+ private:
+  std::string path() const { return (dir_.path() / "log").string(); }
+  LogOptions options() const {
+    LogOptions made;
+    made.file = path();
+    made.use_console = false;
+    return made;
+  }
+
+  test::TempDir dir_;
+  Logger logger_{options()};
+  LogScope scope_{logger_};
+};
+
+}  // namespace
+
+TEST_CASE("construction takes step 0 and a window leaves values alone outside itself") {
+  Groups groups = sgd_groups();
+  ConstantConfig config;
+  config.factor = 0.5;
+  config.begin = 2;
+  config.end = 5;
+  ConstantLR scheduler({groups}, config);
+  CHECK(scheduler.global_step() == 0);
+  CHECK(scheduler.last_step() == -1);
+  std::vector<double> seen{lr(groups)};
+  for (int i = 0; i < 6; ++i) {
+    scheduler.step();
+    seen.push_back(lr(groups));
+  }
+  CHECK(seen == std::vector<double>{0.1, 0.1, 0.05, 0.05, 0.1, 0.1, 0.1});
+  CHECK(scheduler.last_step() == 2);
+  CHECK(scheduler.last_value() == std::vector<double>{0.1});
+}
+
+TEST_CASE("schedulers work on the current value, so an outside change is carried on") {
+  Groups groups = sgd_groups();
+  ExponentialConfig config;
+  config.gamma = 0.5;
+  ExponentialLR scheduler({groups}, config);
+  scheduler.step();
+  groups[0].values["lr"] = 8;
+  scheduler.step();
+  CHECK(lr(groups) == 4);
+}
+
+TEST_CASE("chained schedulers share one initial value") {
+  Groups groups = sgd_groups();
+  LinearConfig warmup;
+  warmup.start_factor = 0.1;
+  warmup.end = 4;
+  LinearLR first({groups}, warmup);
+  CHECK(lr(groups) == doctest::Approx(0.01));
+  CosineAnnealingConfig rest;
+  rest.begin = 4;
+  rest.end = 8;
+  rest.eta_min_ratio = 0.5;
+  CosineAnnealingLR second({groups}, rest);
+  CHECK(groups[0].values.at("initial_lr") == 0.1);
+  CHECK(second.state_dict().at("base_values") == Json::array({0.1}));
+  for (int i = 0; i < 8; ++i) {
+    first.step();
+    second.step();
+    if (i == 3) CHECK(lr(groups) == doctest::Approx(0.1));
+  }
+  CHECK(lr(groups) > 0.05);
+  CHECK(lr(groups) < 0.06);
+}
+
+TEST_CASE("a window without an end closes with the run, in its own unit") {
+  Groups groups = sgd_groups();
+  SchedulerContext context{groups};
+  context.max_epochs = 10;
+  context.max_iters = 500;
+  PolyConfig config;
+  CHECK(PolyLR(context, config).window().end == 10);
+  config.by_epoch = false;
+  CHECK(PolyLR(context, config).window().end == 500);
+  config.end = 7;
+  CHECK(PolyLR(context, config).window().end == 7);
+  config.end.reset();
+  PolyLR unbounded({groups}, config);
+  CHECK_FALSE(unbounded.window().bounded());
+}
+
+TEST_CASE("a window that starts after the run's end is refused and says that the end is the run's") {
+  Groups groups = sgd_groups();
+  SchedulerContext context{groups};
+  context.max_epochs = 10;
+  PolyConfig config;
+  config.begin = 12;
+  const ConfigError error = config_error([&] { PolyLR(context, config); });
+  CHECK(error.path == "begin");
+  CHECK(has(error.what(), "end 10 (the run's length) epochs"));
+}
+
+TEST_CASE("a conversion to iterations scales the window and the shape") {
+  Groups groups = sgd_groups();
+  SchedulerContext context{groups};
+  context.epoch_length = 100;
+  context.max_epochs = 12;
+  MultiStepConfig config;
+  config.milestones = {2, 3};
+  config.begin = 0.5;
+  config.convert_to_iter_based = true;
+  MultiStepLR scheduler(context, config);
+  CHECK_FALSE(scheduler.by_epoch());
+  CHECK(scheduler.window().begin == 50);
+  CHECK(scheduler.window().end == 1200);
+  CHECK(scheduler.state_dict().at("milestones") == Json::array({200, 300}));
+}
+
+TEST_CASE("a conversion that cannot be done is refused at its option") {
+  Groups groups = sgd_groups();
+  PolyConfig config;
+  config.convert_to_iter_based = true;
+  CHECK(config_error([&] { PolyLR({groups}, config); }).path == "convert_to_iter_based");
+  SchedulerContext context{groups};
+  context.epoch_length = 0;
+  CHECK(has(config_error([&] { PolyLR(context, config); }).what(), "got 0"));
+  context.epoch_length = 10;
+  config.by_epoch = false;
+  CHECK(config_error([&] { PolyLR(context, config); }).path == "convert_to_iter_based");
+  CosineAnnealingConfig huge;
+  huge.convert_to_iter_based = true;
+  huge.T_max = std::numeric_limits<std::int64_t>::max();
+  CHECK(config_error([&] { CosineAnnealingLR(context, huge); }).path == "T_max");
+}
+
+TEST_CASE("fractions of a step are refused where nothing makes them whole") {
+  PolyConfig config;
+  config.begin = 0.5;
+  const ConfigError error = refusal<PolyLR>(config);
+  CHECK(error.path == "begin");
+  CHECK(has(error.what(), "convert_to_iter_based"));
+}
+
+TEST_CASE("momentum twins move momentum where there is one and beta1 otherwise") {
+  LinearConfig config;
+  config.start_factor = 0.5;
+  config.end = 4;
+  Groups sgd = sgd_groups();
+  LinearMomentum on_momentum({sgd}, config);
+  CHECK(on_momentum.param_name() == "momentum");
+  CHECK(sgd[0].values.at("momentum") == 0.45);
+  CHECK(sgd[0].values.at("lr") == 0.1);
+  Groups adam = adam_groups();
+  LinearMomentum on_beta1({adam}, config);
+  CHECK(on_beta1.param_name() == "beta1");
+  CHECK(adam[0].values.at("beta1") == 0.45);
+  CHECK(adam[1].values.at("beta1") == 0.4);
+  CHECK(adam[1].values.at("beta2") == 0.99);
+  Groups bare{{"", {{"lr", 1.0}}}};
+  const ConfigError error = config_error([&] { LinearMomentum({bare}, config); });
+  CHECK(has(error.what(), "neither momentum nor beta1"));
+}
+
+TEST_CASE("generic twins move the parameter that is named and refuse one that a group lacks") {
+  Groups groups = adam_groups();
+  StepParamScheduler::Config config;
+  config.step_size = 1;
+  config.param_name = "weight_decay";
+  StepParamScheduler scheduler({groups}, config);
+  scheduler.step();
+  CHECK(groups[0].values.at("weight_decay") == doctest::Approx(0.01));
+  config.param_name = "weight_decai";
+  const ConfigError error = config_error([&] { StepParamScheduler({groups}, config); });
+  CHECK(error.path == "param_name");
+  CHECK(has(error.what(), "beta1, beta2"));
+  config.param_name = "";
+  CHECK(config_error([&] { StepParamScheduler({groups}, config); }).path == "param_name");
+}
+
+TEST_CASE("wrong options are refused by name and leave the groups as they were") {
+  ConstantConfig constant;
+  constant.factor = 0;
+  CHECK(refusal<ConstantLR>(constant).path == "factor");
+  LinearConfig linear;
+  linear.end_factor = 1.5;
+  CHECK(refusal<LinearLR>(linear).path == "end_factor");
+  CosineAnnealingConfig cosine;
+  cosine.eta_min = 0;
+  cosine.eta_min_ratio = 0.1;
+  CHECK(refusal<CosineAnnealingLR>(cosine).path == "eta_min_ratio");
+  cosine.eta_min.reset();
+  cosine.T_max = 0;
+  CHECK(refusal<CosineAnnealingLR>(cosine).path == "T_max");
+  CosineRestartConfig restart;
+  restart.periods = {3, 4};
+  restart.eta_min = 0;
+  CHECK(refusal<CosineRestartLR>(restart).path == "restart_weights");
+  restart.restart_weights = {1, 1};
+  restart.eta_min.reset();
+  CHECK(refusal<CosineRestartLR>(restart).path == "eta_min");
+  CHECK(refusal<ExponentialLR>({}).path == "gamma");
+  CHECK(refusal<StepLR>({}).path == "step_size");
+  CHECK(refusal<MultiStepLR>({}).path == "milestones");
+  PolyConfig poly;
+  poly.power = -1;
+  CHECK(refusal<PolyLR>(poly).path == "power");
+  poly.power = std::nan("");
+  CHECK(refusal<PolyLR>(poly).path == "power");
+  PolyConfig window;
+  window.begin = 5;
+  window.end = 5;
+  CHECK(refusal<PolyLR>(window).path == "end");
+  window.end = 6;
+  window.last_step = -2;
+  CHECK(refusal<PolyLR>(window).path == "last_step");
+}
+
+TEST_CASE("all mistakes of one scheduler come in one message") {
+  StepConfig config;
+  config.gamma = -1;
+  config.last_step = -5;
+  const ConfigError error = refusal<StepLR>(config);
+  for (const char* part : {"StepLR", "step_size", "gamma", "last_step"}) {
+    CAPTURE(part);
+    CHECK(has(error.what(), part));
+  }
+}
+
+TEST_CASE("one-cycle refuses what it cannot carry out") {
+  CHECK(refusal<OneCycleLR>({}).path == "eta_max");
+  OneCycleConfig config;
+  config.eta_max = 0.5;
+  config.end = 20;
+  config.pct_start = 0.05;
+  CHECK(refusal<OneCycleLR>(config).path == "pct_start");
+  config.pct_start = 0.3;
+  config.total_steps = 10;
+  CHECK(refusal<OneCycleLR>(config).path == "total_steps");
+  config.total_steps.reset();
+  config.eta_max = std::vector<double>{0.5, 0.4};
+  CHECK(refusal<OneCycleLR>(config).path == "eta_max");
+  Groups groups = sgd_groups();
+  OneCycleParamScheduler::Config generic;
+  generic.eta_max = 0.5;
+  generic.param_name = "momentum";
+  CHECK(config_error([&] { OneCycleParamScheduler({groups}, generic); }).path == "param_name");
+}
+
+TEST_CASE("one-cycle stops with a clear error past its last step when the window is open") {
+  Groups groups = sgd_groups();
+  OneCycleConfig config;
+  config.eta_max = 0.5;
+  config.total_steps = 3;
+  OneCycleLR scheduler({groups}, config);
+  for (int i = 0; i < 3; ++i) scheduler.step();
+  const double before = lr(groups);
+  CHECK(config_error([&] { scheduler.step(); }).path == "total_steps");
+  CHECK(lr(groups) == before);
+  CHECK(scheduler.last_step() == 3);
+  CHECK(scheduler.global_step() == 3);
+}
+
+TEST_CASE("resuming by last_step needs the initial values in the groups") {
+  Groups groups = sgd_groups();
+  StepConfig config;
+  config.step_size = 4;
+  config.last_step = 2;
+  CHECK(config_error([&] { StepLR({groups}, config); }).path == "last_step");
+  groups[0].values["initial_lr"] = 0.4;
+  StepLR scheduler({groups}, config);
+  CHECK(scheduler.last_step() == 3);
+  scheduler.step();
+  CHECK(lr(groups) == doctest::Approx(0.01));
+}
+
+TEST_CASE("a value that is not finite is refused before any group changes") {
+  Groups groups = adam_groups();
+  ExponentialConfig config;
+  config.gamma = 0.5;
+  ExponentialLR scheduler({groups}, config);
+  groups[1].values["lr"] = std::numeric_limits<double>::infinity();
+  const ConfigError error = config_error([&] { scheduler.step(); });
+  CHECK(has(error.what(), "lr of group 1 has no finite value"));
+  CHECK(lr(groups, 0) == 1e-3);
+  CHECK(scheduler.global_step() == 0);
+}
+
+TEST_CASE("stepping before the optimizer is warned about, once, and only then") {
+  std::int64_t optimizer_steps = 0;
+  Groups groups = sgd_groups();
+  SchedulerContext context{groups};
+  context.optimizer_steps = [&] { return optimizer_steps; };
+  StepConfig config;
+  config.step_size = 4;
+  {
+    const LogCapture log;
+    StepLR scheduler(context, config);
+    scheduler.step();
+    CHECK(has(log.text(), "StepLR: stepped before the optimizer"));
+    const std::size_t length = log.text().size();
+    scheduler.step();
+    CHECK(log.text().size() == length);
+  }
+  const LogCapture log;
+  StepLR scheduler(context, config);
+  ++optimizer_steps;
+  scheduler.step();
+  scheduler.step();
+  CHECK(log.text().empty());
+}
+
+TEST_CASE("verbose logs every value that is set, and nothing is logged without it") {
+  Groups groups = sgd_groups();
+  ExponentialConfig config;
+  config.gamma = 0.5;
+  config.end = 3;
+  {
+    const LogCapture log;
+    ExponentialLR scheduler({groups}, config);
+    scheduler.step();
+    CHECK(log.text().empty());
+  }
+  config.verbose = true;
+  const LogCapture log;
+  ExponentialLR scheduler({groups}, config);
+  for (int i = 0; i < 4; ++i) scheduler.step();
+  CHECK(has(log.text(), "ExponentialLR: lr of group 0 is now 1.2500e-02 (epoch 2)"));
+  CHECK_FALSE(has(log.text(), "epoch 3"));
+}
+
+TEST_CASE("the plateau rule moves only on metrics and counts epochs otherwise") {
+  Groups groups = sgd_groups();
+  ReduceOnPlateauConfig config;
+  config.patience = 1;
+  config.factor = 0.5;
+  ReduceOnPlateauLR scheduler({groups}, config);
+  CHECK(scheduler.needs_metrics());
+  CHECK(scheduler.by_epoch());
+  for (double loss : {1.0, 1.0, std::nan("")}) {
+    scheduler.step();
+    scheduler.step({{"loss", loss}, {"acc", 0.0}});
+  }
+  CHECK(lr(groups) == 0.05);
+  CHECK(scheduler.global_step() == 3);
+  CHECK(scheduler.last_step() == 2);
+  CHECK(scheduler.best() == 1.0);
+  const ConfigError error = config_error([&] { scheduler.step({{"acc", 1.0}, {"top5", 1.0}}); });
+  CHECK(error.path == "monitor");
+  CHECK(has(error.what(), "acc, top5"));
+  CHECK(scheduler.last_step() == 2);
+}
+
+TEST_CASE("the plateau rule refuses iterations, conversions and bounds that do not fit the groups") {
+  ReduceOnPlateauConfig config;
+  config.by_epoch = false;
+  CHECK(refusal<ReduceOnPlateauLR>(config).path == "by_epoch");
+  config.by_epoch = true;
+  config.convert_to_iter_based = true;
+  CHECK(refusal<ReduceOnPlateauLR>(config).path == "convert_to_iter_based");
+  config.convert_to_iter_based = false;
+  config.min_value = std::vector<double>{0.1, 0.2};
+  CHECK(refusal<ReduceOnPlateauLR>(config).path == "min_value");
+  config.min_value = 0.0;
+  config.rule = "lower";
+  config.factor = 1;
+  const ConfigError error = refusal<ReduceOnPlateauLR>(config);
+  CHECK(error.path == "rule");
+  CHECK(has(error.what(), "factor"));
+}
+
+TEST_CASE("metrics given to a scheduler that takes none are a bug, not an input") {
+  Groups groups = sgd_groups();
+  PolyLR scheduler({groups}, {});
+  CHECK_THROWS_AS(scheduler.step(Metrics{{"loss", 1.0}}), InternalError);
+}
+
+TEST_CASE("a state carries options and counts under the peer's names") {
+  Groups groups = adam_groups();
+  StepConfig config;
+  config.step_size = 4;
+  config.end = 30;
+  StepLR scheduler({groups}, config);
+  scheduler.step();
+  const Json state = scheduler.state_dict();
+  CHECK(state.at("type") == "StepLR");
+  CHECK(state.at("param_name") == "lr");
+  CHECK(state.at("step_size") == 4);
+  CHECK(state.at("gamma") == 0.1);
+  CHECK(state.at("begin") == 0);
+  CHECK(state.at("end") == 30);
+  CHECK(state.at("by_epoch") == true);
+  CHECK(state.at("verbose") == false);
+  CHECK(state.at("last_step") == 1);
+  CHECK(state.at("_global_step") == 1);
+  CHECK(state.at("base_values") == Json::array({1e-3, 2e-3}));
+  CHECK(state.at("_last_value") == Json::array({1e-3, 2e-3}));
+}
+
+TEST_CASE("a loaded state brings its options along and leaves the groups alone") {
+  Groups groups = sgd_groups();
+  StepConfig config;
+  config.step_size = 2;
+  StepLR saved({groups}, config);
+  saved.step();
+  const Json state = saved.state_dict();
+  config.step_size = 100;
+  StepLR loaded({groups}, config);
+  groups[0].values["lr"] = 3;
+  loaded.load_state_dict(state);
+  CHECK(lr(groups) == 3);
+  CHECK(loaded.state_dict() == state);
+  loaded.step();
+  CHECK(lr(groups) == doctest::Approx(0.3));
+}
+
+TEST_CASE("a state that does not fit is refused and nothing of it is taken over") {
+  Groups groups = sgd_groups();
+  OneCycleConfig config;
+  config.eta_max = 0.5;
+  config.total_steps = 20;
+  OneCycleLR scheduler({groups}, config);
+  scheduler.step();
+  const Json good = scheduler.state_dict();
+  const auto refused = [&](const std::function<void(Json&)>& spoil) {
+    Json state = good;
+    state["last_step"] = 7;
+    spoil(state);
+    const std::string text = format_error([&] { scheduler.load_state_dict(state); });
+    CHECK(scheduler.state_dict() == good);
+    CHECK(has(text, "state of OneCycleLR"));
+    return text;
+  };
+  CHECK(has(refused([](Json& s) { s["type"] = "StepLR"; }), "expected OneCycleLR, got StepLR"));
+  CHECK(has(refused([](Json& s) { s.erase("base_values"); }), "base_values"));
+  CHECK(has(refused([](Json& s) { s["extra"] = 1; }), "extra"));
+  CHECK(has(refused([](Json& s) { s["last_step"] = "many"; }), "last_step"));
+  CHECK(has(refused([](Json& s) { s["last_step"] = std::numeric_limits<std::int64_t>::max(); }), "last_step"));
+  CHECK(has(refused([](Json& s) { s["end"] = 0; }), "end"));
+  CHECK(has(refused([](Json& s) { s["base_values"] = Json::array({1.0, 2.0}); }), "each of 1 groups, got 2"));
+  CHECK(has(refused([](Json& s) { s["three_phase"] = 1; }), "three_phase"));
+  CHECK(has(refused([](Json& s) { s["pct_start"] = nullptr; }), "pct_start"));
+  CHECK(has(refused([](Json& s) { s = Json::array(); }), "object"));
+  Json state = good;
+  state["anneal_strategy"] = "cubic";
+  CHECK(config_error([&] { scheduler.load_state_dict(state); }).path == "anneal_strategy");
+  state = good;
+  state["param_name"] = "eps";
+  CHECK(config_error([&] { scheduler.load_state_dict(state); }).path == "param_name");
+  CHECK(scheduler.state_dict() == good);
+}
+
+TEST_CASE("ColossalAI's shapes refuse a warm-up that leaves no steps and a rate below zero") {
+  CosineWarmupConfig cosine;
+  cosine.total_steps = 10;
+  cosine.warmup_steps = 10;
+  CHECK(refusal<TotalStepsScheduler<CosineWarmup>>(cosine).path == "warmup_steps");
+  LinearWarmupConfig linear;
+  linear.total_steps = 10;
+  linear.end = 30;
+  CHECK(refusal<TotalStepsScheduler<LinearWarmup>>(linear).path == "total_steps");
+  MultiStepWarmupConfig steps;
+  steps.total_steps = 10;
+  steps.milestones = {11};
+  CHECK(refusal<TotalStepsScheduler<MultiStepWarmup>>(steps).path == "milestones");
+  Groups bare{{"", {{"lr", 1.0}}}};
+  OneCycleTotalConfig cycle;
+  cycle.total_steps = 10;
+  CHECK(config_error([&] { TotalStepsScheduler<OneCycleTotal>({bare}, cycle); }).path == "cycle_momentum");
+  cycle.cycle_momentum = false;
+  CHECK_NOTHROW(TotalStepsScheduler<OneCycleTotal>({bare}, cycle));
+}
+
+TEST_CASE("ColossalAI's shapes take the run's length as their total") {
+  Groups groups = sgd_groups();
+  SchedulerContext context{groups};
+  context.max_iters = 40;
+  LinearWarmupConfig config;
+  config.warmup_steps = 3;
+  TotalStepsScheduler<LinearWarmup> scheduler(context, config);
+  CHECK_FALSE(scheduler.by_epoch());
+  CHECK(scheduler.state_dict().at("total_steps") == 40);
+  CHECK(lr(groups) == doctest::Approx(0.025));
+}
+
+TEST_CASE("the list of schedulers has every name of the peers once") {
+  std::set<std::string> names;
+  int count = 0;
+  for_each_scheduler([&]<class S>(std::type_identity<S>, const std::string& name, std::string_view summary) {
+    static_assert(std::is_base_of_v<ParamScheduler, S>);
+    names.insert(name);
+    ++count;
+    CHECK_FALSE(summary.empty());
+  });
+  CHECK(static_cast<int>(names.size()) == count);
+  for (const char* stem : {"Constant", "Linear", "CosineAnnealing", "CosineRestart", "Exponential", "Step", "MultiStep",
+                           "Poly", "ReduceOnPlateau", "OneCycle"}) {
+    CAPTURE(stem);
+    CHECK(names.contains(cat(stem, "LR")));
+    CHECK(names.contains(cat(stem, "Momentum")) == (std::string(stem) != "OneCycle"));
+    CHECK(names.contains(cat(stem, "ParamScheduler")));
+  }
+  for (const char* name : {"CosineAnnealingWarmupLR", "FlatAnnealingLR", "FlatAnnealingWarmupLR", "LinearWarmupLR",
+                           "MultiStepWarmupLR", "PolynomialLR", "PolynomialWarmupLR", "colossalai.CosineAnnealingLR",
+                           "colossalai.MultiStepLR", "colossalai.OneCycleLR"}) {
+    CAPTURE(name);
+    CHECK(names.contains(name));
+  }
+  for_each_refused_scheduler([&](std::string_view name, std::string_view reason) {
+    CHECK_FALSE(names.contains(std::string(name)));
+    CHECK(has(std::string(reason), "function"));
+  });
+}
+
+namespace {
+
+// A shape that a user would write outside the library.
+struct SawConfig : WindowConfig {
+  std::int64_t teeth = 2;
+};
+template <class Visitor>
+void own_fields(Visitor& v, SawConfig& c) {
+  v.field("teeth", c.teeth, "steps between two returns to the initial value", at_least(1));
+}
+struct Saw {
+  using Config = SawConfig;
+  static constexpr std::string_view kName = "Saw";
+  static constexpr std::string_view kSummary = "halves, then returns";
+  static void to_iterations(Config& config, std::int64_t epoch_length) { config.teeth *= epoch_length; }
+  Saw(Config options, const Window&) : config(options) {}
+  double next(const SchedulePoint& at) const { return at.step % config.teeth == 0 ? at.base : at.current / 2; }
+  Config config;
+};
+
+}  // namespace
+
+TEST_CASE("a shape written outside the library gets windows, twins and states") {
+  Groups groups = adam_groups();
+  SawConfig config;
+  config.teeth = 3;
+  MomentumTwin<ShapedScheduler<Saw>> scheduler({groups}, config);
+  CHECK(scheduler.type() == "SawMomentum");
+  std::vector<double> seen;
+  for (int i = 0; i < 4; ++i) {
+    seen.push_back(groups[1].values.at("beta1"));
+    scheduler.step();
+  }
+  CHECK(seen == std::vector<double>{0.8, 0.4, 0.2, 0.8});
+  CHECK(scheduler.state_dict().at("teeth") == 3);
+  config.teeth = 0;
+  CHECK(config_error([&] { LearningRateTwin<ShapedScheduler<Saw>>({groups}, config); }).path == "teeth");
+}
+
+}  // namespace castor::strategy
