@@ -26,6 +26,8 @@ class ColossalAIStrategy final : public BaseStrategy {
   void prepare(const ModelFactory& model, const PrepareOptions& options) override;
   StepResult train_step(const autograd::Batch& batch) override;
   Tensor val_step(const autograd::Batch& batch) override;
+  /// Random numbers of later steps start from here: what a resume does with the saved run's seed.
+  void set_seed(std::uint64_t seed) { seed_ = seed; }
   autograd::TrainableModel& model() override;
   OptimWrapper* optim_wrapper() override { return optim_wrapper_.get(); }
   std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() override { return schedulers_; }

@@ -71,6 +71,11 @@ Variable Embedding::forward(const Tensor& indices) {
   return embedding(indices, weight_);
 }
 
+Variable Embedding::forward_range(std::int64_t start, std::int64_t count) {
+  const ForwardScope scope(*this);
+  return narrow(weight_, 0, start, count);
+}
+
 LayerNorm::LayerNorm(std::int64_t size, double eps, bool bias, const TensorOptions& options)
     : eps_(eps), weight_(register_parameter("weight", {size}, Init::ones(), options)) {
   if (bias) bias_ = register_parameter("bias", {size}, Init::zeros(), options);

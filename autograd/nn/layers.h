@@ -140,6 +140,8 @@ class Embedding final : public Module {
   Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init = Init::normal(0, 1), const TensorOptions& options = {});
   /// indices i64|i32 [...] -> [..., embedding_dim]
   Variable forward(const Tensor& indices);
+  /// Rows start .. start + count - 1 as a view [count, embedding_dim]: learned positions.
+  Variable forward_range(std::int64_t start, std::int64_t count);
   Variable operator()(const Tensor& indices) { return forward(indices); }
 
   const Variable& weight() const { return weight_; }

@@ -137,11 +137,11 @@ void initialize(Module& root, std::uint64_t seed) {
       case Init::Kind::constant:
         return fill(x, entry.init.a);
       case Init::Kind::normal:
-        return fill_normal(x, entry.init.a, entry.init.b, key);
+        return fill_normal(x, key, entry.init.a, entry.init.b);
       case Init::Kind::uniform:
-        return fill_uniform(x, entry.init.a, entry.init.b, key);
+        return fill_uniform(x, key, entry.init.a, entry.init.b);
       case Init::Kind::truncated_normal:
-        return fill_truncated_normal(x, entry.init.a, entry.init.b, key);
+        return fill_truncated_normal(x, key, entry.init.a, entry.init.b, entry.init.a - 2 * entry.init.b, entry.init.a + 2 * entry.init.b);
     }
   };
   for (auto& [name, module] : root.named_modules()) {

@@ -28,6 +28,8 @@ struct Init {
   static Init zeros() { return {Kind::zeros, 0, 0}; }
   static Init ones() { return {Kind::ones, 1, 0}; }
   static Init normal(double mean, double deviation) { return {Kind::normal, mean, deviation}; }
+  /// Normal, conditioned on at most two deviations from the mean.
+  static Init truncated_normal(double mean, double deviation) { return {Kind::truncated_normal, mean, deviation}; }
   static Init uniform(double low, double high) { return {Kind::uniform, low, high}; }
   /// Uniform in [-sqrt(1/fan_in), sqrt(1/fan_in)): PyTorch's default for linear and convolution weights and biases.
   static Init fan_in_uniform(std::int64_t fan_in);

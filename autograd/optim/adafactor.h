@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "autograd/optim/optimizer.h"
+#include "core/ops/optim.h"
 
 namespace castor::autograd {
 
@@ -54,10 +55,14 @@ class Adafactor final : public Optimizer {
   std::vector<StateSpec> states(const Shape& shape) const override;
   int stats_passes() const override { return 2; }
   void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const override;
-  void apply_whole_states(const Range& range, const StepContext& context, const Stats& stats) const override;
+  void finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const override;
   void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
 
  private:
+  double second_decay(const StepContext& context) const;
+  /// The update's factors are set once `stats` has the update's size.
+  AdafactorScalars scalars(const Range& range, const StepContext& context, const Stats& stats) const;
+
   AdafactorConfig config_;
 };
 

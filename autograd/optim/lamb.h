@@ -5,6 +5,7 @@
 #include <array>
 
 #include "autograd/optim/optimizer.h"
+#include "core/ops/optim.h"
 
 namespace castor::autograd {
 
@@ -46,6 +47,8 @@ class Lamb final : public Optimizer {
   void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
 
  private:
+  LambScalars scalars(const Range& range, const StepContext& context) const;
+
   LambConfig config_;
 };
 

@@ -3,7 +3,8 @@
 //
 // A step has two phases. `accumulate_stats` adds what this range contributes to its parameter's named small f64 arrays, in block order:
 // ranges of one parameter are visited in order of offset with one carry, so a cut at a block boundary changes nothing; a
-// distributed caller passes the carry from owner to owner. `apply` updates the range with the finished statistics.
+// distributed caller passes the carry from owner to owner. `apply` updates the range with the finished statistics. A few statistics need
+// others first: hence passes, and `finish_pass` between them for the states that every owner keeps whole.
 // Delicate: cuts fall on multiples of kBlockElements of the *logical* tensor.
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "autograd/optim/param_group.h"
@@ -52,8 +54,12 @@ struct StepContext {
 
 class Optimizer {
  public:
-  explicit Optimizer(std::vector<ParamGroup> groups) : groups_(std::move(groups)) {}
+  /// groups    each keeps the hyper-parameters it names and takes the others from `defaults`; none = one group of defaults
+  /// defaults  every hyper-parameter a group has
+  Optimizer(std::vector<ParamGroup> groups, std::map<std::string, double, std::less<>> defaults);
   virtual ~Optimizer() = default;
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
 
   /// "AdamW", ...
   virtual const char* type_name() const = 0;
@@ -63,16 +69,28 @@ class Optimizer {
   virtual int stats_passes() const { return 0; }
   /// Adds this range's share of pass `pass` to `carry`. Earlier passes' results are in `finished`.
   virtual void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const;
-  /// Updates the range's parameter, copy and cut states. Whole states are updated by the owner of offset 0, see `apply_whole_states`.
+  /// Called when pass `pass` is complete, once by every owner of the parameter with any of its ranges: brings the states that are kept
+  /// whole up to date, in the same way everywhere.
+  virtual void finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const;
+  /// Updates the range's parameter, copy and cut states, when all passes are finished.
   virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
-  /// Updates states that are not cut, once for a parameter and step, before any `apply`.
-  virtual void apply_whole_states(const Range& range, const StepContext& context, const Stats& stats) const;
 
   std::vector<ParamGroup>& groups() { return groups_; }
   const std::vector<ParamGroup>& groups() const { return groups_; }
+  /// Adds a group, completed from the defaults, and returns its index.
+  int add_param_group(ParamGroup group);
+  /// Puts these groups, completed from the defaults, in place of all others.
+  void set_param_groups(std::vector<ParamGroup> groups);
 
  protected:
+  /// A hyper-parameter of a group. Throws ConfigError naming the optimizer, the group and the hyper-parameter when the group lacks it.
+  double value(int group, std::string_view name) const;
+  /// True if any group's hyper-parameter is not 0.
+  bool any_nonzero(std::string_view name) const;
+
+ private:
   std::vector<ParamGroup> groups_;
+  std::map<std::string, double, std::less<>> defaults_;
 };
 
 /// Runs an optimizer over whole parameters of one process. `cut_elements` > 0 cuts every parameter into ranges of that many
@@ -83,6 +101,8 @@ class LocalStepper {
     Variable variable;
     int group = 0;
   };
+  /// Makes the states, zero, and for parameters of 16 bits an f32 master called "master", from the weights as they are now.
+  /// Throws DTypeError or ShapeError for parameters that are not row-major f32, f16 or bf16.
   LocalStepper(Optimizer& optimizer, std::vector<Parameter> parameters, std::int64_t cut_elements = 0);
 
   /// One step from each parameter's grad(). Undefined gradients are zeros by contract.
@@ -93,12 +113,16 @@ class LocalStepper {
   double gradient_norm() const;
 
   void zero_grad();
+  /// Takes the masters from the weights again: after weights were loaded without their masters.
+  void refresh_masters();
   std::int64_t step_count() const { return step_count_; }
   void set_step_count(std::int64_t count) { step_count_ = count; }
   /// States by "parameter name/state name", for checkpoints.
   std::map<std::string, Tensor> named_states() const;
 
  private:
+  std::vector<Range> ranges_of(std::size_t index) const;
+
   Optimizer& optimizer_;
   std::vector<Parameter> parameters_;
   std::vector<std::map<std::string, Tensor>> states_;

@@ -39,6 +39,55 @@ CASTOR_HOST_DEVICE C sum_lanes(std::int64_t n, Value value) {
       n, C(0), [&](C sum, std::int64_t i) { return sum + value(i); }, [](C a, C b) { return a + b; });
 }
 
+/// Two sums in one walk: add(i, a, b) adds element i's terms to a and b.
+template <class C>
+struct SumPair {
+  C a, b;
+};
+template <class C, class Add>
+CASTOR_HOST_DEVICE SumPair<C> sum_pair_lanes(std::int64_t n, Add add) {
+  C a[kFoldLanes], b[kFoldLanes];
+  for (int j = 0; j < kFoldLanes; ++j) a[j] = b[j] = C(0);
+  std::int64_t i = 0;
+  for (; i + kFoldLanes <= n; i += kFoldLanes) {
+    for (int j = 0; j < kFoldLanes; ++j) add(i + j, a[j], b[j]);
+  }
+  for (int j = 0; i + j < n; ++j) add(i + j, a[j], b[j]);
+  for (int width = kFoldLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) {
+      a[j] += a[j + width];
+      b[j] += b[j + width];
+    }
+  }
+  return {a[0], b[0]};
+}
+
+inline constexpr std::int64_t kSumBlock = 1024;
+
+/// The sum of value(i) for i in [0, n), in C inside blocks of 1024 and in f64 over them.
+template <class C, class Value>
+CASTOR_HOST_DEVICE double sum_blocks(std::int64_t n, Value value) {
+  double total = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const std::int64_t count = n - begin < kSumBlock ? n - begin : kSumBlock;
+    total += static_cast<double>(sum_lanes<C>(count, [&](std::int64_t i) { return value(begin + i); }));
+  }
+  return total;
+}
+
+/// As sum_blocks, for two sums.
+template <class C, class Add>
+CASTOR_HOST_DEVICE SumPair<double> sum_pair_blocks(std::int64_t n, Add add) {
+  SumPair<double> total{0, 0};
+  for (std::int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const std::int64_t count = n - begin < kSumBlock ? n - begin : kSumBlock;
+    const SumPair<C> part = sum_pair_lanes<C>(count, [&](std::int64_t i, C& a, C& b) { add(begin + i, a, b); });
+    total.a += static_cast<double>(part.a);
+    total.b += static_cast<double>(part.b);
+  }
+  return total;
+}
+
 /// The larger one; NaN if one is NaN.
 template <class C>
 CASTOR_HOST_DEVICE C larger(C a, C b) {

@@ -38,7 +38,8 @@ Tensor readable(const Tensor& x) {
 }
 
 void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
-  MatmulArgs args{a.view(), b.view(), view_or_absent(bias), c.view(), {}};
+  const Tensor dense_bias = bias.defined() ? contiguous(bias) : bias;
+  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}};
   const Tensor workspace = workspace_for(c.device(), args);
   args.workspace = view_or_absent(workspace);
   dispatch(c.device(), args);

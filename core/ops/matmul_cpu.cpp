@@ -31,6 +31,21 @@ struct Product {
   std::int64_t a_row, a_column, b_row, b_column, c_row;
 };
 
+/// True if no two elements of a batch of matrices share an address, or if one matrix repeats: what oneDNN takes.
+bool is_disjoint(std::int64_t batch, std::int64_t batch_stride, std::int64_t rows, std::int64_t row_stride,
+                 std::int64_t columns, std::int64_t column_stride) {
+  if (batch_stride == 0) return true;
+  std::pair<std::int64_t, std::int64_t> axes[] = {{batch_stride, batch}, {row_stride, rows}, {column_stride, columns}};
+  std::sort(std::begin(axes), std::end(axes));
+  std::int64_t extent = 1;
+  for (const auto& [stride, size] : axes) {
+    if (size == 1) continue;
+    if (stride < extent) return false;
+    extent = stride * size;
+  }
+  return true;
+}
+
 Product merge_axes(const MatmulArgs& args) {
   const View &a = args.a, &b = args.b, &c = args.c;
   const int leading = c.ndim - 2;
@@ -74,8 +89,13 @@ Product merge_axes(const MatmulArgs& args) {
       --count;
     }
   }
-  if (count > 0) product.batch = axes[0];
-  for (int i = count - 1; i >= 1; --i) product.outer[product.outer_count++] = axes[i];
+  if (count > 0 && is_disjoint(axes[0].size, axes[0].a, product.m, product.a_row, product.k, product.a_column) &&
+      is_disjoint(axes[0].size, axes[0].b, product.k, product.b_row, product.n, product.b_column)) {
+    product.batch = axes[0];
+    std::copy(axes + 1, axes + count, axes);
+    --count;
+  }
+  for (int i = count - 1; i >= 0; --i) product.outer[product.outer_count++] = axes[i];
   return product;
 }
 
@@ -142,10 +162,9 @@ void run_f64(const MatmulArgs& args) {
         gemm_f64(product.m, product.n, product.k, {a + i * product.batch.a, product.a_row, product.a_column},
                  {b + i * product.batch.b, product.b_row, product.b_column}, result, product.c_row);
         if (!args.bias.defined()) continue;
-        const std::int64_t step = args.bias.stride[0];
         for (std::int64_t row = 0; row < product.m; ++row) {
           for (std::int64_t j = 0; j < product.n; ++j)
-            result[row * product.c_row + j] += args.bias.as<double>()[j * step];
+            result[row * product.c_row + j] += args.bias.as<double>()[j];
         }
       }
     });
@@ -214,7 +233,7 @@ void fill_without_products(const MatmulArgs& args) {
   View source = args.c;
   source.data = args.bias.defined() ? args.bias.data : &zero;
   for (int i = 0; i < source.ndim; ++i) source.stride[i] = 0;
-  if (args.bias.defined()) source.stride[source.ndim - 1] = args.bias.stride[0];
+  if (args.bias.defined()) source.stride[source.ndim - 1] = 1;
   run(Cpu{}, CastArgs{source, args.c});
 }
 

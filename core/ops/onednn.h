@@ -67,7 +67,7 @@ struct ConvProblem {
   std::int64_t stride_height = 1, stride_width = 1;
   std::int64_t padding_height = 0, padding_width = 0;  ///< before; what is needed after follows from the sizes
   std::int64_t dilation_height = 1, dilation_width = 1;
-  bool has_bias = false;  ///< forward: added; backward by weights: its gradient is computed too
+  bool has_bias = false;  ///< forward only
 };
 
 /// One of the three directions of a convolution.
@@ -77,7 +77,7 @@ class Conv {
   virtual std::size_t workspace_bytes() const = 0;
   virtual std::string_view implementation() const = 0;
   /// forward: x, weight, bias -> y. backward by data: `x` takes dx and `y` gives dy. backward by weights: `x` and `y`
-  /// give x and dy, `weight` and `bias` take their gradients.
+  /// give x and dy, `weight` takes its gradient. What is only read is not written; `bias` is null where there is none.
   virtual void run(void* x, void* weight, void* bias, void* y, void* workspace) = 0;
 };
 Conv& conv_forward(const ConvProblem& problem);

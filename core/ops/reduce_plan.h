@@ -36,6 +36,22 @@ struct AxisGroup {
   }
 };
 
+/// At most ReducePlan::kPiece of the elements that one output reduces: equal stretches of a few runs.
+struct ReducePiece {
+  const AxisGroup* axes = nullptr;
+  std::int64_t first_run = 0, runs = 1;
+  std::int64_t begin = 0, length = 0;  ///< of the stretch in each run
+  std::int64_t stride = 1;
+
+  std::int64_t numel() const { return runs * length; }
+  /// Where stretch r < runs starts, relative to the output's first element.
+  std::int64_t offset(std::int64_t r) const {
+    std::int64_t x, ignored;
+    axes->offsets(first_run + r, axes->ndim - 1, x, ignored);
+    return x + begin * stride;
+  }
+};
+
 /// A reduction of x to y.
 struct ReducePlan {
   static constexpr std::int64_t kPiece = 1024;      ///< elements summed in f32
@@ -49,9 +65,9 @@ struct ReducePlan {
   std::int64_t count = 1;    ///< elements reduced to each
   bool by_columns = false;   ///< the innermost axis in memory is kept
 
-  // By rows: each output's elements are pieces (runs along the innermost reduced axis, cut at kPiece), grouped into
-  // parts.
-  std::int64_t run = 1, pieces_per_run = 1, pieces = 1, pieces_per_part = 1, parts = 1;
+  // By rows: each output's elements are runs along the innermost reduced axis. Long runs are cut at kPiece, short ones
+  // grouped up to it; pieces are grouped into parts.
+  std::int64_t run = 1, runs_per_piece = 1, pieces_per_run = 1, pieces = 1, pieces_per_part = 1, parts = 1;
   // By columns: the innermost kept axis is the columns, the other kept ones the slabs.
   std::int64_t columns = 1, slabs = 1, tiles = 1, row_blocks = 1;
   bool has_partials = false;  ///< parts or row blocks are tasks of their own and meet in the workspace
@@ -73,12 +89,31 @@ struct ReducePlan {
       has_partials = slabs * tiles < kEnoughTasks && row_blocks > 1;
     } else {
       run = reduced.ndim == 0 ? 1 : reduced.size[reduced.ndim - 1];
+      const std::int64_t runs = run == 0 ? 0 : count / run;
       pieces_per_run = (run + kPiece - 1) / kPiece;
-      pieces = run == 0 ? 0 : count / run * pieces_per_run;
-      pieces_per_part = std::max<std::int64_t>(1, kPart / std::clamp<std::int64_t>(run, 1, kPiece));
+      runs_per_piece = std::max<std::int64_t>(1, kPiece / std::max<std::int64_t>(run, 1));
+      pieces = pieces_per_run > 1 ? runs * pieces_per_run : (runs + runs_per_piece - 1) / runs_per_piece;
+      pieces_per_part = kPart / kPiece;
       parts = (pieces + pieces_per_part - 1) / pieces_per_part;
       has_partials = outputs < kEnoughTasks && parts > 1;
     }
+  }
+
+  /// Piece `index` of an output.
+  ReducePiece piece(std::int64_t index) const {
+    ReducePiece result;
+    result.axes = &reduced;
+    result.stride = reduced.ndim == 0 ? 1 : reduced.x_stride[reduced.ndim - 1];
+    if (pieces_per_run > 1) {
+      result.first_run = index / pieces_per_run;
+      result.begin = index % pieces_per_run * kPiece;
+      result.length = std::min(kPiece, run - result.begin);
+    } else {
+      result.first_run = index * runs_per_piece;
+      result.runs = std::min(runs_per_piece, count / run - result.first_run);
+      result.length = run;
+    }
+    return result;
   }
 
   /// Partial results that meet in the workspace.

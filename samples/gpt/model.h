@@ -10,6 +10,7 @@
 #include "autograd/nn/trainable.h"
 #include "autograd/nn/transformer.h"
 #include "strategy/config/constraint.h"
+#include "strategy/text_generation.h"
 
 namespace castor::samples {
 
@@ -59,17 +60,18 @@ void describe(V& v, GptConfig& c) {
 }
 
 /// The decoder. Parameters: wte, wpe (learned positions), blocks.N.{norm1, attn, norm2, mlp}, norm, head.
-class Gpt final : public autograd::TrainableModel {
+class Gpt final : public autograd::TrainableModel, public strategy::TextModel {
  public:
   using Config = GptConfig;
   /// Throws ConfigError for sizes that do not fit.
   explicit Gpt(const GptConfig& config, const autograd::TensorOptions& options = {});
 
-  /// tokens i64|i32|u8 [B, T], T <= block_size -> logits [B, T, vocab_size]. Throws ShapeError for another shape.
+  /// tokens i64|i32 [B, T], T <= block_size -> logits [B, T, vocab_size]. Throws ShapeError for another shape.
   autograd::Variable forward(const Tensor& tokens) override;
-  /// {"loss": mean cross-entropy in nats a token}. targets i64|i32|u8 [B, T]; -100 counts for nothing.
+  /// {"loss": mean cross-entropy in nats a token}. targets i64|i32 [B, T]; -100 counts for nothing.
   std::map<std::string, autograd::Variable> loss(const autograd::Batch& batch) override;
 
+  std::int64_t context_length() const override { return config_.block_size; }
   const GptConfig& config() const { return config_; }
 
  private:

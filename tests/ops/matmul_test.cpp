@@ -221,6 +221,20 @@ TEST_CASE("a gradient that nobody else holds gives its bytes to the result, a sh
   check_same_bits("sole", from_sole, from_shared);
 }
 
+TEST_CASE("matmul reads overlapping and repeated windows of one tensor") {
+  const Tensor base = make_tensor(random_array({60}, 4), DType::f32);
+  const Tensor b = make_tensor(random_array({4, 3}, 5), DType::f32);
+  const Tensor windows[] = {base.as_strided({5, 3, 4}, {2, 4, 1}, 0), base.as_strided({5, 3, 4}, {4, 1, 1}, 3),
+                            base.as_strided({5, 3, 4}, {12, 0, 1}, 0), base.as_strided({5, 3, 4}, {0, 4, 1}, 7),
+                            base.as_strided({5, 3, 4}, {1, 20, 5}, 0)};
+  for (const Tensor& a : windows) {
+    check_close(cat("windows with strides ", a.strides()), matmul(a, b), matmul_reference(to_array(a), to_array(b)), DType::f32, 2e-6, 1);
+    const Tensor right = b.expand({5, 4, 3});
+    check_close("windows on the right", matmul(right.transpose(1, 2), a.transpose(1, 2)),
+                matmul_reference(to_array(right.transpose(1, 2)), to_array(a.transpose(1, 2))), DType::f32, 2e-6, 1);
+  }
+}
+
 TEST_CASE("relu in a linear layer lets NaN through") {
   const Tensor x = make_tensor(Array({2, 2}, {std::nan(""), 1, -1, 1}), DType::f32),
                weight = make_tensor(Array({1, 2}, {1, 1}), DType::f32);

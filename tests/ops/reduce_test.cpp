@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+#include "autograd/graph.h"
+#include "autograd/ops/reduce.h"
 #include "core/ops/elementwise.h"
 #include "tests/support/op_check.h"
 
@@ -269,6 +271,34 @@ TEST_CASE("the gradient of every reduction matches central differences") {
       check_gradient(check, {{"values", {{axes_case.shape, 0.25, 3}}}});
     }
   }
+}
+
+TEST_CASE("recorded reductions give the gradients that differences give") {
+  using autograd::Variable;
+  for (const bool keepdim : {false, true}) {
+    for (const AxesCase& axes_case : kAxesCases) {
+      if (axes_case.shape.numel() < 2) continue;
+      for (const Row& row : kRows) {
+        if (row.op == ReduceOp::variance && axes_case.axes == Shape{1} && axes_case.shape[1] == 1) continue;
+        GradientCheck check =
+            variable_check(cat(row.name, " over ", axes_case.axes), [&](const std::vector<Variable>& in) {
+              return std::vector<Variable>{row.op == ReduceOp::variance
+                                               ? autograd::variance(in[0], axes_case.axes, row.correction, keepdim)
+                                               : autograd::reduce(row.op, in[0], axes_case.axes, keepdim)};
+            });
+        check.dtypes = {DType::f32};
+        check.strided = false;
+        check.scale = 0.5;
+        check_gradient(check, {{"values", {{axes_case.shape, 0.25, 3}}}});
+      }
+    }
+  }
+}
+
+TEST_CASE("elements that share a maximum share its gradient") {
+  const autograd::Variable x(Tensor::from_values<float>(std::vector<float>{1, 5, 5, 2}, {4}), true);
+  autograd::backward(autograd::max(x));
+  CHECK(x.grad().to_vector<float>() == std::vector<float>{0, 0.5f, 0.5f, 0});
 }
 
 TEST_CASE("reductions refuse bad axes, dtypes and empty choices by name") {

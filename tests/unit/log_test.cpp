@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -78,9 +77,12 @@ TEST_CASE("log lines have the peers' form on the console and in the file") {
   log.debug("not at this level");
   log.warning("two\nlines");
   const std::string text = out.text();
-  const std::regex form(
-      R"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - castor - INFO - epoch 3 loss 0.5\n\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - castor - WARNING - two\nlines\n)");
-  CHECK_MESSAGE(std::regex_match(text, form), text);
+  std::string masked = text;
+  for (char& c : masked) c = c >= '0' && c <= '9' ? '0' : c;
+  CHECK(masked ==
+        "0000/00/00 00:00:00 - castor - INFO - epoch 0 loss 0.0\n"
+        "0000/00/00 00:00:00 - castor - WARNING - two\nlines\n");
+  CHECK(text.find("epoch 3 loss 0.5") != std::string::npos);
   CHECK(read_text_file(options.file) == text);
   CHECK(options.file == folder.path().string() + "/20260131_235959/20260131_235959.log");
   Logger again(options);

@@ -1,0 +1,41 @@
+// Adam's and AdamW's groups and states; the arithmetic is core/ops/optim.h's.
+#include "autograd/optim/adam.h"
+
+#include "autograd/optim/optimizer_config.h"
+#include "autograd/optim/step_tensors.h"
+
+namespace castor::autograd {
+
+Adam::Adam(const char* type, const AdamConfig& config, std::vector<ParamGroup> groups, bool decoupled)
+    : Optimizer(std::move(groups), {{"lr", config.lr},
+                                    {"beta1", config.betas[0]},
+                                    {"beta2", config.betas[1]},
+                                    {"eps", config.eps},
+                                    {"weight_decay", config.weight_decay}}),
+      config_(checked(type, config)),
+      is_decoupled_(decoupled) {}
+
+Adam::Adam(const AdamConfig& config, std::vector<ParamGroup> groups) : Adam("Adam", config, std::move(groups), false) {}
+
+AdamW::AdamW(const AdamWConfig& config, std::vector<ParamGroup> groups) : Adam("AdamW", config, std::move(groups), true) {}
+
+std::vector<StateSpec> Adam::states(const Shape& shape) const {
+  std::vector<StateSpec> specs{{"exp_avg", shape, DType::f32}, {"exp_avg_sq", shape, DType::f32}};
+  if (config_.amsgrad) specs.push_back({"max_exp_avg_sq", shape, DType::f32});
+  return specs;
+}
+
+void Adam::apply(const Range& range, const StepContext& context, const Stats&) const {
+  const AdamOptions options{.lr = value(range.group, "lr"),
+                            .beta1 = value(range.group, "beta1"),
+                            .beta2 = value(range.group, "beta2"),
+                            .epsilon = value(range.group, "eps"),
+                            .weight_decay = value(range.group, "weight_decay"),
+                            .is_decoupled = is_decoupled_};
+  const double factor = config_.maximize ? -context.gradient_scale : context.gradient_scale;
+  const Tensor largest = config_.amsgrad ? required_state(range, "max_exp_avg_sq") : Tensor{};
+  adam_step(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,
+            adam_scalars(options, context.step, factor));
+}
+
+}  // namespace castor::autograd

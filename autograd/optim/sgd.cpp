@@ -1,0 +1,40 @@
+// SGD's groups and states; the arithmetic is core/ops/optim.h's.
+#include "autograd/optim/sgd.h"
+
+#include "autograd/optim/optimizer_config.h"
+#include "autograd/optim/step_tensors.h"
+
+namespace castor::autograd {
+namespace {
+constexpr const char* kBuffer = "momentum_buffer";
+}
+
+SGD::SGD(const SGDConfig& config, std::vector<ParamGroup> groups)
+    : Optimizer(std::move(groups),
+                {{"lr", config.lr}, {"momentum", config.momentum}, {"dampening", config.dampening}, {"weight_decay", config.weight_decay}}),
+      config_(checked("SGD", config)) {}
+
+std::vector<StateSpec> SGD::states(const Shape& shape) const {
+  if (!any_nonzero("momentum")) return {};
+  return {{kBuffer, shape, DType::f32}};
+}
+
+void SGD::apply(const Range& range, const StepContext& context, const Stats&) const {
+  SgdScalars scalars;
+  scalars.gradient_factor = static_cast<float>(config_.maximize ? -context.gradient_scale : context.gradient_scale);
+  scalars.lr = static_cast<float>(value(range.group, "lr"));
+  scalars.momentum = static_cast<float>(value(range.group, "momentum"));
+  scalars.dampening = static_cast<float>(value(range.group, "dampening"));
+  scalars.weight_decay = static_cast<float>(value(range.group, "weight_decay"));
+  scalars.is_nesterov = config_.nesterov;
+  scalars.is_first_step = context.step == 1;
+  const auto buffer = range.states.find(kBuffer);
+  if (scalars.momentum != 0 && buffer == range.states.end()) {
+    throw ConfigError(cat("SGD: momentum became ", scalars.momentum, " in a run that started without any, so '", *range.name,
+                          "' has no momentum_buffer; start with a momentum that is not 0"),
+                      "momentum");
+  }
+  sgd_step(step_tensors(range), scalars.momentum != 0 ? buffer->second : Tensor{}, scalars);
+}
+
+}  // namespace castor::autograd
