@@ -220,6 +220,7 @@ class Walk {
     BackwardContext context;
     const auto found = pending_.find(&node);
     context.gradients = std::move(found->second);
+    context.is_graph_kept = retain_graph_;
     pending_.erase(found);
     const bool is_reached = std::any_of(context.gradients.begin(), context.gradients.end(), [](const Tensor& g) { return g.defined(); });
     std::vector<Tensor> results(node.inputs().size());

@@ -23,6 +23,8 @@ struct BackwardContext {
   std::vector<Tensor> gradients;
   /// Which inputs want a gradient; the others' may be left undefined.
   std::vector<bool> needs;
+  /// What was saved is wanted by another backward: a function must not write over it.
+  bool is_graph_kept = false;
 };
 
 /// Gradients of the inputs, in the order they were given to `record`.

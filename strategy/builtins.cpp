@@ -43,13 +43,17 @@ SamplerOptions make_sampler(const SamplerConfig& config, const SamplerOptions& f
 template <class T, class Base>
 auto make = [](const typename T::Config& config) -> std::unique_ptr<Base> { return std::make_unique<T>(config); };
 
+template <class T, class Config>
+std::unique_ptr<autograd::Optimizer> make_optimizer(const Config& config) {
+  return std::make_unique<T>(config);
+}
+
 void add_optimizers(Registry& registry) {
-  using autograd::Optimizer;
-  registry.optimizers.add<autograd::SGD::Config>("SGD", "stochastic gradient descent with momentum", make<autograd::SGD, Optimizer>)
-      .add<autograd::Adam::Config>("Adam", "adaptive moments; decay is part of the gradient", make<autograd::Adam, Optimizer>)
-      .add<autograd::AdamW::Config>("AdamW", "adaptive moments with decoupled decay", make<autograd::AdamW, Optimizer>)
-      .add<autograd::Lamb::Config>("Lamb", "AdamW scaled by each tensor's trust ratio", make<autograd::Lamb, Optimizer>)
-      .add<autograd::Adafactor::Config>("Adafactor", "second moments factored into rows and columns", make<autograd::Adafactor, Optimizer>);
+  registry.optimizers.add<autograd::SGDConfig>("SGD", "stochastic gradient descent with momentum", make_optimizer<autograd::SGD, autograd::SGDConfig>)
+      .add<autograd::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient", make_optimizer<autograd::Adam, autograd::AdamConfig>)
+      .add<autograd::AdamWConfig>("AdamW", "adaptive moments with decoupled decay", make_optimizer<autograd::AdamW, autograd::AdamWConfig>)
+      .add<autograd::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio", make_optimizer<autograd::Lamb, autograd::LambConfig>)
+      .add<autograd::AdafactorConfig>("Adafactor", "second moments factored into rows and columns", make_optimizer<autograd::Adafactor, autograd::AdafactorConfig>);
   for (const char* name : {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
     registry.optimizers.refuse(name, "not in this version; AdamW, Adam, SGD, Lamb and Adafactor are fused here");
   }
@@ -68,8 +72,8 @@ void add_schedulers(Registry& registry) {
 void add_strategies(Registry& registry) {
   registry.strategies.add<ColossalAIStrategy::Config>(
       "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
-      [](const ColossalAIStrategy::Config&, const Device& device, std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
-        return std::make_unique<ColossalAIStrategy>(device, seed);
+      [](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
+        return std::make_unique<ColossalAIStrategy>(device, seed, config.auto_scale_lr.value_or(AutoScaleConfig{}));
       });
   for (const char* name : {"SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy"}) {
     registry.strategies.refuse(name, "use ColossalAIStrategy");

@@ -17,14 +17,34 @@ std::vector<std::pair<std::string, autograd::Variable>> named_tensors(const auto
   return tensors;
 }
 
+// Names that no reader looks for: a folder that is being written, and one that makes room for it.
+std::string draft_of(const std::string& work_dir, const std::string& name) { return join_path(work_dir, "." + name + ".partial"); }
+std::string replaced_of(const std::string& work_dir, const std::string& name) { return join_path(work_dir, "." + name + ".replaced"); }
+
+/// After a failure: the replaced folder, if any, gets its name back, and the draft goes. A file system that fails here as well is
+/// left as a crash would leave it.
+void tidy_up(const std::string& draft, const std::string& replaced, const std::string& folder, FileSystem& files) noexcept {
+  try {
+    if (!replaced.empty()) rename_file(replaced, folder, files);
+  } catch (const IoError&) {
+  }
+  try {
+    remove_tree(draft, files);
+  } catch (const IoError&) {
+  }
+}
+
 }  // namespace
 
-std::string save_weights(const autograd::Module& model, const std::string& config_yaml, const std::string& work_dir, const std::string& name) {
+std::string save_weights(const autograd::Module& model, const std::string& config_yaml, const std::string& work_dir, const std::string& name,
+                         FileSystem& files) {
   const std::string folder = join_path(work_dir, name);
-  // A folder that is being written has a name no reader looks for, so a crash leaves no half of a checkpoint behind a good name.
-  const std::string draft = join_path(work_dir, "." + name + ".partial");
-  remove_tree(draft);
-  make_directories(draft);
+  const std::string draft = draft_of(work_dir, name), replaced = replaced_of(work_dir, name);
+  // A crash in an earlier save may have left the folder under its hidden name only.
+  if (is_directory(replaced, files) && !is_directory(folder, files)) {
+    rename_file(replaced, folder, files);
+    sync_directory(work_dir, files);
+  }
   std::vector<Tensor> kept;
   std::vector<formats::SafetensorsTensor> tensors;
   for (const auto& [tensor_name, variable] : named_tensors(model)) {
@@ -36,23 +56,33 @@ std::string save_weights(const autograd::Module& model, const std::string& confi
     };
     tensors.push_back({tensor_name, x.dtype(), {x.shape().begin(), x.shape().end()}, bytes});
   }
+  bool has_replaced = false;
   try {
-    formats::write_safetensors(join_path(draft, kWeightsFile), tensors, {{{"format", "pt"}}});
-    write_file_atomically(join_path(draft, kConfigFile), config_yaml);
-    remove_tree(folder);
-    rename_file(draft, folder);
-    sync_directory(work_dir);
-    write_file_atomically(join_path(work_dir, kLastCheckpointFile), name);
+    remove_tree(draft, files);
+    remove_tree(replaced, files);
+    make_directories(draft, files);
+    formats::write_safetensors(join_path(draft, kWeightsFile), tensors, {{{"format", "pt"}}}, files);
+    write_file_atomically(join_path(draft, kConfigFile), config_yaml, files);
+    if (is_directory(folder, files)) {
+      rename_file(folder, replaced, files);
+      has_replaced = true;
+      sync_directory(work_dir, files);
+    }
+    rename_file(draft, folder, files);
+    has_replaced = false;
+    sync_directory(work_dir, files);
+    write_file_atomically(join_path(work_dir, kLastCheckpointFile), name, files);
+    remove_tree(replaced, files);
   } catch (...) {
-    remove_tree(draft);
+    tidy_up(draft, has_replaced ? replaced : std::string(), folder, files);
     throw;
   }
   return folder;
 }
 
-void load_weights(const autograd::Module& model, const std::string& path) {
-  const std::string file = is_directory(path) ? join_path(path, kWeightsFile) : path;
-  const auto source = formats::SafetensorsFile::open(file);
+void load_weights(const autograd::Module& model, const std::string& path, FileSystem& files) {
+  const std::string file = is_directory(path, files) ? join_path(path, kWeightsFile) : path;
+  const auto source = formats::SafetensorsFile::open(file, files);
   std::string problems;
   std::set<std::string> wanted;
   const auto tensors = named_tensors(model);
@@ -77,17 +107,23 @@ void load_weights(const autograd::Module& model, const std::string& path) {
   }
 }
 
-std::string find_last_checkpoint(const std::string& work_dir) {
+std::string find_last_checkpoint(const std::string& work_dir, FileSystem& files) {
   const std::string pointer = join_path(work_dir, kLastCheckpointFile);
-  if (!exists(pointer)) {
-    throw IoError(cat("no saved weights in ", work_dir, ": there is no ", kLastCheckpointFile, "; train first, or give --checkpoint"), pointer, ENOENT);
+  if (!exists(pointer, files)) {
+    throw IoError(cat("no saved weights in ", work_dir, ": there is no ", kLastCheckpointFile, "; train first, or name the weights with load_from"),
+                  pointer, ENOENT);
   }
-  std::string name = read_text_file(pointer, 4096);
+  std::string name = read_text_file(pointer, 4096, files);
   while (!name.empty() && (name.back() == '\n' || name.back() == ' ')) name.pop_back();
   if (name.empty() || name.find('/') != std::string::npos || name.starts_with('.')) {
     throw FormatError(cat(pointer, ": expected the name of a folder beside it, got '", name, "'"), pointer, 0);
   }
-  return join_path(work_dir, name);
+  const std::string folder = join_path(work_dir, name), replaced = replaced_of(work_dir, name);
+  if (is_directory(folder, files)) return folder;
+  // A crash while the folder was being replaced: the older one is whole.
+  if (is_directory(replaced, files)) return replaced;
+  throw IoError(cat("no saved weights: ", pointer, " names ", folder, ", which is not there; train again, or name the weights with load_from"), folder,
+                ENOENT);
 }
 
 }  // namespace castor::strategy

@@ -16,7 +16,8 @@ autograd::Batch on_device(const autograd::Batch& batch, Device device) {
 
 }  // namespace
 
-ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed) : device_(device), seed_(seed) {}
+ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr)
+    : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr) {}
 
 autograd::TrainableModel& ColossalAIStrategy::model() {
   if (model_ == nullptr) throw InternalError("ColossalAIStrategy: call prepare before using the model");
@@ -53,11 +54,17 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
 }
 
 void ColossalAIStrategy::scale_lr(const PrepareOptions& options) {
-  if (!options.auto_scale_lr.enable) return;
+  const AutoScaleConfig& scale = options.auto_scale_lr ? *options.auto_scale_lr : auto_scale_lr_;
+  if (!scale.enable) return;
   const auto batch = static_cast<double>(world_size() * options.dispatch.train_micro_batch_size_per_gpu);
-  const auto base = static_cast<double>(*options.auto_scale_lr.base_batch_size);
+  const auto base = static_cast<double>(*scale.base_batch_size);
   for (autograd::ParamGroup& group : optim_wrapper_->optimizer().groups()) {
-    double& lr = group.values.at("lr");
+    const auto found = group.values.find("lr");
+    if (found == group.values.end()) {
+      throw ConfigError(cat("auto_scale_lr: ", optim_wrapper_->optimizer().type_name(), " finds its own step size and has no lr to scale; disable one of the two"),
+                        "auto_scale_lr");
+    }
+    double& lr = found->second;
     logger().info("auto_scale_lr: lr ", lr, " * ", batch, " / ", base, " = ", lr * batch / base);
     lr *= batch / base;
   }

@@ -19,9 +19,10 @@ class ColossalAIStrategy final : public BaseStrategy {
     std::optional<AutoScaleConfig> auto_scale_lr;
   };
 
-  /// device   where the model and its states live: cpu, or meta to plan a run
-  /// seed     of weights and dropout
-  ColossalAIStrategy(Device device, std::uint64_t seed);
+  /// device         where the model and its states live: cpu, or meta to plan a run
+  /// seed           of weights and dropout
+  /// auto_scale_lr  used where `prepare` is not told
+  ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr = {});
 
   void prepare(const ModelFactory& model, const PrepareOptions& options) override;
   StepResult train_step(const autograd::Batch& batch) override;
@@ -37,6 +38,7 @@ class ColossalAIStrategy final : public BaseStrategy {
 
   Device device_;
   std::uint64_t seed_;
+  AutoScaleConfig auto_scale_lr_;
   autograd::PendingBufferUpdates buffer_updates_;
   std::shared_ptr<autograd::TrainableModel> model_;
   std::unique_ptr<OptimWrapper> optim_wrapper_;

@@ -2,6 +2,7 @@
 #include "strategy/optim_wrapper.h"
 
 #include "autograd/graph.h"
+#include "autograd/optim/clip.h"
 #include "core/ops/elementwise.h"
 
 namespace castor::strategy {
@@ -17,10 +18,10 @@ OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::
   if (counts_ < 1) throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", counts_), "optim_wrapper.accumulative_counts");
 }
 
-void OptimWrapper::clip_values() const {
-  for (const auto& parameter : parameters_) {
-    if (parameter.variable.grad().defined()) unary_inplace(UnaryOp::clamp, parameter.variable.grad(), -*clip_->clip_value, *clip_->clip_value);
-  }
+std::vector<autograd::Variable> OptimWrapper::variables() const {
+  std::vector<autograd::Variable> list;
+  for (const auto& parameter : parameters_) list.push_back(parameter.variable);
+  return list;
 }
 
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
@@ -38,10 +39,10 @@ UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
   }
   UpdateResult result{true, {}};
   double factor = 1.0;
-  if (clip_ && clip_->type == "value") clip_values();
+  if (clip_ && clip_->type == "value") autograd::clip_grad_value(variables(), *clip_->clip_value);
   if (clip_ && clip_->type == "norm") {
     const double norm = stepper_.gradient_norm();
-    if (norm > *clip_->max_norm) factor = *clip_->max_norm / norm;
+    factor = autograd::clip_factor(norm, *clip_->max_norm);
     result.grad_norm = norm;
   }
   stepper_.step(factor);

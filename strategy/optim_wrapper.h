@@ -59,7 +59,7 @@ class OptimWrapper {
   std::int64_t window_position() const { return inner_count_ % counts_; }
 
  private:
-  void clip_values() const;
+  std::vector<autograd::Variable> variables() const;
 
   std::unique_ptr<autograd::Optimizer> optimizer_;
   std::vector<autograd::LocalStepper::Parameter> parameters_;

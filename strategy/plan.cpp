@@ -66,7 +66,7 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
   {
     ColossalAIStrategy strategy(device, 0);
     PrepareOptions quiet = options;
-    quiet.auto_scale_lr.enable = false;
+    quiet.auto_scale_lr = AutoScaleConfig{};
     quiet.param_schedulers.clear();
     strategy.prepare(model, quiet);
     plan.parameters = strategy.model().parameter_count();
@@ -128,6 +128,23 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
   }
   json["memory"]["total"] = {{"peak", plan.memory.peak_total}, {"reserved", plan.memory.peak_reserved}};
   return json;
+}
+
+MemoryStats memory_since(const MemoryStats& before, const MemoryStats& now) {
+  const auto less = [](std::size_t a, std::size_t b) { return a > b ? a - b : 0; };
+  MemoryStats grown = now;
+  for (std::size_t i = 0; i < kCategoryCount; ++i) {
+    grown.current[i] = less(now.current[i], before.current[i]);
+    grown.peak[i] = less(now.peak[i], before.current[i]);
+    grown.at_peak[i] = less(now.at_peak[i], before.current[i]);
+  }
+  grown.current_total = less(now.current_total, before.current_total);
+  grown.peak_total = less(now.peak_total, before.current_total);
+  grown.reserved = less(now.reserved, before.reserved);
+  grown.peak_reserved = less(now.peak_reserved, before.reserved);
+  grown.allocations = now.allocations - before.allocations;
+  grown.system_allocations = now.system_allocations - before.system_allocations;
+  return grown;
 }
 
 std::string audit_text(const Plan& plan, const MemoryStats& actual) {

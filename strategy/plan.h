@@ -44,6 +44,11 @@ std::string plan_text(const Plan& plan);
 /// The plan for machines; keys are the fields' names, memory in bytes by category.
 nlohmann::ordered_json plan_json(const Plan& plan);
 
+/// What was allocated on top of `before`: the peaks of `now` less what was in use then. Data sets and other models of the process are
+/// no part of a plan.
+///   now  statistics of the same allocator, its peaks reset when `before` was taken
+MemoryStats memory_since(const MemoryStats& before, const MemoryStats& now);
+
 /// Prediction against what the allocator saw, a line a category, with the difference in percent.
 std::string audit_text(const Plan& plan, const MemoryStats& actual);
 /// The largest difference of a category's peak, as a share of that category's actual peak; categories below 64 KiB in both are left out.

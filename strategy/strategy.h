@@ -68,7 +68,7 @@ struct PrepareOptions {
   std::int64_t accumulative_counts = 1;
   std::optional<ClipConfig> clip;
   std::vector<SchedulerFactory> param_schedulers;
-  AutoScaleConfig auto_scale_lr;
+  std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   DispatchOptions dispatch;
 };
 

@@ -3,7 +3,6 @@
 
 #include "autograd/ops/index.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/norm.h"
 #include "autograd/ops/random.h"
 #include "autograd/random_state.h"
 
@@ -44,7 +43,7 @@ Dropout::Dropout(double p) : p_(p) {
 Variable Dropout::forward(const Variable& x) {
   const ForwardScope scope(*this);
   if (!is_training() || p_ == 0) return x;
-  return dropout(x, p_, random_state().next(name_hash()));
+  return dropout(x, random_state().next(name_hash()), p_);
 }
 
 Linear::Linear(std::int64_t in_features, std::int64_t out_features, const LinearOptions& options) {
@@ -56,7 +55,7 @@ Linear::Linear(std::int64_t in_features, std::int64_t out_features, const Linear
 
 Linear::Linear(const Variable& tied_weight) : weight_(tied_weight) { register_parameter("weight", tied_weight); }
 
-Variable Linear::forward(const Variable& x) { return forward(x, castor::Activation::none); }
+Variable Linear::forward(const Variable& x) { return forward(x, Activation::none); }
 
 Variable Linear::forward(const Variable& x, Activation activation) {
   const ForwardScope scope(*this);
@@ -68,7 +67,7 @@ Embedding::Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, co
 
 Variable Embedding::forward(const Tensor& indices) {
   const ForwardScope scope(*this);
-  return embedding(indices, weight_);
+  return embedding(weight_, indices);
 }
 
 Variable Embedding::forward_range(std::int64_t start, std::int64_t count) {
@@ -86,12 +85,22 @@ Variable LayerNorm::forward(const Variable& x) {
   return layer_norm(x, weight_, bias_, eps_);
 }
 
+NormedSum LayerNorm::forward_add(const Variable& x, const Variable& residual) {
+  const ForwardScope scope(*this);
+  return add_layer_norm(x, residual, weight_, bias_, eps_);
+}
+
 RMSNorm::RMSNorm(std::int64_t size, double eps, const TensorOptions& options)
     : eps_(eps), weight_(register_parameter("weight", {size}, Init::ones(), options)) {}
 
 Variable RMSNorm::forward(const Variable& x) {
   const ForwardScope scope(*this);
   return rms_norm(x, weight_, eps_);
+}
+
+NormedSum RMSNorm::forward_add(const Variable& x, const Variable& residual) {
+  const ForwardScope scope(*this);
+  return add_rms_norm(x, residual, weight_, eps_);
 }
 
 }  // namespace castor::autograd

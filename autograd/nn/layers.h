@@ -13,6 +13,7 @@
 
 #include "autograd/nn/module.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/norm.h"
 #include "core/ops/matmul.h"
 
 namespace castor::autograd {
@@ -150,17 +151,24 @@ class Embedding final : public Module {
   Variable weight_;
 };
 
+/// A norm over the last axis that can take in the addition before it.
+class Norm : public Layer {
+ public:
+  /// The norm of x + residual, and that sum, in one pass over memory.
+  virtual NormedSum forward_add(const Variable& x, const Variable& residual) = 0;
+};
+
 /// (x - mean) / sqrt(variance + eps) * weight + bias over the last axis. Source: Ba et al. 2016, arXiv:1607.06450.
 ///   weight  [size], ones
 ///   bias    [size], zeros, if asked for
-class LayerNorm final : public Layer {
+class LayerNorm final : public Norm {
  public:
   explicit LayerNorm(std::int64_t size, double eps = 1e-5, bool bias = true, const TensorOptions& options = {});
   Variable forward(const Variable& x) override;
+  NormedSum forward_add(const Variable& x, const Variable& residual) override;
 
   const Variable& weight() const { return weight_; }
-  const Variable& bias() const { return bias_; }
-  double eps() const { return eps_; }
+  const Variable& bias() const { return bias_; }  ///< undefined without one
 
  private:
   double eps_;
@@ -170,13 +178,13 @@ class LayerNorm final : public Layer {
 
 /// x / sqrt(mean(x^2) + eps) * weight over the last axis. Source: Zhang & Sennrich 2019, arXiv:1910.07467.
 ///   weight  [size], ones
-class RMSNorm final : public Layer {
+class RMSNorm final : public Norm {
  public:
   explicit RMSNorm(std::int64_t size, double eps = 1e-6, const TensorOptions& options = {});
   Variable forward(const Variable& x) override;
+  NormedSum forward_add(const Variable& x, const Variable& residual) override;
 
   const Variable& weight() const { return weight_; }
-  double eps() const { return eps_; }
 
  private:
   double eps_;

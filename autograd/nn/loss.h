@@ -3,35 +3,28 @@
 #pragma once
 
 #include "autograd/nn/module.h"
+#include "core/ops/softmax.h"
 
 namespace castor::autograd {
 
-/// How the losses of the elements become one.
-enum class Reduction : std::uint8_t { mean, sum };
-
-/// Softmax and negative log-likelihood in one pass, without a full-size copy of the logits in f32.
+/// Softmax and negative log-likelihood in one pass; options as in core/ops/softmax.h (ignore_index, label_smoothing, reduction).
 class CrossEntropyLoss final : public Module {
  public:
-  struct Options {
-    std::int64_t ignore_index = -100;  ///< targets of this class count for nothing, not even in the mean's divisor
-    double label_smoothing = 0;        ///< in [0, 1): this share of the target's weight is spread over all classes
-    Reduction reduction = Reduction::mean;
-  };
-  CrossEntropyLoss() = default;
   /// Throws ConfigError for label_smoothing outside [0, 1].
-  explicit CrossEntropyLoss(const Options& options);
-  /// logits [..., classes] f32|bf16|f16, targets i64|i32 [...] -> f32 []; leading axes are merged
+  explicit CrossEntropyLoss(const CrossEntropyOptions& options = {});
+  /// logits [..., classes] f32|bf16|f16, targets i64|i32 [...] -> f32 [], or [rows] without reduction; leading axes are merged.
+  /// Throws ShapeError when the targets' shape is not that of the logits without the last axis.
   Variable forward(const Variable& logits, const Tensor& targets);
 
  private:
-  Options options_;
+  CrossEntropyOptions options_;
 };
 
-/// (prediction - target)^2.
+/// (prediction - target)^2, reduced.
 class MSELoss final : public Module {
  public:
   explicit MSELoss(Reduction reduction = Reduction::mean) : reduction_(reduction) {}
-  /// Equal shapes -> [].
+  /// Equal shapes -> [], or the same shape without reduction. Throws ShapeError when the shapes differ.
   Variable forward(const Variable& prediction, const Tensor& target);
 
  private:

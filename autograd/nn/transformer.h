@@ -52,6 +52,10 @@ enum class MlpKind : std::uint8_t { gelu_erf, gelu_tanh, relu, swiglu };
 /// The kind called "gelu_erf" (or "gelu"), "gelu_tanh", "relu" or "swiglu". Throws ConfigError, listing them, for another name.
 MlpKind mlp_kind_from_name(const std::string& name);
 
+/// silu(gate) * up of a packed [..., 2 n]: gate is the first half of the last axis. One node; its gradient is written packed.
+/// Throws ShapeError for an odd last size.
+Variable swiglu(const Variable& packed);
+
 /// What a feed-forward network is made of.
 struct MlpConfig {
   std::int64_t embed_dim = 0;
@@ -85,7 +89,7 @@ enum class NormKind : std::uint8_t { layer, rms };
 /// The kind called "layer" or "rms". Throws ConfigError, listing them, for another name.
 NormKind norm_kind_from_name(const std::string& name);
 /// A LayerNorm or RMSNorm over `size`. eps is each one's default.
-std::shared_ptr<Layer> make_norm(NormKind kind, std::int64_t size, bool bias, const TensorOptions& options);
+std::shared_ptr<Norm> make_norm(NormKind kind, std::int64_t size, bool bias, const TensorOptions& options);
 
 /// What a block is made of; the two parts' embed_dim must be equal.
 struct BlockConfig {
@@ -103,9 +107,9 @@ class TransformerBlock final : public Layer {
   Variable forward(const Variable& x) override;
 
  private:
-  std::shared_ptr<Layer> norm1_;
+  std::shared_ptr<Norm> norm1_;
   SelfAttention attn_;
-  std::shared_ptr<Layer> norm2_;
+  std::shared_ptr<Norm> norm2_;
   Mlp mlp_;
 };
 

@@ -9,6 +9,8 @@
 
 #include "autograd/nn/buffer_update.h"
 #include "autograd/nn/layers.h"
+#include "core/ops/conv.h"
+#include "core/ops/pool.h"
 
 namespace castor::autograd {
 
@@ -39,14 +41,16 @@ class Conv2d final : public Layer {
  public:
   /// Throws ConfigError unless groups divides both channel counts.
   Conv2d(std::int64_t in_channels, std::int64_t out_channels, Pair kernel, const ConvOptions& options = {});
-  /// x [N, in_channels, H, W] -> [N, out_channels, H', W']
+  /// x [N, in_channels, H, W] -> [N, out_channels, H', W'], channels-last
   Variable forward(const Variable& x) override;
+  /// activation(conv(x) + bias), in one pass.
+  Variable forward(const Variable& x, Activation activation);
 
   const Variable& weight() const { return weight_; }
   const Variable& bias() const { return bias_; }  ///< undefined without one
 
  private:
-  ConvOptions options_;
+  ConvGeometry geometry_;
   Variable weight_;
   Variable bias_;
 };
@@ -91,6 +95,55 @@ class GroupNorm final : public Layer {
   double eps_;
   Variable weight_;
   Variable bias_;
+};
+
+/// What a pooling can be given beside its kernel.
+struct PoolOptions {
+  std::optional<Pair> stride = {};  ///< unset = the kernel
+  Pair padding = 0;                 ///< at most half the kernel
+  Pair dilation = 1;                ///< MaxPool2d only
+  bool ceil_mode = false;
+  bool count_include_pad = true;    ///< AvgPool2d only
+};
+
+/// The maximum of each window.
+class MaxPool2d final : public Layer {
+ public:
+  explicit MaxPool2d(Pair kernel, const PoolOptions& options = {});
+  Variable forward(const Variable& x) override;
+
+ private:
+  PoolGeometry geometry_;
+};
+
+/// The average of each window.
+class AvgPool2d final : public Layer {
+ public:
+  explicit AvgPool2d(Pair kernel, const PoolOptions& options = {});
+  Variable forward(const Variable& x) override;
+
+ private:
+  PoolGeometry geometry_;
+};
+
+/// Averages over windows such that the result has `size` pixels; 1 is global average pooling.
+class AdaptiveAvgPool2d final : public Layer {
+ public:
+  explicit AdaptiveAvgPool2d(Pair size) : size_{size.h, size.w} {}
+  Variable forward(const Variable& x) override;
+
+ private:
+  Shape size_;
+};
+
+/// Maxima over windows such that the result has `size` pixels.
+class AdaptiveMaxPool2d final : public Layer {
+ public:
+  explicit AdaptiveMaxPool2d(Pair size) : size_{size.h, size.w} {}
+  Variable forward(const Variable& x) override;
+
+ private:
+  Shape size_;
 };
 
 }  // namespace castor::autograd

@@ -1,4 +1,5 @@
-// Detection by cpuid, through the compiler's run-time support, which also asks whether the system saves the wide registers.
+// Detection by cpuid, through the compiler's run-time support, which also asks whether the system saves the wide
+// registers.
 #include "core/base/cpu_isa.h"
 
 #include <algorithm>

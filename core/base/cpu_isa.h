@@ -1,9 +1,10 @@
-// Which instruction set the hand-blocked kernels use. Everything is compiled for x86-64-v3 (AVX2 and FMA); a few named files
+// Which instruction set the hand-blocked kernels use. Everything is compiled for x86-64-v3 (AVX2 and FMA); a few named
+// files
 // (*_avx512.cpp) hold a second copy of a kernel for x86-64-v4, chosen here at run time.
 //
-// Delicate: a file compiled for AVX-512 must not emit functions that other files share (inline functions, templates), or the
-// linker might keep its copy for machines that cannot run it. Such files include headers of macros-free, always-inlined or
-// file-local code only.
+// Delicate: a file compiled for AVX-512 must not emit functions that other files share (inline functions, templates),
+// or the linker might keep its copy for machines that cannot run it. Such files include headers of macros-free,
+// always-inlined or file-local code only.
 #pragma once
 
 #include <cstdint>

@@ -17,17 +17,18 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  /// At least `bytes` bytes, aligned to 512. Returns nullptr when the device has none left.
+  /// At least `bytes` bytes, aligned to 256. Returns nullptr when the device has none left.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void deallocate(void* data, std::size_t bytes) = 0;
 
-  /// Copies and fills, ordered after earlier work on the device. `copy_to_host` returns when the bytes are there.
+  /// Copies (of ranges that do not overlap) and fills, ordered after earlier work on the device. `copy_from_host` returns when
+  /// its source may change again, `copy_to_host` when the bytes are there.
   virtual void copy_within(void* to, const void* from, std::size_t bytes) = 0;
   virtual void copy_from_host(void* to, const void* from, std::size_t bytes) = 0;
   virtual void copy_to_host(void* to, const void* from, std::size_t bytes) = 0;
   virtual void fill_zero(void* data, std::size_t bytes) = 0;
 
-  virtual void* stream() = 0;               ///< the current queue, as `Cuda::stream`; nullptr on CPU
+  virtual void* stream() = 0;               ///< the current queue, as `Cuda::stream`, ready for a launch by this thread; nullptr on CPU
   virtual Event record() = 0;               ///< marks the current queue's end
   virtual void wait(const Event& event) = 0;  ///< later work on the current queue starts after `event`
   virtual void synchronize() = 0;           ///< returns when all work is done

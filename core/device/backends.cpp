@@ -5,8 +5,10 @@
 #include <map>
 #include <mutex>
 
+#include "build_config.h"
 #include "core/base/error.h"
 #include "core/device/backend_cpu.h"
+#include "core/device/backend_cuda.h"
 #include "core/device/caching_allocator.h"
 
 namespace castor {
@@ -27,7 +29,8 @@ class MetaBackend final : public Backend {
   void copy_within(void*, const void*, std::size_t) override {}
   void copy_from_host(void*, const void*, std::size_t) override {}
   void copy_to_host(void*, const void*, std::size_t) override {
-    throw DeviceError("copy to host: the tensor is on a meta device and has no values; build the model on cpu or cuda to read them");
+    throw DeviceError(
+        "copy to host: the tensor is on a meta device and has no values; build the model on cpu or cuda to read them");
   }
   void fill_zero(void*, std::size_t) override {}
   void* stream() override { return nullptr; }
@@ -64,6 +67,15 @@ Entry& add(Table& devices, Device device, std::unique_ptr<Backend> backend) {
   return entry;
 }
 
+std::unique_ptr<Backend> cuda_backend(Device device) {
+  if constexpr (kHasCuda) {
+    return make_cuda_backend(device.index);
+  } else {
+    throw DeviceError(
+        cat("device ", device, ": this build has no CUDA backend; configure with -Dcuda=enabled, or use device cpu"));
+  }
+}
+
 Entry& entry(Device device) {
   thread_local Device last{DeviceType::cpu, -1};
   thread_local Entry* last_entry = nullptr;
@@ -72,16 +84,15 @@ Entry& entry(Device device) {
   const std::lock_guard lock(devices.mutex);
   const auto found = devices.entries.find({device.type, device.index});
   if (found != devices.entries.end()) {
-    last = device;
     last_entry = &found->second;
   } else if (device == kCpu) {
-    last = device;
     last_entry = &add(devices, device, std::make_unique<CpuBackend>());
   } else if (device.is_cuda()) {
-    throw DeviceError(cat("device ", device, ": this build has no CUDA backend; configure with -Dcuda=enabled, or use device cpu"));
+    last_entry = &add(devices, device, cuda_backend(device));
   } else {
     throw DeviceError(cat("device ", to_string(device), ": no such device; meta devices come from make_meta"));
   }
+  last = device;
   return *last_entry;
 }
 
@@ -133,7 +144,8 @@ std::ostream& operator<<(std::ostream& out, Device device) { return out << to_st
 Device device_from_name(const std::string& name) {
   if (name == "cpu") return kCpu;
   if (name == "cuda") return {DeviceType::cuda, 0};
-  if (name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 && name.find_first_not_of("0123456789", 5) == std::string::npos) {
+  if (name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 &&
+      name.find_first_not_of("0123456789", 5) == std::string::npos) {
     return {DeviceType::cuda, static_cast<std::int16_t>(std::stoi(name.substr(5)))};
   }
   throw DeviceError(cat("device: expected cpu, cuda or cuda:N, got '", name, "'"));

@@ -1,4 +1,5 @@
-// Checks, workspace and allocation of attention. Work is counted in visible (query, key) pairs, so a causal attention costs half.
+// Checks, workspace and allocation of attention. Work is counted in visible (query, key) pairs, so a causal attention
+// costs half.
 #include "core/ops/attention.h"
 
 #include <cmath>
@@ -23,9 +24,11 @@ void check_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor
   if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4) {
     throw ShapeError(cat(op, ": expected q [B,Tq,H,D] and k, v [B,Tk,Hkv,D], got q ", q, ", k ", k, ", v ", v));
   }
-  const bool is_float = q.dtype() == DType::f32 || q.dtype() == DType::bf16 || q.dtype() == DType::f16 || q.dtype() == DType::f64;
+  const bool is_float =
+      q.dtype() == DType::f32 || q.dtype() == DType::bf16 || q.dtype() == DType::f16 || q.dtype() == DType::f64;
   if (!is_float || k.dtype() != q.dtype() || v.dtype() != q.dtype()) {
-    throw DTypeError(cat(op, ": expected q, k and v of one dtype of f32, bf16, f16, f64, got q ", q, ", k ", k, ", v ", v));
+    throw DTypeError(
+        cat(op, ": expected q, k and v of one dtype of f32, bf16, f16, f64, got q ", q, ", k ", k, ", v ", v));
   }
   if (!(k.shape() == v.shape())) throw ShapeError(cat(op, ": k and v differ in shape: k is ", k, ", v is ", v));
   if (q.size(0) != k.size(0) || q.size(3) != k.size(3)) {
@@ -65,7 +68,8 @@ Tensor gradient_target(const char* name, const Tensor& wanted, const Tensor& lik
     throw ShapeError(cat("attention_backward: ", name, " must be like its input, expected ", like, ", got ", wanted));
   }
   if (!has_unit_rows(wanted)) {
-    throw ShapeError(cat("attention_backward: ", name, " needs adjacent elements along its last axis, got strides ", wanted.strides()));
+    throw ShapeError(cat("attention_backward: ", name, " needs adjacent elements along its last axis, got strides ",
+                         wanted.strides()));
   }
   return wanted;
 }
@@ -74,19 +78,21 @@ Tensor gradient_target(const char* name, const Tensor& wanted, const Tensor& lik
 
 Cost cost(const AttentionArgs& args) {
   const double pairs = visible_pairs(args.q, args.k, args.causal);
-  const double bytes =
-      static_cast<double>(args.q.bytes() + args.k.bytes() + args.v.bytes() + args.mask.bytes() + args.out.bytes() + args.lse.bytes());
+  const double bytes = static_cast<double>(args.q.bytes() + args.k.bytes() + args.v.bytes() + args.mask.bytes() +
+                                           args.out.bytes() + args.lse.bytes());
   return {4 * pairs * static_cast<double>(args.q.size[3]), bytes};
 }
 
 Cost cost(const AttentionBackwardArgs& args) {
   const double pairs = visible_pairs(args.q, args.k, args.causal);
-  const double bytes = static_cast<double>(args.q.bytes() + args.k.bytes() + args.v.bytes() + args.mask.bytes() + args.out.bytes() +
-                                           args.lse.bytes() + args.dout.bytes() + args.dq.bytes() + args.dk.bytes() + args.dv.bytes());
+  const double bytes =
+      static_cast<double>(args.q.bytes() + args.k.bytes() + args.v.bytes() + args.mask.bytes() + args.out.bytes() +
+                          args.lse.bytes() + args.dout.bytes() + args.dq.bytes() + args.dk.bytes() + args.dv.bytes());
   return {10 * pairs * static_cast<double>(args.q.size[3]), bytes};
 }
 
-AttentionResult attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const AttentionOptions& options) {
+AttentionResult attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                          const AttentionOptions& options) {
   constexpr const char* kOp = AttentionArgs::kName;
   check_inputs(kOp, q_any, k_any, v_any);
   const Device device = common_device(kOp, {&q_any, &k_any, &v_any, &options.mask});
@@ -96,39 +102,40 @@ AttentionResult attention(const Tensor& q_any, const Tensor& k_any, const Tensor
   AttentionResult result{Tensor::empty(q.shape(), q.dtype(), device),
                          Tensor::empty({q.size(0), q.size(2), q.size(1)}, lse_dtype, device)};
   if (result.out.numel() == 0) return result;
-  AttentionArgs args{q.view(),          k.view(), v.view(), view_or_absent(mask), result.out.view(), result.lse.view(), View{},
-                     scale_of(options, q), options.causal};
+  AttentionArgs args{q.view(),          k.view(),          v.view(), view_or_absent(mask),
+                     result.out.view(), result.lse.view(), View{},   scale_of(options, q),
+                     options.causal};
   const Tensor workspace = workspace_for(device, args);
   args.workspace = view_or_absent(workspace);
   dispatch(device, args);
   return result;
 }
 
-AttentionGradients attention_backward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any, const AttentionResult& forward,
-                                      const Tensor& dout_any, const AttentionOptions& options, const AttentionGradients& into) {
+AttentionGradients attention_backward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                                      const AttentionResult& forward, const Tensor& dout_any,
+                                      const AttentionOptions& options, const AttentionGradients& into) {
   constexpr const char* kOp = AttentionBackwardArgs::kName;
   check_inputs(kOp, q_any, k_any, v_any);
-  const Device device = common_device(
-      kOp, {&q_any, &k_any, &v_any, &forward.out, &forward.lse, &dout_any, &options.mask, &into.dq, &into.dk, &into.dv});
-  if (!(dout_any.shape() == q_any.shape()) || dout_any.dtype() != q_any.dtype() || !(forward.out.shape() == q_any.shape()) ||
+  const Device device = common_device(kOp, {&q_any, &k_any, &v_any, &forward.out, &forward.lse, &dout_any,
+                                            &options.mask, &into.dq, &into.dk, &into.dv});
+  if (!(dout_any.shape() == q_any.shape()) || dout_any.dtype() != q_any.dtype() ||
+      !(forward.out.shape() == q_any.shape()) ||
       !(forward.lse.shape() == Shape{q_any.size(0), q_any.size(2), q_any.size(1)})) {
-    throw ShapeError(cat(kOp, ": out and its gradient must be like q ", q_any, " and lse [B,H,Tq], got out ", forward.out, ", gradient ",
-                         dout_any, ", lse ", forward.lse));
+    throw ShapeError(cat(kOp, ": out and its gradient must be like q ", q_any, " and lse [B,H,Tq], got out ",
+                         forward.out, ", gradient ", dout_any, ", lse ", forward.lse));
   }
   const Tensor mask = expanded_mask(kOp, options.mask, q_any, k_any);
   const Tensor q = with_unit_rows(q_any), k = with_unit_rows(k_any), v = with_unit_rows(v_any);
   const Tensor out = with_unit_rows(forward.out), dout = with_unit_rows(dout_any);
-  AttentionGradients result{gradient_target("dq", into.dq, q), gradient_target("dk", into.dk, k), gradient_target("dv", into.dv, v)};
+  AttentionGradients result{gradient_target("dq", into.dq, q), gradient_target("dk", into.dk, k),
+                            gradient_target("dv", into.dv, v)};
   if (q.numel() == 0) {
     for (const Tensor& gradient : {result.dk, result.dv}) fill(gradient, 0);
     return result;
   }
-  AttentionBackwardArgs args{q.view(),           k.view(),
-                             v.view(),           view_or_absent(mask),
-                             out.view(),         forward.lse.view(),
-                             dout.view(),        result.dq.view(),
-                             result.dk.view(),   result.dv.view(),
-                             View{},             scale_of(options, q),
+  AttentionBackwardArgs args{q.view(),         k.view(),           v.view(),    view_or_absent(mask),
+                             out.view(),       forward.lse.view(), dout.view(), result.dq.view(),
+                             result.dk.view(), result.dv.view(),   View{},      scale_of(options, q),
                              options.causal};
   const Tensor workspace = workspace_for(device, args);
   args.workspace = view_or_absent(workspace);

@@ -1,5 +1,5 @@
-// The attention kernels with 16 lanes. Compiled for x86-64-v4 and called only where the processor has it (core/base/cpu_isa.h);
-// nothing here may be a function that other files share.
+// The attention kernels with 16 lanes. Compiled for x86-64-v4 and called only where the processor has it
+// (core/base/cpu_isa.h); nothing here may be a function that other files share.
 #include "core/ops/attention_kernel.h"
 
 namespace castor {

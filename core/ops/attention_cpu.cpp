@@ -1,8 +1,8 @@
-// Attention on the CPU: f32, bf16 and f16 go to the blocked kernels (attention_kernel.h), in the copy for the widest instruction
-// set; f64, which serves as a reference, goes to plain loops a row at a time.
+// Attention on the CPU: f32, bf16 and f16 go to the blocked kernels (attention_kernel.h), in the copy for the widest
+// instruction set; f64, which serves as a reference, goes to plain loops a row at a time.
 //
-// Delicate: a thread takes whole (batch, head) tasks and any slot of scratch, so threads do not change bits; the slots are
-// counted by num_threads() when the contract asks for workspace.
+// Delicate: a thread takes whole (batch, head) tasks and any slot of scratch, so threads do not change bits; the slots
+// are counted by num_threads() when the contract asks for workspace.
 #include <atomic>
 #include <vector>
 
@@ -49,7 +49,8 @@ std::int64_t scratch_floats(const View& q, const View& k, bool backward) {
   const bool is_direct = q.dtype == DType::f32 && dim % 16 == 0;
   const std::int64_t key_rows = is_direct ? 0 : k.size[1] * ld;
   const std::int64_t query_rows = kQueries * ld, block = kKeys * kQueries;
-  return backward ? 2 * kQueries + 5 * query_rows + 2 * block + 4 * key_rows : 3 * kQueries + 3 * query_rows + block + 2 * key_rows;
+  return backward ? 2 * kQueries + 5 * query_rows + 2 * block + 4 * key_rows
+                  : 3 * kQueries + 3 * query_rows + block + 2 * key_rows;
 }
 
 std::size_t scratch_bytes(const View& q, const View& k, std::int64_t tasks, bool backward) {
@@ -109,7 +110,8 @@ std::int64_t visible_keys(const Args& args, std::int64_t query) {
 
 /// Scores of one row in `scores`.
 template <class Args>
-void score_row(const Args& args, std::int64_t batch, std::int64_t query, std::int64_t head, std::int64_t count, double* scores) {
+void score_row(const Args& args, std::int64_t batch, std::int64_t query, std::int64_t head, std::int64_t count,
+               double* scores) {
   const std::int64_t key_head = head / (args.q.size[2] / args.k.size[2]);
   const double* q = row_at(args.q, batch, query, head);
   const std::int64_t start =

@@ -2,7 +2,6 @@
 #include "core/ops/conv.h"
 
 #include "core/ops/channels_last.h"
-#include "core/ops/elementwise.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -88,16 +87,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
     dispatch_with_workspace(device,
                             ConvArgs{image.view(), kernel.view(), view_or_absent(dense_bias), y.view(), {}, geometry});
   }
-  if (saved != nullptr) *saved = {};
-  if (activation == Activation::none) return y;
-  if (saved == nullptr) {
-    unary_inplace(unary_op(activation), y);
-    return y;
-  }
-  *saved = y;
-  Tensor result = empty_channels_last(shape, x.dtype(), device);
-  dispatch(device, UnaryArgs{y.view(), result.view(), unary_op(activation), 0, 0});
-  return result;
+  if (saved != nullptr) *saved = activation == Activation::none ? Tensor{} : y;
+  return activate(y, activation, saved != nullptr);
 }
 
 LinearGradients conv2d_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,

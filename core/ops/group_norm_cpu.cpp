@@ -29,7 +29,7 @@ struct Sizes {
     width = channels / groups;
     inner = 1;
     for (int i = 2; i < x.ndim; ++i) inner *= x.size[i];
-    is_rows = inner > 1 && channels > 1 && x.stride[1] == 1;
+    is_rows = channels > 1 && x.stride[1] == 1;
   }
   std::int64_t sample(std::int64_t task) const { return task / groups; }
   std::int64_t first_channel(std::int64_t task) const { return task % groups * width; }

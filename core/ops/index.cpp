@@ -1,4 +1,5 @@
-// Checks and allocation of the index family; joining and cutting are views and copies, so they have no kernels of their own.
+// Checks and allocation of the index family; joining and cutting are views and copies, so they have no kernels of their
+// own.
 #include "core/ops/index.h"
 
 #include "core/ops/cast.h"
@@ -8,7 +9,8 @@ namespace castor {
 namespace {
 
 void check_ids(const char* op, const Tensor& ids) {
-  if (ids.dtype() != DType::i64 && ids.dtype() != DType::i32) throw DTypeError(cat(op, ": expected ids of i64 or i32, got ", ids));
+  if (ids.dtype() != DType::i64 && ids.dtype() != DType::i32)
+    throw DTypeError(cat(op, ": expected ids of i64 or i32, got ", ids));
 }
 
 void check_adds(const char* op, const Tensor& x) {
@@ -42,12 +44,14 @@ void check_embedding_gradient(const char* op, const Tensor& dy, const Tensor& id
   check_adds(op, dy);
   Shape wanted = ids.shape();
   wanted.push_back(columns);
-  if (!(dy.shape() == wanted)) throw ShapeError(cat(op, ": for ids ", ids, " expected a gradient of shape ", wanted, ", got ", dy));
+  if (!(dy.shape() == wanted))
+    throw ShapeError(cat(op, ": for ids ", ids, " expected a gradient of shape ", wanted, ", got ", dy));
 }
 
 void check_line_operands(const char* op, const Tensor& x, int axis, const Tensor& index) {
   check_ids(op, index);
-  if (x.ndim() != index.ndim()) throw ShapeError(cat(op, ": x and index must have as many axes, got x ", x, ", index ", index));
+  if (x.ndim() != index.ndim())
+    throw ShapeError(cat(op, ": x and index must have as many axes, got x ", x, ", index ", index));
   for (int i = 0; i < x.ndim(); ++i) {
     if (i != axis && index.shape()[i] > x.shape()[i]) {
       throw ShapeError(cat(op, ": index ", index, " is larger than x ", x, " along axis ", i));
@@ -77,7 +81,8 @@ Tensor index_select(const Tensor& x, int axis_index, const Tensor& ids) {
   shape[axis] = ids.numel();
   Tensor y = Tensor::empty(shape, x.dtype(), device);
   const Tensor source = around_axis(x, axis);
-  dispatch(device, IndexSelectArgs{source.view(), ids.view(), y.reshape({source.size(0), ids.numel(), source.size(2)}).view()});
+  dispatch(device,
+           IndexSelectArgs{source.view(), ids.view(), y.reshape({source.size(0), ids.numel(), source.size(2)}).view()});
   return y;
 }
 
@@ -125,7 +130,8 @@ void embedding_backward_add(const Tensor& dy, const Tensor& ids, const Tensor& g
     throw ShapeError(cat(kOp, ": expected a gradient buffer [V,D] with adjacent columns, got ", gradient));
   }
   check_embedding_gradient(kOp, dy, ids, gradient.size(1));
-  if (dy.dtype() != gradient.dtype()) throw DTypeError(cat(kOp, ": gradient ", dy, " cannot be added to a buffer ", gradient));
+  if (dy.dtype() != gradient.dtype())
+    throw DTypeError(cat(kOp, ": gradient ", dy, " cannot be added to a buffer ", gradient));
   common_device(kOp, {&dy, &ids, &gradient});
   const Tensor rows = around_axis(reshape(dy, {ids.numel(), gradient.size(1)}), 0);
   add_by_index(rows, flat_ids(ids), gradient.unsqueeze(0), skip, true);
@@ -146,8 +152,10 @@ Tensor scatter_add(const Tensor& x, int axis_index, const Tensor& index, const T
   const int axis = x.shape().axis(axis_index, kOp);
   check_line_operands(kOp, x, axis, index);
   check_adds(kOp, x);
-  if (x.dtype() != source.dtype()) throw DTypeError(cat(kOp, ": x and source must have one dtype, got ", x, " and ", source));
-  if (!(source.shape() == index.shape())) throw ShapeError(cat(kOp, ": source must have index's shape, got ", source, " and ", index));
+  if (x.dtype() != source.dtype())
+    throw DTypeError(cat(kOp, ": x and source must have one dtype, got ", x, " and ", source));
+  if (!(source.shape() == index.shape()))
+    throw ShapeError(cat(kOp, ": source must have index's shape, got ", source, " and ", index));
   const Device device = common_device(kOp, {&x, &index, &source});
   const bool is_small = dtype_size(x.dtype()) == 2;
   const Tensor sum = is_small ? cast(x, DType::f32) : clone(x);
@@ -160,7 +168,8 @@ Tensor gather_backward(const Tensor& dy, const Shape& shape, int axis_index, con
   constexpr const char* kOp = "gather_backward";
   check_adds(kOp, dy);
   const int axis = shape.axis(axis_index, kOp);
-  if (!(dy.shape() == index.shape())) throw ShapeError(cat(kOp, ": the gradient must have index's shape, got ", dy, " and ", index));
+  if (!(dy.shape() == index.shape()))
+    throw ShapeError(cat(kOp, ": the gradient must have index's shape, got ", dy, " and ", index));
   const Device device = common_device(kOp, {&dy, &index});
   const DType sum_dtype = dy.dtype() == DType::f64 ? DType::f64 : DType::f32;
   const Tensor sum = Tensor::zeros(shape, sum_dtype, device);
@@ -178,7 +187,8 @@ Tensor concat(std::span<const Tensor> tensors, int axis_index) {
   shape[axis] = 0;
   for (const Tensor& tensor : tensors) {
     common_device(kOp, {&first, &tensor});
-    if (tensor.dtype() != first.dtype()) throw DTypeError(cat(kOp, ": expected one dtype, got ", first, " and ", tensor));
+    if (tensor.dtype() != first.dtype())
+      throw DTypeError(cat(kOp, ": expected one dtype, got ", first, " and ", tensor));
     Shape expected = first.shape();
     if (tensor.ndim() == first.ndim()) expected[axis] = tensor.shape()[axis];
     if (!(tensor.shape() == expected)) {
@@ -207,7 +217,8 @@ std::vector<Tensor> split(const Tensor& x, std::span<const std::int64_t> sizes, 
     start += size;
   }
   if (parts.size() != sizes.size() || start != x.shape()[axis]) {
-    throw ShapeError(cat("split: the sizes must not be negative and must add up to axis ", axis, " of ", x, "; they are ", Shape(sizes)));
+    throw ShapeError(cat("split: the sizes must not be negative and must add up to axis ", axis, " of ", x,
+                         "; they are ", Shape(sizes)));
   }
   return parts;
 }
@@ -229,7 +240,8 @@ Tensor pad(const Tensor& x, const Shape& before, const Shape& after, double valu
   }
   Shape shape = x.shape();
   for (int i = 0; i < x.ndim(); ++i) {
-    if (before[i] < 0 || after[i] < 0) throw ShapeError(cat(kOp, ": widths must not be negative, got before ", before, ", after ", after));
+    if (before[i] < 0 || after[i] < 0)
+      throw ShapeError(cat(kOp, ": widths must not be negative, got before ", before, ", after ", after));
     shape[i] += before[i] + after[i];
   }
   Tensor y = Tensor::empty(shape, x.dtype(), x.device());

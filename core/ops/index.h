@@ -1,7 +1,8 @@
 // Ops that move elements by index: embedding and index_select, gather and scatter_add, and the ones that cut and join.
 //
-// Delicate: gradients add up by element, always in order of position and in f32 (f64 for f64), rounded once at the end: no
-// atomics, the same bits for any number of threads. An index outside its axis is refused by name on the CPU, before it is used.
+// Delicate: gradients add up by element, always in order of position and in f32 (f64 for f64), rounded once at the end:
+// no atomics, the same bits for any number of threads. An index outside its axis is refused by name on the CPU, before
+// it is used.
 #pragma once
 
 #include <span>
@@ -82,8 +83,8 @@ Tensor embedding_backward(const Tensor& dy, const Tensor& ids, std::int64_t voca
 /// The same added to `gradient` [V, D]: each row's sum is formed first and then added once.
 void embedding_backward_add(const Tensor& dy, const Tensor& ids, const Tensor& gradient, std::int64_t skip = -1);
 
-/// Elements of x picked along `axis` by an index of as many axes, no larger than x along the others. Result: index's shape.
-/// Throws ShapeError (naming index and position when outside), DTypeError, DeviceError.
+/// Elements of x picked along `axis` by an index of as many axes, no larger than x along the others. Result: index's
+/// shape. Throws ShapeError (naming index and position when outside), DTypeError, DeviceError.
 Tensor gather(const Tensor& x, int axis, const Tensor& index);
 
 /// A copy of x plus source's elements where index says; source of index's shape and x's dtype. The transpose of gather.
@@ -93,7 +94,8 @@ Tensor scatter_add(const Tensor& x, int axis, const Tensor& index, const Tensor&
 /// Gradient of gather: zeros of `shape` with dy scattered.
 Tensor gather_backward(const Tensor& dy, const Shape& shape, int axis, const Tensor& index);
 
-/// The tensors joined along `axis`, row-major; one dtype and device, equal other sizes. Throws ShapeError for an empty list.
+/// The tensors joined along `axis`, row-major; one dtype and device, equal other sizes. Throws ShapeError for an empty
+/// list.
 Tensor concat(std::span<const Tensor> tensors, int axis);
 
 /// Views of x cut along `axis`: `sizes` must add up to x's size there.

@@ -1,5 +1,5 @@
-// Index kernels on the CPU. Moving ops look at bytes, not at dtypes; adding ops walk the positions of each id in rising order,
-// found by a counting sort, so that rows can be shared among threads without changing a bit.
+// Index kernels on the CPU. Moving ops look at bytes, not at dtypes; adding ops walk the positions of each id in rising
+// order, found by a counting sort, so that rows can be shared among threads without changing a bit.
 #include <cstring>
 
 #include "core/base/math.h"
@@ -18,10 +18,14 @@ void visit_ids(DType dtype, F&& f) {
 template <class F>
 void visit_size(DType dtype, F&& f) {
   switch (dtype_size(dtype)) {
-    case 1: return f(TypeTag<std::uint8_t>{});
-    case 2: return f(TypeTag<std::uint16_t>{});
-    case 4: return f(TypeTag<std::uint32_t>{});
-    default: return f(TypeTag<std::uint64_t>{});
+    case 1:
+      return f(TypeTag<std::uint8_t>{});
+    case 2:
+      return f(TypeTag<std::uint16_t>{});
+    case 4:
+      return f(TypeTag<std::uint32_t>{});
+    default:
+      return f(TypeTag<std::uint64_t>{});
   }
 }
 
@@ -37,8 +41,8 @@ void check_all(const char* op, const View& ids, std::int64_t size) {
   }
 }
 
-/// A line is all elements along `axis` at fixed other coordinates: hands out each line's number and offsets in N operands,
-/// whose other axes have the sizes of `shape`.
+/// A line is all elements along `axis` at fixed other coordinates: hands out each line's number and offsets in N
+/// operands, whose other axes have the sizes of `shape`.
 template <int N, class Body>
 void for_each_line(const View& shape, int axis, const View (&operands)[N], Body body) {
   std::int64_t lines = 1;
@@ -88,7 +92,8 @@ void sort_positions(const View& ids, std::int64_t size, std::int64_t* order) {
 
 /// One row of dx from the rows of dy at `positions`.
 template <class T>
-void add_rows(const T* dy, std::int64_t step, const std::int64_t* positions, std::int64_t count, T* dx, std::int64_t inner, bool accumulate) {
+void add_rows(const T* dy, std::int64_t step, const std::int64_t* positions, std::int64_t count, T* dx,
+              std::int64_t inner, bool accumulate) {
   using C = decltype(load(T{}));
   constexpr std::int64_t kChunk = 512;
   C sum[kChunk];
@@ -127,18 +132,19 @@ void scatter_lines(const ScatterAddArgs& args) {
   const std::int64_t length = args.index.size[args.axis], size = args.y.size[args.axis];
   visit_ids(args.index.dtype, [&](auto id_tag) {
     using Id = typename decltype(id_tag)::type;
-    for_each_line<3>(args.index, args.axis, {args.index, args.source, args.y}, [&](std::int64_t line, const std::int64_t* at) {
-      const Id* index = args.index.as<Id>() + at[0];
-      const T* source = args.source.as<T>() + at[1];
-      T* y = args.y.as<T>() + at[2];
-      for (std::int64_t j = 0; j < length; ++j) {
-        const std::int64_t id = index[j * args.index.stride[args.axis]];
-        if (id < 0 || id >= size) {
-          throw_outside(ScatterAddArgs::kName, id, position_in(args.index, args.axis, line, j), size);
-        }
-        y[id * args.y.stride[args.axis]] += source[j * args.source.stride[args.axis]];
-      }
-    });
+    for_each_line<3>(args.index, args.axis, {args.index, args.source, args.y},
+                     [&](std::int64_t line, const std::int64_t* at) {
+                       const Id* index = args.index.as<Id>() + at[0];
+                       const T* source = args.source.as<T>() + at[1];
+                       T* y = args.y.as<T>() + at[2];
+                       for (std::int64_t j = 0; j < length; ++j) {
+                         const std::int64_t id = index[j * args.index.stride[args.axis]];
+                         if (id < 0 || id >= size) {
+                           throw_outside(ScatterAddArgs::kName, id, position_in(args.index, args.axis, line, j), size);
+                         }
+                         y[id * args.y.stride[args.axis]] += source[j * args.source.stride[args.axis]];
+                       }
+                     });
   });
 }
 
@@ -157,8 +163,8 @@ void run(const Cpu&, const IndexSelectArgs& args) {
         const std::int64_t o = row / count, j = row % count;
         const std::int64_t id = args.ids.as<Id>()[j * args.ids.stride[0]];
         const std::int64_t from = o * args.x.stride[0] + id * args.x.stride[1];
-        std::memcpy(args.y.as<char>() + static_cast<std::size_t>(row) * bytes, args.x.as<char>() + from * static_cast<std::int64_t>(element),
-                    bytes);
+        std::memcpy(args.y.as<char>() + static_cast<std::size_t>(row) * bytes,
+                    args.x.as<char>() + from * static_cast<std::int64_t>(element), bytes);
       }
     });
   });
@@ -176,7 +182,8 @@ void run(const Cpu&, const IndexAddArgs& args) {
   });
   if (args.dx.numel() == 0) return;
   if (args.dx.dtype == DType::f64) return add_by_order<double>(args);
-  visit_training_float(args.dx.dtype, IndexAddArgs::kName, [&](auto tag) { add_by_order<typename decltype(tag)::type>(args); });
+  visit_training_float(args.dx.dtype, IndexAddArgs::kName,
+                       [&](auto tag) { add_by_order<typename decltype(tag)::type>(args); });
 }
 
 void run(const Cpu&, const GatherArgs& args) {
@@ -185,16 +192,18 @@ void run(const Cpu&, const GatherArgs& args) {
     using Id = typename decltype(id_tag)::type;
     visit_size(args.x.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      for_each_line<3>(args.index, args.axis, {args.x, args.index, args.y}, [&](std::int64_t line, const std::int64_t* at) {
-        const T* x = args.x.as<T>() + at[0];
-        const Id* index = args.index.as<Id>() + at[1];
-        T* y = args.y.as<T>() + at[2];
-        for (std::int64_t j = 0; j < length; ++j) {
-          const std::int64_t id = index[j * args.index.stride[args.axis]];
-          if (id < 0 || id >= size) throw_outside(GatherArgs::kName, id, position_in(args.index, args.axis, line, j), size);
-          y[j * args.y.stride[args.axis]] = x[id * args.x.stride[args.axis]];
-        }
-      });
+      for_each_line<3>(args.index, args.axis, {args.x, args.index, args.y},
+                       [&](std::int64_t line, const std::int64_t* at) {
+                         const T* x = args.x.as<T>() + at[0];
+                         const Id* index = args.index.as<Id>() + at[1];
+                         T* y = args.y.as<T>() + at[2];
+                         for (std::int64_t j = 0; j < length; ++j) {
+                           const std::int64_t id = index[j * args.index.stride[args.axis]];
+                           if (id < 0 || id >= size)
+                             throw_outside(GatherArgs::kName, id, position_in(args.index, args.axis, line, j), size);
+                           y[j * args.y.stride[args.axis]] = x[id * args.x.stride[args.axis]];
+                         }
+                       });
     });
   });
 }

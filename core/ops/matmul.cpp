@@ -2,7 +2,6 @@
 #include "core/ops/matmul.h"
 
 #include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -62,30 +61,9 @@ Shape with_last(const Shape& shape, std::int64_t last) {
 
 }  // namespace
 
-UnaryOp unary_op(Activation activation) {
-  switch (activation) {
-    case Activation::relu:
-      return UnaryOp::relu;
-    case Activation::gelu_tanh:
-      return UnaryOp::gelu_tanh;
-    case Activation::gelu_erf:
-      return UnaryOp::gelu_erf;
-    case Activation::silu:
-      return UnaryOp::silu;
-    case Activation::none:
-      break;
-  }
-  throw InternalError("unary_op: activation none has no pointwise op");
-}
-
 Cost cost(const MatmulArgs& args) {
   const double products = static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[args.a.ndim - 1]);
   return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + args.c.bytes())};
-}
-
-Cost cost(const BiasBackwardArgs& args) {
-  return {3.0 * static_cast<double>(args.dy.numel()),
-          static_cast<double>(args.dy.bytes() + args.saved.bytes() + args.dx.bytes() + args.dbias.bytes())};
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -125,38 +103,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activat
   Tensor y = Tensor::empty({rows.size(0), n}, x.dtype(), x.device());
   multiply(rows, readable(weight).transpose(0, 1), bias, y);
   const Shape shape = with_last(x.shape(), n);
-  if (saved != nullptr) *saved = {};
-  if (activation == Activation::none) return y.reshape(shape);
-  if (saved == nullptr) {
-    unary_inplace(unary_op(activation), y);
-    return y.reshape(shape);
-  }
-  *saved = y;
-  return unary(unary_op(activation), y).reshape(shape);
-}
-
-std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias) {
-  check_dtype("bias_backward", dy);
-  const bool has_activation = activation != Activation::none;
-  if (dy.ndim() != 2 || (has_activation && !(saved.defined() && saved.shape() == dy.shape()))) {
-    throw ShapeError(
-        cat("bias_backward: expected dy [rows, n] and saved of its shape, got dy ", dy, " and saved ", saved));
-  }
-  if (has_activation) check_same_dtype("bias_backward", "saved is", saved, dy);
-  if (!has_activation && !needs_bias) return {std::move(dy), Tensor{}};
-  const bool is_sole = dy.storage().use_count() == 1;
-  const bool is_reusable = dy.is_contiguous() && is_sole;
-  const Tensor gradient = contiguous(dy);
-  const Tensor input = has_activation ? contiguous(saved) : Tensor{};
-  Tensor dx = !has_activation ? gradient : is_reusable ? gradient : Tensor::empty_like(gradient);
-  Tensor dbias = needs_bias ? Tensor::empty({dy.size(1)}, dy.dtype(), dy.device()) : Tensor{};
-  BiasBackwardArgs args{
-      gradient.view(), view_or_absent(input), has_activation ? dx.view() : View{}, view_or_absent(dbias), {},
-      activation};
-  const Tensor workspace = workspace_for(dy.device(), args);
-  args.workspace = view_or_absent(workspace);
-  dispatch(common_device("bias_backward", {&dy, &saved}), args);
-  return {dx, dbias};
+  if (saved != nullptr) *saved = activation == Activation::none ? Tensor{} : y;
+  return activate(y, activation, saved != nullptr).reshape(shape);
 }
 
 LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "core/device/dispatch.h"
-#include "core/ops/pointwise.h"
+#include "core/ops/activation.h"
 #include "core/tensor/tensor.h"
 
 namespace castor {
@@ -24,27 +24,6 @@ std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args);
 std::size_t workspace_bytes(const Cuda& cuda, const MatmulArgs& args);
 void run(const Cpu& cpu, const MatmulArgs& args);
 void run(const Cuda& cuda, const MatmulArgs& args);
-
-/// The activations that linear and conv2d take.
-enum class Activation : std::uint8_t { none, relu, gelu_tanh, gelu_erf, silu };
-
-/// The pointwise op of an activation other than none.
-UnaryOp unary_op(Activation activation);
-
-/// dx = dy * activation'(saved), and dbias = dx summed over the rows, in one pass. Row-major [rows, n] without gaps;
-/// f32|f16|bf16| f64. `saved` is the activation's input; absent for none, where dx is absent too or dy itself. dx may
-/// be dy. `dbias` [n] may be absent. Sums are f32 (f64 for f64) over fixed blocks of rows, so no thread count changes
-/// them.
-struct BiasBackwardArgs {
-  static constexpr const char* kName = "bias_backward";
-  View dy, saved, dx, dbias, workspace;
-  Activation activation;
-};
-Cost cost(const BiasBackwardArgs& args);
-std::size_t workspace_bytes(const Cpu& cpu, const BiasBackwardArgs& args);
-std::size_t workspace_bytes(const Cuda& cuda, const BiasBackwardArgs& args);
-void run(const Cpu& cpu, const BiasBackwardArgs& args);
-void run(const Cuda& cuda, const BiasBackwardArgs& args);
 
 /// The matrix product over the last two axes; leading axes broadcast.
 ///   a        f32|f16|bf16|f64 [..., m, k], any strides
@@ -80,11 +59,5 @@ struct LinearGradients {
 /// Throws ShapeError, DTypeError, DeviceError.
 LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
                                 Activation activation, LinearNeeds needs = {});
-
-/// The gradient of a bias and of an activation's input at once, for rows of any op that ends in them (linear, conv2d).
-///   dy       row-major [rows, n]; handed over as in linear_backward
-///   saved    the activation's input [rows, n]; undefined for none
-///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
-std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias);
 
 }  // namespace castor

@@ -89,7 +89,9 @@ Product merge_axes(const MatmulArgs& args) {
       --count;
     }
   }
-  if (count > 0 && is_disjoint(axes[0].size, axes[0].a, product.m, product.a_row, product.k, product.a_column) &&
+  // oneDNN repeats one operand of a batch, not both.
+  if (count > 0 && (axes[0].a != 0 || axes[0].b != 0) &&
+      is_disjoint(axes[0].size, axes[0].a, product.m, product.a_row, product.k, product.a_column) &&
       is_disjoint(axes[0].size, axes[0].b, product.k, product.b_row, product.n, product.b_column)) {
     product.batch = axes[0];
     std::copy(axes + 1, axes + count, axes);
@@ -163,8 +165,7 @@ void run_f64(const MatmulArgs& args) {
                  {b + i * product.batch.b, product.b_row, product.b_column}, result, product.c_row);
         if (!args.bias.defined()) continue;
         for (std::int64_t row = 0; row < product.m; ++row) {
-          for (std::int64_t j = 0; j < product.n; ++j)
-            result[row * product.c_row + j] += args.bias.as<double>()[j];
+          for (std::int64_t j = 0; j < product.n; ++j) result[row * product.c_row + j] += args.bias.as<double>()[j];
         }
       }
     });

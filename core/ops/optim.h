@@ -1,10 +1,11 @@
-// Optimizer steps and their statistics on flat ranges: a range is elements [offset, offset + count) of a logical tensor, so the
-// same kernels serve whole, sharded and offloaded parameters. One pass reads the gradient, updates parameter and states, and
-// writes the compute copy in 16 bits.
+// Optimizer steps and their statistics on flat ranges: a range is elements [offset, offset + count) of a logical
+// tensor, so the same kernels serve whole, sharded and offloaded parameters. One pass reads the gradient, updates
+// parameter and states, and writes the compute copy in 16 bits.
 //
-// Delicate: every update is a function of its element alone, in explicit fused steps; statistics are taken over blocks of
-// kStatisticsBlock elements of the logical tensor and block results add in f64, in order. So any cut at block boundaries, any
-// instruction set and any number of threads give the same bits. Scalars are computed once, in f64, and passed as f32.
+// Delicate: every update is a function of its element alone, in explicit fused steps; statistics are taken over blocks
+// of kStatisticsBlock elements of the logical tensor and block results add in f64, in order. So any cut at block
+// boundaries, any instruction set and any number of threads give the same bits. Scalars are computed once, in f64, and
+// passed as f32.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ inline constexpr std::int64_t kStatisticsBlock = 1024;
 struct StepTensors {
   Tensor parameter;  ///< f32 [count], row-major: the master weights, updated
   Tensor gradient;   ///< f32|bf16|f16 [count], row-major; undefined = zeros
-  Tensor copy;       ///< bf16|f16|f32 [count] or undefined: the new parameter, rounded
+  Tensor copy;       ///< bf16|f16 [count], row-major, or undefined: the new parameter, rounded
 };
 
 // ---------------------------------------------------------------------------------------------- sums of squares
@@ -38,8 +39,8 @@ Cost cost(const BlockSquaresArgs& args);
 void run(const Cpu& cpu, const BlockSquaresArgs& args);
 void run(const Cuda& cuda, const BlockSquaresArgs& args);
 
-/// `carry` plus the block sums of x's squares, added in order: ranges of one tensor in order of offset, each with the carry of the
-/// one before, give the bits of the uncut tensor. Infinite or NaN elements show in the result.
+/// `carry` plus the block sums of x's squares, added in order: ranges of one tensor in order of offset, each with the
+/// carry of the one before, give the bits of the uncut tensor. Infinite or NaN elements show in the result.
 ///   x  f32|bf16|f16, row-major, starting at a block boundary of its logical tensor
 /// On meta: returns carry. Throws ShapeError (not row-major), DTypeError.
 double sum_squares(const Tensor& x, double carry = 0);
@@ -59,11 +60,13 @@ struct AdamOptions {
   bool is_decoupled = true;  ///< true: AdamW's decay; false: decay goes into the gradient
 };
 
-/// The numbers of step `step` (from 1). `gradient_factor` multiplies every gradient (1 / loss scale, clip factor; negative to climb).
+/// The numbers of step `step` (from 1). `gradient_factor` multiplies every gradient (1 / loss scale, clip factor;
+/// negative to climb).
 AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double gradient_factor = 1);
 
 /// g = gradient_factor * gradient + decay p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-/// p = keep p - step_size m / (sqrt(v) root_factor + epsilon). With `max_exp_avg_sq`, it keeps and uses the largest v (amsgrad).
+/// p = keep p - step_size m / (sqrt(v) root_factor + epsilon). With `max_exp_avg_sq`, it keeps and uses the largest v
+/// (amsgrad).
 struct AdamArgs {
   static constexpr const char* kName = "adam";
   View parameter, gradient, copy, exp_avg, exp_avg_sq, max_exp_avg_sq;
@@ -75,8 +78,8 @@ void run(const Cuda& cuda, const AdamArgs& args);
 
 /// One Adam step on a range; states f32 [count], row-major; an undefined max_exp_avg_sq = no amsgrad.
 /// Throws ShapeError (counts differ, not row-major), DTypeError, DeviceError.
-void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& max_exp_avg_sq,
-               const AdamScalars& scalars);
+void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+               const Tensor& max_exp_avg_sq, const AdamScalars& scalars);
 
 // ---------------------------------------------------------------------------------------------- SGD
 
@@ -138,11 +141,12 @@ struct LambSquares {
 };
 
 /// `carry` plus a range's share. Call before lamb_step, ranges in order of offset. On meta: returns carry.
-LambSquares lamb_squares(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq, const LambScalars& scalars,
-                         LambSquares carry = {});
+LambSquares lamb_squares(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                         const LambScalars& scalars, LambSquares carry = {});
 
 /// One Lamb step on a range, with step_size = lr times the trust ratio |p| / |u|. Errors as adam_step.
-void lamb_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq, const LambScalars& scalars, double step_size);
+void lamb_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq, const LambScalars& scalars,
+               double step_size);
 
 // ---------------------------------------------------------------------------------------------- Adafactor
 
@@ -156,7 +160,8 @@ struct FactoredShape {
 /// The factoring of a shape with at least two axes. Throws ShapeError for fewer.
 FactoredShape factored_shape(const Shape& shape);
 
-/// row_sums[b, r] += sum over columns, column_sums[b, c] += sum over rows of (gradient_factor * gradient)^2, for one range.
+/// row_sums[b, r] += sum over columns, column_sums[b, c] += sum over rows of (gradient_factor * gradient)^2, for one
+/// range.
 struct FactoredSquaresArgs {
   static constexpr const char* kName = "adafactor_squares";
   View gradient, row_sums, column_sums;  ///< sums f64
@@ -168,8 +173,9 @@ Cost cost(const FactoredSquaresArgs& args);
 void run(const Cpu& cpu, const FactoredSquaresArgs& args);
 void run(const Cuda& cuda, const FactoredSquaresArgs& args);
 
-/// Second moments after this step: row' = beta2 row + (1 - beta2) (row_sums / columns + epsilon), and columns likewise. Without sums:
-/// row' = row. Then the factors that make an update: row_factor = sqrt(mean over rows of row' / row'), column_factor = 1 / sqrt(column').
+/// Second moments after this step: row' = beta2 row + (1 - beta2) (row_sums / columns + epsilon), and columns likewise.
+/// Without sums: row' = row. Then the factors that make an update: row_factor = sqrt(mean over rows of row' / row'),
+/// column_factor = 1 / sqrt(column').
 struct FactoredMomentsArgs {
   static constexpr const char* kName = "adafactor_moments";
   View row, column, row_sums, column_sums;  ///< moments f32; sums f64 or absent
@@ -215,31 +221,35 @@ Cost cost(const AdafactorArgs& args);
 void run(const Cpu& cpu, const AdafactorArgs& args);
 void run(const Cuda& cuda, const AdafactorArgs& args);
 
-/// Adds a range's squares to `row_sums` (shape.row_count() numbers) and `column_sums` (shape.column_count()), which carry over
-/// from range to range in order of offset. Does nothing on meta or for an undefined gradient.
+/// Adds a range's squares to `row_sums` (shape.row_count() numbers) and `column_sums` (shape.column_count()), which
+/// carry over from range to range in order of offset. Does nothing on meta or for an undefined gradient.
 ///   offset  the range's first element in the parameter, a multiple of kStatisticsBlock
 void adafactor_squares(const Tensor& gradient, double gradient_factor, const FactoredShape& shape, std::int64_t offset,
                        std::span<double> row_sums, std::span<double> column_sums);
 
-/// How one range's update direction is found: from factored moments of the whole parameter, or from its own second moment.
+/// How one range's update direction is found: from factored moments of the whole parameter, or from its own second
+/// moment.
 struct AdafactorMoments {
   Tensor row, column;  ///< f32 [..., rows], [..., columns]: second moments after this step
   Tensor exp_avg_sq;   ///< f32 [count]: this range's second moment before this step; used if row is undefined
 };
 
-/// The factored moments after this step, as new tensors of the same shapes (copy them over the states when the step is certain).
+/// The factored moments after this step, as new tensors of the same shapes (copy them over the states when the step is
+/// certain).
 ///   before      row and column moments, f32
 ///   row_sums    the finished sums of adafactor_squares
 ///   epsilon     added to each mean square
-AdafactorMoments adafactor_moments(const AdafactorMoments& before, const FactoredShape& shape, std::span<const double> row_sums,
-                                   std::span<const double> column_sums, double beta2, double epsilon);
+AdafactorMoments adafactor_moments(const AdafactorMoments& before, const FactoredShape& shape,
+                                   std::span<const double> row_sums, std::span<const double> column_sums, double beta2,
+                                   double epsilon);
 
 /// `carry` plus the block sums of the squares of a range's update direction u; see sum_squares. On meta: returns carry.
-double adafactor_update_squares(const Tensor& gradient, const AdafactorMoments& moments, const FactoredShape& shape, std::int64_t offset,
-                                const AdafactorScalars& scalars, double carry = 0);
+double adafactor_update_squares(const Tensor& gradient, const AdafactorMoments& moments, const FactoredShape& shape,
+                                std::int64_t offset, const AdafactorScalars& scalars, double carry = 0);
 
-/// One Adafactor step on a range; `exp_avg` f32 [count] or undefined; writes moments.exp_avg_sq if that is used. Errors as adam_step.
-void adafactor_step(const StepTensors& tensors, const Tensor& exp_avg, const AdafactorMoments& moments, const FactoredShape& shape,
-                    std::int64_t offset, const AdafactorScalars& scalars);
+/// One Adafactor step on a range; `exp_avg` f32 [count] or undefined; writes moments.exp_avg_sq if that is used. Errors
+/// as adam_step.
+void adafactor_step(const StepTensors& tensors, const Tensor& exp_avg, const AdafactorMoments& moments,
+                    const FactoredShape& shape, std::int64_t offset, const AdafactorScalars& scalars);
 
 }  // namespace castor

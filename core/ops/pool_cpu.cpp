@@ -5,6 +5,8 @@
 // overlapping windows sum in f32 in a fixed order, and nothing has to be zeroed first.
 #include <algorithm>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "core/base/parallel.h"
 #include "core/ops/pool.h"
@@ -47,12 +49,17 @@ struct WindowAxis {
     return {first, std::min(end, size), dilation, std::min(end, size + padding) - begin};
   }
 
-  /// Results [first, second) whose windows reach over `pixel`; with dilation some of them step over it.
-  std::pair<std::int64_t, std::int64_t> results(std::int64_t pixel) const {
-    if (is_adaptive) return {pixel * count / size, std::min(count, ceil_div((pixel + 1) * count, size))};
-    const std::int64_t reach = dilation * (kernel - 1);
-    return {std::max<std::int64_t>(0, ceil_div(pixel + padding - reach, stride)),
-            std::min(count, (pixel + padding) / stride + 1)};
+  /// Moves `results`, {0, 0} at first, to those [first, second) whose windows reach over `pixel`; pixels must not fall.
+  /// With dilation some of them step over it.
+  void advance(std::pair<std::int64_t, std::int64_t>& results, std::int64_t pixel) const {
+    auto& [first, last] = results;
+    if (is_adaptive) {
+      while (first < count && (first + 1) * size <= pixel * count) ++first;
+      while (last < count && last * size < (pixel + 1) * count) ++last;
+      return;
+    }
+    while (first < count && first * stride - padding + dilation * (kernel - 1) < pixel) ++first;
+    while (last < count && last * stride - padding <= pixel) ++last;
   }
 
   bool holds(std::int64_t result, std::int64_t pixel) const {
@@ -66,7 +73,7 @@ double divisor(const PoolWindows& windows, const Window& h, const Window& w) {
   return static_cast<double>(std::max<std::int64_t>(1, (h.last - h.first) * (w.last - w.first)));
 }
 
-/// Calls f(row, first channel, channels) for rows [0, rows) shared by threads and chunks of the channels.
+/// Calls f(row) for rows [0, rows), shared by threads.
 template <class F>
 void for_each_row(std::int64_t rows, std::int64_t row_elements, F&& f) {
   parallel_for(rows, std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, row_elements)),
@@ -75,112 +82,204 @@ void for_each_row(std::int64_t rows, std::int64_t row_elements, F&& f) {
                });
 }
 
+/// Calls f(first channel, count) for chunks that cover the channels; count is a constant where it can be, so that a
+/// chunk's accumulators are registers.
+template <class F>
+void for_each_chunk(std::int64_t channels, F&& f) {
+  std::int64_t c = 0;
+  for (; c + 32 <= channels; c += 32) f(c, std::integral_constant<std::int64_t, 32>{});
+  for (; c + 8 <= channels; c += 8) f(c, std::integral_constant<std::int64_t, 8>{});
+  if (c < channels) f(c, channels - c);
+}
+
+/// Zeroes a chunk's accumulators, eight at a time: one loop over all of them would become a call or a string
+/// instruction, which costs more than the chunk.
+template <class S>
+void set_zero(S (&sum)[kChunk]) {
+#pragma GCC unroll 4
+  for (std::int64_t i = 0; i < kChunk; i += 8) {
+    for (std::int64_t j = 0; j < 8; ++j) sum[i + j] = S{};
+  }
+}
+
+/// What both forward loops share: the sizes and the windows.
+struct PoolLoop {
+  std::int64_t images, channels, height, width, out_height, out_width;
+  WindowAxis vertical, horizontal;
+
+  PoolLoop(const View& x, const View& y, const PoolWindows& windows)
+      : images(x.size[0]),
+        channels(x.size[1]),
+        height(x.size[2]),
+        width(x.size[3]),
+        out_height(y.size[2]),
+        out_width(y.size[3]),
+        vertical(windows, 0, height, out_height),
+        horizontal(windows, 1, width, out_width) {}
+
+  /// Calls f(first element of the image, first element of the result pixel, vertical window, horizontal window).
+  template <class F>
+  void for_each_result(F&& f) const {
+    for_each_row(images * out_height, out_width * channels * 4, [&](std::int64_t row) {
+      const Window h = vertical.window(row % out_height);
+      const std::int64_t image = row / out_height * height * width * channels;
+      for (std::int64_t ow = 0; ow < out_width; ++ow)
+        f(image, (row * out_width + ow) * channels, h, horizontal.window(ow));
+    });
+  }
+
+  /// Calls f(vertical position, horizontal position, first element of the pixel, vertical results, horizontal results,
+  /// first element of the image's result) for every pixel of the image.
+  template <class F>
+  void for_each_pixel(F&& f) const {
+    for_each_row(images * height, width * channels, [&](std::int64_t row) {
+      const std::int64_t y = row % height, result = row / height * out_height * out_width * channels;
+      std::pair<std::int64_t, std::int64_t> rows{0, 0}, columns{0, 0};
+      vertical.advance(rows, y);
+      for (std::int64_t x = 0; x < width; ++x) {
+        horizontal.advance(columns, x);
+        f(y, x, (row * width + x) * channels, rows, columns, result);
+      }
+    });
+  }
+};
+
 template <class T>
 void max_forward(const PoolArgs& args) {
   using S = decltype(load(T{}));
-  const std::int64_t channels = args.x.size[1], height = args.x.size[2], width = args.x.size[3];
-  const std::int64_t out_height = args.y.size[2], out_width = args.y.size[3];
-  const WindowAxis vertical(args.windows, 0, height, out_height), horizontal(args.windows, 1, width, out_width);
-  for_each_row(args.x.size[0] * out_height, out_width * channels * 4, [&](std::int64_t row) {
-    const Window h = vertical.window(row % out_height);
-    const T* const image = args.x.as<T>() + row / out_height * height * width * channels;
-    for (std::int64_t ow = 0; ow < out_width; ++ow) {
-      const Window w = horizontal.window(ow);
-      const bool is_empty = h.first >= h.last || w.first >= w.last;
-      const std::int64_t target = (row * out_width + ow) * channels;
-      for (std::int64_t c = 0; c < channels; c += kChunk) {
-        const std::int64_t count = std::min(kChunk, channels - c);
-        S best[kChunk];
-        std::int32_t at[kChunk];
-        std::fill_n(best, count, -std::numeric_limits<S>::infinity());
-        std::fill_n(at, count, is_empty ? -1 : static_cast<std::int32_t>(h.first * width + w.first));
-        for (std::int64_t y = h.first; y < h.last; y += h.step) {
-          for (std::int64_t x = w.first; x < w.last; x += w.step) {
-            const T* const from = image + (y * width + x) * channels + c;
-            const auto position = static_cast<std::int32_t>(y * width + x);
-#pragma GCC ivdep
-            for (std::int64_t j = 0; j < count; ++j) {
-              const S value = load(from[j]);
-              const bool is_taken = (value > best[j]) | (value != value);
-              best[j] = is_taken ? value : best[j];
-              at[j] = is_taken ? position : at[j];
-            }
+  const PoolLoop loop(args.x, args.y, args.windows);
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+    const bool is_empty = h.first >= h.last || w.first >= w.last;
+    const auto start = static_cast<std::int32_t>(is_empty ? -1 : h.first * loop.width + w.first);
+    for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
+      S best[kChunk];
+      std::int32_t at[kChunk];
+      for (std::int64_t j = 0; j < count; ++j) best[j] = -std::numeric_limits<S>::infinity();
+      for (std::int64_t j = 0; j < count; ++j) at[j] = start;
+      for (std::int64_t y = h.first; y < h.last; y += h.step) {
+        for (std::int64_t x = w.first; x < w.last; x += w.step) {
+          const T* const from = args.x.as<T>() + image + (y * loop.width + x) * loop.channels + c;
+          const auto position = static_cast<std::int32_t>(y * loop.width + x);
+          for (std::int64_t j = 0; j < count; ++j) {
+            const S value = load(from[j]);
+            const bool is_taken = (value > best[j]) | (value != value);
+            best[j] = is_taken ? value : best[j];
+            at[j] = is_taken ? position : at[j];
           }
         }
-        T* const to = args.y.as<T>() + target + c;
-        for (std::int64_t j = 0; j < count; ++j) to[j] = store<T>(best[j]);
-        if (args.indices.defined()) std::copy_n(at, count, args.indices.as<std::int32_t>() + target + c);
       }
-    }
+      T* const to = args.y.as<T>() + result + c;
+      for (std::int64_t j = 0; j < count; ++j) to[j] = store<T>(best[j]);
+      if (!args.indices.defined()) return;
+      std::int32_t* const positions = args.indices.as<std::int32_t>() + result + c;
+      for (std::int64_t j = 0; j < count; ++j) positions[j] = at[j];
+    });
   });
 }
 
 template <class T>
 void average_forward(const PoolArgs& args) {
   using S = decltype(load(T{}));
-  const std::int64_t channels = args.x.size[1], height = args.x.size[2], width = args.x.size[3];
-  const std::int64_t out_height = args.y.size[2], out_width = args.y.size[3];
-  const WindowAxis vertical(args.windows, 0, height, out_height), horizontal(args.windows, 1, width, out_width);
-  for_each_row(args.x.size[0] * out_height, out_width * channels * 4, [&](std::int64_t row) {
-    const Window h = vertical.window(row % out_height);
-    const T* const image = args.x.as<T>() + row / out_height * height * width * channels;
-    for (std::int64_t ow = 0; ow < out_width; ++ow) {
-      const Window w = horizontal.window(ow);
-      const S factor = static_cast<S>(divisor(args.windows, h, w));
-      T* const to = args.y.as<T>() + (row * out_width + ow) * channels;
-      for (std::int64_t c = 0; c < channels; c += kChunk) {
-        const std::int64_t count = std::min(kChunk, channels - c);
-        S sum[kChunk];
-        std::fill_n(sum, count, S{});
-        for (std::int64_t y = h.first; y < h.last; ++y) {
-          for (std::int64_t x = w.first; x < w.last; ++x) {
-            const T* const from = image + (y * width + x) * channels + c;
-#pragma GCC ivdep
-            for (std::int64_t j = 0; j < count; ++j) sum[j] += load(from[j]);
-          }
+  const PoolLoop loop(args.x, args.y, args.windows);
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+    const S factor = static_cast<S>(divisor(args.windows, h, w));
+    for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
+      S sum[kChunk];
+      set_zero(sum);
+      for (std::int64_t y = h.first; y < h.last; ++y) {
+        for (std::int64_t x = w.first; x < w.last; ++x) {
+          const T* const from = args.x.as<T>() + image + (y * loop.width + x) * loop.channels + c;
+          for (std::int64_t j = 0; j < count; ++j) sum[j] += load(from[j]);
         }
-        for (std::int64_t j = 0; j < count; ++j) to[c + j] = store<T>(sum[j] / factor);
       }
-    }
+      T* const to = args.y.as<T>() + result + c;
+      for (std::int64_t j = 0; j < count; ++j) to[j] = store<T>(sum[j] / factor);
+    });
   });
 }
 
-/// dx = sum over the windows that hold a pixel of part(dy element, index element, pixel's position, divisor).
 template <class T, bool kIsMax>
 void backward(const PoolBackwardArgs& args) {
   using S = decltype(load(T{}));
-  const std::int64_t channels = args.dx.size[1], height = args.dx.size[2], width = args.dx.size[3];
-  const std::int64_t out_height = args.dy.size[2], out_width = args.dy.size[3];
-  const WindowAxis vertical(args.windows, 0, height, out_height), horizontal(args.windows, 1, width, out_width);
-  for_each_row(args.dx.size[0] * height, width * channels, [&](std::int64_t row) {
-    const std::int64_t y = row % height, image = row / height;
-    const auto [first_row, last_row] = vertical.results(y);
-    for (std::int64_t x = 0; x < width; ++x) {
-      const auto position = static_cast<std::int32_t>(y * width + x);
-      const auto [first_column, last_column] = horizontal.results(x);
-      T* const to = args.dx.as<T>() + (row * width + x) * channels;
-      for (std::int64_t c = 0; c < channels; c += kChunk) {
-        const std::int64_t count = std::min(kChunk, channels - c);
-        S sum[kChunk];
-        std::fill_n(sum, count, S{});
-        for (std::int64_t oh = first_row; oh < last_row; ++oh) {
-          if (!vertical.holds(oh, y)) continue;
-          for (std::int64_t ow = first_column; ow < last_column; ++ow) {
-            if (!horizontal.holds(ow, x)) continue;
-            const std::int64_t source = ((image * out_height + oh) * out_width + ow) * channels + c;
-            const T* const from = args.dy.as<T>() + source;
-            if constexpr (kIsMax) {
-              const std::int32_t* const at = args.indices.as<std::int32_t>() + source;
-#pragma GCC ivdep
-              for (std::int64_t j = 0; j < count; ++j) sum[j] += at[j] == position ? load(from[j]) : S{};
-            } else {
-              const S factor = static_cast<S>(divisor(args.windows, vertical.window(oh), horizontal.window(ow)));
-#pragma GCC ivdep
-              for (std::int64_t j = 0; j < count; ++j) sum[j] += load(from[j]) / factor;
+  const PoolLoop loop(args.dx, args.dy, args.windows);
+  using Range = std::pair<std::int64_t, std::int64_t>;
+  loop.for_each_pixel([&](std::int64_t y, std::int64_t x, std::int64_t pixel, const Range& rows, const Range& columns,
+                          std::int64_t result) {
+    const auto position = static_cast<std::int32_t>(y * loop.width + x);
+    for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
+      S sum[kChunk];
+      set_zero(sum);
+      for (std::int64_t oh = rows.first; oh < rows.second; ++oh) {
+        if (!loop.vertical.holds(oh, y)) continue;
+        for (std::int64_t ow = columns.first; ow < columns.second; ++ow) {
+          if (!loop.horizontal.holds(ow, x)) continue;
+          const std::int64_t source = result + (oh * loop.out_width + ow) * loop.channels + c;
+          const T* const from = args.dy.as<T>() + source;
+          if constexpr (kIsMax) {
+            const std::int32_t* const at = args.indices.as<std::int32_t>() + source;
+            for (std::int64_t j = 0; j < count; ++j) {
+              const S value = load(from[j]);
+              sum[j] += at[j] == position ? value : S{};
             }
+          } else {
+            const S factor =
+                static_cast<S>(divisor(args.windows, loop.vertical.window(oh), loop.horizontal.window(ow)));
+            for (std::int64_t j = 0; j < count; ++j) sum[j] += load(from[j]) / factor;
           }
         }
-        for (std::int64_t j = 0; j < count; ++j) to[c + j] = store<T>(sum[j]);
+      }
+      T* const to = args.dx.as<T>() + pixel + c;
+      for (std::int64_t j = 0; j < count; ++j) to[j] = store<T>(sum[j]);
+    });
+  });
+}
+
+/// True if the windows tile the image from its first pixel on: every pixel lies in one window at most.
+bool is_tiling(const PoolWindows& windows) {
+  const PoolGeometry& g = windows.geometry;
+  const auto tiles = [&](int axis) {
+    return g.stride[axis] == g.kernel[axis] && g.padding[axis] == 0 && g.dilation[axis] == 1;
+  };
+  return !windows.is_adaptive && tiles(0) && tiles(1);
+}
+
+/// The same gradient where windows tile the image: each result pixel writes its window, the last of a row or column
+/// also the zeros beyond it.
+template <class T, bool kIsMax>
+void backward_tiling(const PoolBackwardArgs& args) {
+  using S = decltype(load(T{}));
+  const PoolLoop loop(args.dx, args.dy, args.windows);
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+    const bool is_bottom = h.first + 2 * args.windows.geometry.kernel[0] > loop.height,
+               is_right = w.first + 2 * args.windows.geometry.kernel[1] > loop.width;
+    const std::int64_t bottom = is_bottom ? loop.height : h.last, right = is_right ? loop.width : w.last;
+    const S factor = kIsMax ? S(1) : static_cast<S>(divisor(args.windows, h, w));
+    T* const dx = args.dx.as<T>() + image;
+    for (std::int64_t y = h.first; y < bottom; ++y) {
+      const bool is_row_inside = y < h.last;
+      for (std::int64_t x = w.first; x < right; ++x) {
+        const bool is_inside = is_row_inside && x < w.last;
+        const auto position = static_cast<std::int32_t>(y * loop.width + x);
+        T* const to = dx + (y * loop.width + x) * loop.channels;
+        if (!is_inside) {
+          std::fill_n(to, loop.channels, T{});
+          continue;
+        }
+        const T* const from = args.dy.as<T>() + result;
+        const std::int32_t* const at = args.indices.as<std::int32_t>() + (kIsMax ? result : 0);
+        for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
+          T* const target = to + c;
+          const T* const source = from + c;
+          const std::int32_t* const positions = at + (kIsMax ? c : 0);
+          for (std::int64_t j = 0; j < count; ++j) {
+            const S value = load(source[j]);
+            if constexpr (kIsMax) {
+              target[j] = store<T>(positions[j] == position ? value : S{});
+            } else {
+              target[j] = store<T>(value / factor);
+            }
+          }
+        });
       }
     }
   });
@@ -205,7 +304,12 @@ void run(const Cpu&, const PoolBackwardArgs& args) {
   if (args.dx.numel() == 0) return;
   visit_float(args.dx.dtype, PoolBackwardArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    args.kind == PoolKind::max ? backward<T, true>(args) : backward<T, false>(args);
+    const bool is_max = args.kind == PoolKind::max;
+    if (is_tiling(args.windows)) {
+      is_max ? backward_tiling<T, true>(args) : backward_tiling<T, false>(args);
+    } else {
+      is_max ? backward<T, true>(args) : backward<T, false>(args);
+    }
   });
 }
 

@@ -14,7 +14,8 @@ void check_float(const char* op, const Tensor& x) {
 
 void fill_by(const char* op, const Tensor& y, RandomFillArgs args) {
   check_float(op, y);
-  if (!y.is_contiguous()) throw ShapeError(cat(op, ": expected a row-major tensor, got ", y, " with strides ", y.strides()));
+  if (!y.is_contiguous())
+    throw ShapeError(cat(op, ": expected a row-major tensor, got ", y, " with strides ", y.strides()));
   if (y.numel() == 0) return;
   args.y = y.view();
   dispatch(y.device(), args);
@@ -39,10 +40,11 @@ void fill_normal(const Tensor& y, RandomKey key, double mean, double stddev, std
   fill_by("fill_normal", y, {{}, key, offset, Distribution::normal, mean, stddev, 0, 0});
 }
 
-void fill_truncated_normal(const Tensor& y, RandomKey key, double mean, double stddev, double low, double high, std::uint64_t offset) {
+void fill_truncated_normal(const Tensor& y, RandomKey key, double mean, double stddev, double low, double high,
+                           std::uint64_t offset) {
   if (!(low < high) || !(stddev > 0)) {
-    throw ShapeError(cat("fill_truncated_normal: expected low < high and a positive standard deviation, got [", low, ", ", high, "], ",
-                         stddev));
+    throw ShapeError(cat("fill_truncated_normal: expected low < high and a positive standard deviation, got [", low,
+                         ", ", high, "], ", stddev));
   }
   fill_by("fill_truncated_normal", y, {{}, key, offset, Distribution::truncated_normal, mean, stddev, low, high});
 }
@@ -50,7 +52,8 @@ void fill_truncated_normal(const Tensor& y, RandomKey key, double mean, double s
 Tensor dropout(const Tensor& x, RandomKey key, double probability, std::uint64_t offset) {
   constexpr const char* kOp = DropoutArgs::kName;
   check_float(kOp, x);
-  if (!(probability >= 0 && probability <= 1)) throw ShapeError(cat(kOp, ": expected a probability in [0, 1], got ", probability));
+  if (!(probability >= 0 && probability <= 1))
+    throw ShapeError(cat(kOp, ": expected a probability in [0, 1], got ", probability));
   Tensor y = Tensor::empty_like(x);
   if (x.numel() == 0) return y;
   dispatch(x.device(), DropoutArgs{contiguous(x).view(), y.view(), key, offset, probability});

@@ -1,6 +1,6 @@
-// Counter-based random numbers: element i of a logical tensor depends on (RandomKey, i) only, never on how the work or the tensor
-// was cut. So a shard [offset, offset + n) filled by itself has the bits of that part of the whole, and dropout's backward draws
-// its mask again instead of storing it.
+// Counter-based random numbers: element i of a logical tensor depends on (RandomKey, i) only, never on how the work or
+// the tensor was cut. So a shard [offset, offset + n) filled by itself has the bits of that part of the whole, and
+// dropout's backward draws its mask again instead of storing it.
 //
 // Numbers are drawn in f32 and rounded once to the tensor's dtype. Bits are equal on every device.
 #pragma once
@@ -32,7 +32,8 @@ Cost cost(const RandomFillArgs& args);
 void run(const Cpu& cpu, const RandomFillArgs& args);
 void run(const Cuda& cuda, const RandomFillArgs& args);
 
-/// y[i] = x[i] / (1 - probability) where element offset + i is kept, 0 where it is dropped; one dtype, row-major. y may be x.
+/// y[i] = x[i] / (1 - probability) where element offset + i is kept, 0 where it is dropped; one dtype, row-major. y may
+/// be x.
 struct DropoutArgs {
   static constexpr const char* kName = "dropout";
   View x, y;
@@ -57,7 +58,8 @@ void fill_normal(const Tensor& y, RandomKey key, double mean = 0, double stddev 
 void fill_truncated_normal(const Tensor& y, RandomKey key, double mean, double stddev, double low, double high,
                            std::uint64_t offset = 0);
 
-/// x with elements dropped with `probability` and the others scaled by 1 / (1 - probability), in a new row-major tensor.
+/// x with elements dropped with `probability` and the others scaled by 1 / (1 - probability), in a new row-major
+/// tensor.
 ///   x            f32|bf16|f16|f64, any strides; elements count in row-major order
 ///   probability  in [0, 1]
 /// Throws ShapeError for a probability outside [0, 1]; DTypeError.

@@ -1,6 +1,6 @@
-// Random kernels on the CPU. Words are made a chunk at a time into a small array, then turned into numbers by plain loops that
-// vectorise. Delicate: chunks are cut at multiples of kChunk of the logical offset, and pairs of elements share a Box-Muller draw,
-// so an element never depends on where a range began.
+// Random kernels on the CPU. Words are made a chunk at a time into a small array, then turned into numbers by plain
+// loops that vectorise. Delicate: chunks are cut at multiples of kChunk of the logical offset, and pairs of elements
+// share a Box-Muller draw, so an element never depends on where a range began.
 #include <cmath>
 
 #include "core/base/parallel.h"
@@ -10,8 +10,8 @@
 namespace castor {
 namespace {
 
-constexpr std::int64_t kBlocks = 64;           // Philox blocks made at a time
-constexpr std::int64_t kChunk = 4 * kBlocks;   // their words
+constexpr std::int64_t kBlocks = 64;          // Philox blocks made at a time
+constexpr std::int64_t kChunk = 4 * kBlocks;  // their words
 constexpr std::int64_t kGrain = 16 * kChunk;
 
 /// word[4 i + j] = word j of block first + i.
@@ -44,8 +44,8 @@ void make_words(RandomKey key, std::uint64_t first, std::uint32_t* word) {
   }
 }
 
-/// Calls body(words, begin, count) for stretches that cover [0, n): words[i] belongs to element begin + i, and make(words) has
-/// turned a whole chunk of words into what body reads.
+/// Calls body(words, begin, count) for stretches that cover [0, n): words[i] belongs to element begin + i, and
+/// make(words) has turned a whole chunk of words into what body reads.
 template <class Made, class Make, class Body>
 void for_each_chunk(RandomKey key, std::uint64_t offset, std::int64_t n, Make make, Body body) {
   parallel_for(n, kGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -70,10 +70,11 @@ void visit_float(DType dtype, const char* op, F&& f) {
 
 template <class T, class Make>
 void fill_with(const RandomFillArgs& args, Make make) {
-  for_each_chunk<float>(args.key, args.offset, args.y.numel(), make, [&](const float* made, std::int64_t begin, std::int64_t count) {
-    T* y = args.y.as<T>() + begin;
-    for (std::int64_t i = 0; i < count; ++i) y[i] = store<T>(made[i]);
-  });
+  for_each_chunk<float>(args.key, args.offset, args.y.numel(), make,
+                        [&](const float* made, std::int64_t begin, std::int64_t count) {
+                          T* y = args.y.as<T>() + begin;
+                          for (std::int64_t i = 0; i < count; ++i) y[i] = store<T>(made[i]);
+                        });
 }
 
 }  // namespace
@@ -128,7 +129,8 @@ void run(const Cpu&, const DropoutArgs& args) {
                                     const T* x = args.x.as<T>() + begin;
                                     T* y = args.y.as<T>() + begin;
 #pragma GCC ivdep
-                                    for (std::int64_t i = 0; i < count; ++i) y[i] = store<T>(kept[i] != 0 ? load(x[i]) * factor : C(0));
+                                    for (std::int64_t i = 0; i < count; ++i)
+                                      y[i] = store<T>(kept[i] != 0 ? load(x[i]) * factor : C(0));
                                   });
   });
 }

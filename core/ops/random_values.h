@@ -1,6 +1,6 @@
-// How random words become numbers: maths of the random family, written once for both compilers and in explicit steps, so that an
-// element has the same bits on every device. Words are Philox outputs (core/base/philox.h): element i of a logical tensor owns word
-// i % 4 of block i / 4.
+// How random words become numbers: maths of the random family, written once for both compilers and in explicit steps,
+// so that an element has the same bits on every device. Words are Philox outputs (core/base/philox.h): element i of a
+// logical tensor owns word i % 4 of block i / 4.
 #pragma once
 
 #include "core/base/math.h"

@@ -19,15 +19,20 @@ void check(const Tensor& x, const RotaryTable& table, std::int64_t offset) {
       x.dtype() == DType::f32 || x.dtype() == DType::bf16 || x.dtype() == DType::f16 || x.dtype() == DType::f64;
   const DType wanted = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
   if (!is_float) throw DTypeError(cat(kOp, ": expected f32, bf16, f16 or f64, got ", x));
-  if (!table.cos.defined() || !table.sin.defined() || table.cos.ndim() != 2 || !(table.cos.shape() == table.sin.shape())) {
-    throw ShapeError(cat(kOp, ": expected a table of two [positions, R/2] tensors, got cos ", table.cos, ", sin ", table.sin));
+  if (!table.cos.defined() || !table.sin.defined() || table.cos.ndim() != 2 ||
+      !(table.cos.shape() == table.sin.shape())) {
+    throw ShapeError(
+        cat(kOp, ": expected a table of two [positions, R/2] tensors, got cos ", table.cos, ", sin ", table.sin));
   }
   if (table.cos.dtype() != wanted || table.sin.dtype() != wanted) {
-    throw DTypeError(cat(kOp, ": x ", x, " needs a table of ", wanted, ", got ", table.cos, "; make one with make_rotary_table"));
+    throw DTypeError(
+        cat(kOp, ": x ", x, " needs a table of ", wanted, ", got ", table.cos, "; make one with make_rotary_table"));
   }
-  if (!table.cos.is_contiguous() || !table.sin.is_contiguous()) throw ShapeError(cat(kOp, ": the table must be row-major"));
+  if (!table.cos.is_contiguous() || !table.sin.is_contiguous())
+    throw ShapeError(cat(kOp, ": the table must be row-major"));
   if (2 * table.cos.size(1) > x.size(3)) {
-    throw ShapeError(cat(kOp, ": the table turns ", 2 * table.cos.size(1), " elements, a head of ", x, " has ", x.size(3)));
+    throw ShapeError(
+        cat(kOp, ": the table turns ", 2 * table.cos.size(1), " elements, a head of ", x, " has ", x.size(3)));
   }
   if (offset < 0 || offset + x.size(1) > table.cos.size(0)) {
     throw ShapeError(cat(kOp, ": positions ", offset, " .. ", offset + x.size(1) - 1, " are outside the table of ",
@@ -38,16 +43,20 @@ void check(const Tensor& x, const RotaryTable& table, std::int64_t offset) {
 }  // namespace
 
 Cost cost(const RotaryArgs& args) {
-  const double turned = static_cast<double>(args.x.numel()) / static_cast<double>(std::max<std::int64_t>(args.x.size[3], 1)) *
+  const double turned = static_cast<double>(args.x.numel()) /
+                        static_cast<double>(std::max<std::int64_t>(args.x.size[3], 1)) *
                         static_cast<double>(args.cos.size[1]);
   return {6 * turned, static_cast<double>(args.x.bytes() + args.y.bytes())};
 }
 
-RotaryTable make_rotary_table(std::int64_t positions, std::int64_t rotary_dim, double base, Device device, DType dtype) {
+RotaryTable make_rotary_table(std::int64_t positions, std::int64_t rotary_dim, double base, Device device,
+                              DType dtype) {
   if (positions < 0 || rotary_dim < 2 || rotary_dim % 2 != 0) {
-    throw ShapeError(cat("make_rotary_table: expected an even rotary size of at least 2, got ", rotary_dim, " for ", positions, " positions"));
+    throw ShapeError(cat("make_rotary_table: expected an even rotary size of at least 2, got ", rotary_dim, " for ",
+                         positions, " positions"));
   }
-  if (dtype != DType::f32 && dtype != DType::f64) throw DTypeError(cat("make_rotary_table: expected f32 or f64, got ", dtype));
+  if (dtype != DType::f32 && dtype != DType::f64)
+    throw DTypeError(cat("make_rotary_table: expected f32 or f64, got ", dtype));
   const Shape shape{positions, rotary_dim / 2};
   RotaryTable table{Tensor::empty(shape, dtype, device), Tensor::empty(shape, dtype, device)};
   if (device.is_meta()) return table;

@@ -1,5 +1,5 @@
-// The turning loop: a plane's two elements lie R/2 apart, so both halves are read and written by unit strides and vectorise.
-// Delicate: y may be x; each iteration reads its two elements before it writes them, and no other.
+// The turning loop: a plane's two elements lie R/2 apart, so both halves are read and written by unit strides and
+// vectorise. Delicate: y may be x; each iteration reads its two elements before it writes them, and no other.
 #include "core/base/math.h"
 #include "core/base/parallel.h"
 #include "core/ops/rotary.h"
@@ -42,7 +42,8 @@ void turn_all(const RotaryArgs& args) {
 
 void run(const Cpu&, const RotaryArgs& args) {
   if (args.x.dtype == DType::f64) return turn_all<double, double>(args);
-  visit_training_float(args.x.dtype, RotaryArgs::kName, [&](auto tag) { turn_all<typename decltype(tag)::type, float>(args); });
+  visit_training_float(args.x.dtype, RotaryArgs::kName,
+                       [&](auto tag) { turn_all<typename decltype(tag)::type, float>(args); });
 }
 
 }  // namespace castor

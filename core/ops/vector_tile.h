@@ -1,9 +1,10 @@
-// A small matrix product that keeps a tile of the result in registers, for kernels that work on blocks which stay in cache.
-// Written with the compiler's vector types and once for every width: kLanes = 8 in files for AVX2, 16 in *_avx512.cpp.
+// A small matrix product that keeps a tile of the result in registers, for kernels that work on blocks which stay in
+// cache. Written with the compiler's vector types and once for every width: kLanes = 8 in files for AVX2, 16 in
+// *_avx512.cpp.
 //
-// Delicate: everything here is file-local (unnamed namespace, no std:: functions), because files for different instruction sets
-// include it; see core/base/cpu_isa.h. Each element of the result is one chain of fused multiply-adds in order of depth, so
-// the bits do not depend on the width or on the shape of the tile.
+// Delicate: everything here is file-local (unnamed namespace, no std:: functions), because files for different
+// instruction sets include it; see core/base/cpu_isa.h. Each element of the result is one chain of fused multiply-adds
+// in order of depth, so the bits do not depend on the width or on the shape of the tile.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +49,8 @@ inline constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
 
 /// c[m, n] (+)= sum over p < depth of a(m, p) b[p, n], with a(m, p) = a[m lda + p] (kARowMajor) or a[p lda + m].
 template <int kLanes, bool kARowMajor, int kRows, int kVectors>
-void tile_product(const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c, std::int64_t ldc, std::int64_t depth,
-                  bool accumulate) {
+void tile_product(const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
+                  std::int64_t depth, bool accumulate) {
   using Float = typename Lanes<kLanes>::Float;
   Float sum[kRows][kVectors];
 #pragma GCC unroll 8
@@ -75,17 +76,24 @@ void tile_product(const float* a, std::int64_t lda, const float* b, std::int64_t
   }
 }
 
-using TileProduct = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t, std::int64_t, bool);
+using TileProduct = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t, std::int64_t,
+                             bool);
 
 template <int kLanes, bool kARowMajor, int kVectors>
 TileProduct tile_of_rows(std::int64_t rows) {
   switch (rows) {
-    case 1: return tile_product<kLanes, kARowMajor, 1, kVectors>;
-    case 2: return tile_product<kLanes, kARowMajor, 2, kVectors>;
-    case 3: return tile_product<kLanes, kARowMajor, 3, kVectors>;
-    case 4: return tile_product<kLanes, kARowMajor, 4, kVectors>;
-    case 5: return tile_product<kLanes, kARowMajor, 5, kVectors>;
-    default: return tile_product<kLanes, kARowMajor, 6, kVectors>;
+    case 1:
+      return tile_product<kLanes, kARowMajor, 1, kVectors>;
+    case 2:
+      return tile_product<kLanes, kARowMajor, 2, kVectors>;
+    case 3:
+      return tile_product<kLanes, kARowMajor, 3, kVectors>;
+    case 4:
+      return tile_product<kLanes, kARowMajor, 4, kVectors>;
+    case 5:
+      return tile_product<kLanes, kARowMajor, 5, kVectors>;
+    default:
+      return tile_product<kLanes, kARowMajor, 6, kVectors>;
   }
 }
 
@@ -107,8 +115,8 @@ struct TileExtent {
 /// c (+)= a b by tiles, for `rows` rows and columns [0, columns); columns must be a multiple of kLanes.
 ///   extent(first_row)  the TileExtent of the tile that starts there; columns before its first_column are left alone
 template <int kLanes, bool kARowMajor, class Extent>
-void tiled_product(const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c, std::int64_t ldc, std::int64_t rows,
-                   std::int64_t columns, bool accumulate, Extent extent) {
+void tiled_product(const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
+                   std::int64_t rows, std::int64_t columns, bool accumulate, Extent extent) {
   constexpr std::int64_t kWidth = kTileVectors<kLanes> * kLanes;
   for (std::int64_t panel = 0; panel < columns; panel += kWidth) {
     const std::int64_t panel_end = panel + kWidth < columns ? panel + kWidth : columns;
@@ -117,14 +125,16 @@ void tiled_product(const float* a, std::int64_t lda, const float* b, std::int64_
       const std::int64_t depth = part.end > part.begin ? part.end - part.begin : 0;
       const std::int64_t n = part.first_column > panel ? part.first_column : panel;
       if (n >= panel_end || (accumulate && depth == 0)) continue;
-      const TileProduct product = tile_of<kLanes, kARowMajor>(rows - m < kTileRows ? rows - m : kTileRows, (panel_end - n) / kLanes);
+      const TileProduct product =
+          tile_of<kLanes, kARowMajor>(rows - m < kTileRows ? rows - m : kTileRows, (panel_end - n) / kLanes);
       const float* from = a + (kARowMajor ? m * lda + part.begin : part.begin * lda + m);
       product(from, lda, b + part.begin * ldb + n, ldb, c + m * ldc + n, ldc, depth, accumulate);
     }
   }
 }
 
-/// 2^x. Chebyshev interpolation of degree 6 on [-1/2, 1/2] after x = n + r; exactly 0 below -125, so for x = -infinity. x < 127.
+/// 2^x. Chebyshev interpolation of degree 6 on [-1/2, 1/2] after x = n + r; exactly 0 below -125, so for x = -infinity.
+/// x < 127.
 template <int kLanes>
 [[gnu::always_inline]] inline typename Lanes<kLanes>::Float exp2_lanes(typename Lanes<kLanes>::Float x) {
   using Float = typename Lanes<kLanes>::Float;

@@ -18,7 +18,13 @@ std::shared_ptr<Storage> Storage::make_empty(std::size_t bytes, Device device) {
   return std::shared_ptr<Storage>(new Storage(bytes, device, false));
 }
 
-Storage::~Storage() { release(); }
+Storage::~Storage() {
+  try {
+    release();
+  } catch (const DeviceError&) {
+    // The device is lost and the bytes with it; the next call on it says so.
+  }
+}
 
 void Storage::release() {
   for (const Event& event : uses_) backend(device_).wait(event);

@@ -36,8 +36,8 @@ MlpClassifier::MlpClassifier(const Config& config, const TensorOptions& options)
 Variable MlpClassifier::forward(const Tensor& images) {
   const ForwardScope scope(*this);
   const Variable x = reshape(images_of(images), {images.size(0), 784});
-  const Variable first = dropout1_.forward(fc1_.forward(x, castor::Activation::relu));
-  const Variable second = dropout2_.forward(fc2_.forward(first, castor::Activation::relu));
+  const Variable first = dropout1_.forward(fc1_.forward(x, Activation::relu));
+  const Variable second = dropout2_.forward(fc2_.forward(first, Activation::relu));
   return fc3_.forward(second);
 }
 
@@ -58,10 +58,10 @@ LeNet::LeNet(const Config& config, const TensorOptions& options)
 
 Variable LeNet::forward(const Tensor& images) {
   const ForwardScope scope(*this);
-  Variable x = pool_.forward(conv1_.forward(images_of(images), castor::Activation::relu));
-  x = pool_.forward(conv2_.forward(x, castor::Activation::relu));
+  Variable x = pool_.forward(conv1_.forward(images_of(images), Activation::relu));
+  x = pool_.forward(conv2_.forward(x, Activation::relu));
   x = reshape(x, {x.size(0), x.size(1) * x.size(2) * x.size(3)});
-  return fc2_.forward(dropout_.forward(fc1_.forward(x, castor::Activation::relu)));
+  return fc2_.forward(dropout_.forward(fc1_.forward(x, Activation::relu)));
 }
 
 BasicBlock::BasicBlock(std::int64_t in_channels, std::int64_t out_channels, std::int64_t stride, const TensorOptions& options)

@@ -80,7 +80,7 @@ class Gpt final : public autograd::TrainableModel, public strategy::TextModel {
   std::unique_ptr<autograd::Embedding> wpe_;
   autograd::Dropout dropout_;
   autograd::ModuleList<autograd::TransformerBlock> blocks_;
-  std::shared_ptr<autograd::Layer> norm_;
+  std::shared_ptr<autograd::Norm> norm_;
   std::unique_ptr<autograd::Linear> head_;
   autograd::CrossEntropyLoss criterion_;
 };

@@ -11,13 +11,15 @@
 #include "strategy/cli/check.h"
 #include "strategy/cli/generate.h"
 #include "strategy/cli/plan.h"
+#include "strategy/cli/test.h"
 #include "strategy/cli/train.h"
 #include "strategy/registry.h"
 
 namespace castor::strategy {
 
 std::vector<Subcommand> builtin_subcommands() {
-  return {train_command(run_train), plan_command(run_plan), generate_command(run_generate), check_command()};
+  return {train_command(run_train), test_command(run_test), plan_command(run_plan), generate_command(run_generate),
+          check_command()};
 }
 
 int castor_main(int argc, char** argv, Registry& registry, std::vector<Subcommand> own) {

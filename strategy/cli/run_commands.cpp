@@ -12,6 +12,7 @@
 #include "strategy/checkpoint.h"
 #include "strategy/cli/generate.h"
 #include "strategy/cli/plan.h"
+#include "strategy/cli/test.h"
 #include "strategy/cli/train.h"
 #include "strategy/config.h"
 #include "strategy/registry.h"
@@ -23,6 +24,12 @@ namespace castor::strategy {
 int run_train(const TrainArguments& arguments, Registry& registry, std::ostream&) {
   Runner runner(load_train_config(arguments), arguments.config, registry);
   runner.train();  // a stop shows in the exit code of the program
+  return kExitOk;
+}
+
+int run_test(const TestArguments& arguments, Registry& registry, std::ostream& out) {
+  Runner runner(load_test_config(arguments), arguments.config, registry);
+  for (const auto& [name, value] : runner.test()) out << name << ": " << value << "\n";
   return kExitOk;
 }
 

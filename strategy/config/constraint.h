@@ -14,7 +14,7 @@ namespace castor::strategy {
 /// Tag of `required`.
 struct Required {};
 /// The key must be given; there is no default.
-inline constexpr Required required{};
+inline constexpr Required required{};  // NOLINT(readability-identifier-naming): a word of the describe language
 
 /// One demand. Made by the functions below.
 struct Constraint {

@@ -64,7 +64,8 @@ class FieldVisitor {
     on_retired(name, peers_default, reason);
   }
 
-  /// A condition between fields. `holds` is only called when a config is read and this struct's fields were all good.
+  /// A condition between fields. `holds` is only called when a config is read and this struct's fields before it were
+  /// all within their bounds; other checks may have failed.
   ///   name  the field that the mistake is reported at
   ///   text  what should be, as "must divide embed_dims"
   template <class Condition>

@@ -66,12 +66,14 @@ class StructParser : public FieldVisitor {
     }
   }
 
-  bool wants_checks() const override { return context_.diagnostics.size() == mistakes_before_; }
+  bool wants_checks() const override { return context_.diagnostics.size() == mistakes_before_ + broken_checks_; }
 
   void on_broken(std::string_view name, std::string_view text) override {
     const ConfigNode::Member* member = node_.find_member(name);
+    const std::size_t before = context_.diagnostics.size();
     context_.diagnostics.add(join_config_path(path_, name), member != nullptr ? member->mark : node_.mark(),
                              std::string(text));
+    broken_checks_ += context_.diagnostics.size() - before;
   }
 
  private:
@@ -93,6 +95,7 @@ class StructParser : public FieldVisitor {
   const std::string& path_;
   ParseContext& context_;
   std::size_t mistakes_before_;
+  std::size_t broken_checks_ = 0;  ///< mistakes that checks added
   std::vector<std::string> options_;
   std::vector<std::string> others_;  ///< refused and retired
 };

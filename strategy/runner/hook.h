@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "strategy/strategy.h"
@@ -21,6 +22,7 @@ struct RunProgress {
   double step_seconds = 0;        ///< of the last iteration, batch included
   std::int64_t items = 0;         ///< tokens or samples of the last micro-batch
   const char* item_name = "samples";
+  std::optional<double> learning_rate;      ///< of the first group, in the last iteration; unset if its optimizer has none
   StepResult last;                          ///< of the last iteration
   std::map<std::string, double> metrics;    ///< of the last validation
   bool was_stopped = false;                 ///< Ctrl-C or SIGTERM ended the run early
@@ -45,7 +47,8 @@ class Hook {
   virtual void before_run(RunControl&) {}
   virtual void after_train_iter(RunControl&) {}
   virtual void after_train_epoch(RunControl&) {}
-  virtual void after_val(RunControl&) {}  ///< validation or test; results are in progress().metrics
+  virtual void after_val(RunControl&) {}   ///< results are in progress().metrics
+  virtual void after_test(RunControl&) {}  ///< the same; nothing was trained
   virtual void after_run(RunControl&) {}
 };
 

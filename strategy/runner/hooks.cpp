@@ -25,11 +25,6 @@ std::string scientific(double value) {
   return out.str();
 }
 
-double learning_rate(RunControl& run) {
-  OptimWrapper* wrapper = run.strategy().optim_wrapper();
-  return wrapper == nullptr ? 0 : wrapper->optimizer().groups().at(0).values.at("lr");
-}
-
 /// "Epoch(train) [1][ 10/196]" or "Iter(train) [  10/1000]".
 std::string position(const RunProgress& p) {
   const std::string total = std::to_string(p.by_epoch ? p.epoch_length : p.max_iters);
@@ -81,13 +76,13 @@ void LoggerHook::after_train_iter(RunControl& run) {
     for (const auto& [name, value] : each.last.losses) means[name] += value / count;
   }
   const double eta = time / count * static_cast<double>(p.max_iters - p.iter);
-  std::string text = cat(position(p), "  lr: ", scientific(learning_rate(run)), "  eta: ", format_duration(eta), "  time: ", number(time / count, 4),
+  std::string text = cat(position(p), p.learning_rate ? cat("  lr: ", scientific(*p.learning_rate)) : "", "  eta: ", format_duration(eta), "  time: ", number(time / count, 4),
                          "  data_time: ", number(data_time / count, 4), "  memory: ", memory.peak_total >> 20, "  ", p.item_name, "/s: ", number(items / time, 0));
   text += cat("  loss: ", number(means.at("loss"), 4));
   for (const auto& [name, value] : means) {
     if (name != "loss") text += cat("  ", name, ": ", number(value, 4));
   }
-  means["lr"] = learning_rate(run);
+  if (p.learning_rate) means["lr"] = *p.learning_rate;
   means["time"] = time / count;
   means["data_time"] = data_time / count;
   means[std::string(p.item_name) + "/s"] = items / time;
@@ -107,6 +102,17 @@ void LoggerHook::after_val(RunControl& run) {
   for (const auto& [name, value] : p.metrics) text += cat("  ", name, ": ", number(value, 4));
   logger().info(text);
   write_scalars(run, p.metrics);
+}
+
+void LoggerHook::after_test(RunControl& run) {
+  std::string text = "Test";
+  Json results;
+  for (const auto& [name, value] : run.progress().metrics) {
+    text += cat("  ", name, ": ", number(value, 4));
+    results[name] = value;
+  }
+  logger().info(text);
+  write_file_atomically(join_path(run.log_dir(), file_name_of(run.log_dir()) + ".json"), dump_json(results, 2) + "\n");
 }
 
 void LoggerHook::after_run(RunControl&) {

@@ -13,7 +13,8 @@
 
 namespace castor::strategy {
 
-/// Writes a line every `interval` iterations, a JSON line for each into vis_data/scalars.json, and keeps a progress bar on a terminal.
+/// Writes a line every `interval` iterations, a JSON line for each into vis_data/scalars.json, the results of a test into
+/// <timestamp>.json beside the log, and keeps a progress bar on a terminal.
 class LoggerHook final : public Hook {
  public:
   struct Config {
@@ -23,6 +24,7 @@ class LoggerHook final : public Hook {
   void before_run(RunControl& run) override;
   void after_train_iter(RunControl& run) override;
   void after_val(RunControl& run) override;
+  void after_test(RunControl& run) override;
   void after_run(RunControl& run) override;
 
  private:

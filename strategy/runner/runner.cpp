@@ -80,7 +80,7 @@ PrepareOptions Runner::prepare_options() const {
   for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
     options.param_schedulers.push_back([this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
   }
-  if (config_.auto_scale_lr) options.auto_scale_lr = *config_.auto_scale_lr;
+  options.auto_scale_lr = config_.auto_scale_lr;
   options.dispatch.max_iters = progress_.max_iters;
   if (progress_.by_epoch) options.dispatch.max_epochs = progress_.max_epochs;
   options.dispatch.epoch_length = progress_.epoch_length;
@@ -130,16 +130,14 @@ bool Runner::train() {
     val_metrics_ = make_metrics(config_.val_evaluator);
   }
   allocator(kCpu).reset_peaks();
+  const MemoryStats before = allocator(kCpu).stats();
   strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
   strategy_->prepare(model_factory(), prepare_options());
   if (config_.load_from) {
     load_weights(strategy_->model(), *config_.load_from);
     logger().info("weights loaded from ", *config_.load_from);
   }
-  hooks_.clear();
-  hooks_.push_back(registry_.hooks.build(config_.default_hooks.logger));
-  hooks_.push_back(registry_.hooks.build(config_.default_hooks.checkpoint));
-  for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
+  make_hooks();
   for (auto& hook : hooks_) hook->before_run(*this);
 
   const TrainConfig& train = *config_.train_cfg;
@@ -148,7 +146,7 @@ bool Runner::train() {
   while (progress_.iter < progress_.max_iters && !progress_.was_stopped) {
     train_one_iteration();
     if (progress_.iter == optim_window_end()) {
-      const std::string audit = audit_text(planned, allocator(kCpu).stats());
+      const std::string audit = audit_text(planned, memory_since(before, allocator(kCpu).stats()));
       logger().info(audit);
       write_file_atomically(join_path(log_dir_, "plan_audit.txt"), audit + "\n");
     }
@@ -174,6 +172,13 @@ bool Runner::train() {
   return !progress_.was_stopped;
 }
 
+void Runner::make_hooks() {
+  hooks_.clear();
+  hooks_.push_back(registry_.hooks.build(config_.default_hooks.logger));
+  hooks_.push_back(registry_.hooks.build(config_.default_hooks.checkpoint));
+  for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
+}
+
 std::int64_t Runner::optim_window_end() const { return std::min(config_.optim_wrapper->accumulative_counts, progress_.max_iters); }
 
 void Runner::train_one_iteration() {
@@ -183,6 +188,9 @@ void Runner::train_one_iteration() {
   const bool is_tokens = !is_floating(batch.inputs.dtype());
   progress_.items = is_tokens ? batch.inputs.numel() : batch.inputs.size(0);
   progress_.item_name = is_tokens ? "tokens" : "samples";
+  const auto& values = strategy_->optim_wrapper()->optimizer().groups().at(0).values;
+  const auto lr = values.find("lr");
+  progress_.learning_rate = lr == values.end() ? std::nullopt : std::optional(lr->second);
   progress_.last = strategy_->train_step(batch);
   progress_.step_seconds = seconds_since(start);
   ++progress_.iter;
@@ -192,7 +200,7 @@ void Runner::train_one_iteration() {
   for (auto& hook : hooks_) hook->after_train_iter(*this);
 }
 
-std::map<std::string, double> Runner::evaluate(DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label) {
+bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label) {
   for (const auto& metric : metrics) metric->reset();
   ProgressBar bar(Console::standard_output(), label, loader.length());
   for (std::int64_t i = 0; i < loader.length(); ++i) {
@@ -200,15 +208,19 @@ std::map<std::string, double> Runner::evaluate(DataLoader& loader, const std::ve
     const Tensor predictions = strategy_->val_step(batch);
     for (const auto& metric : metrics) metric->process(batch, predictions);
     bar.update(i + 1, "");
-    if (stop_requested()) break;
+    if (stop_requested()) {
+      progress_.was_stopped = true;
+      logger().warning(label, ": stopped after ", i + 1, " of ", loader.length(), " batches; there is no result");
+      return false;
+    }
   }
-  std::map<std::string, double> results;
-  for (const auto& metric : metrics) results.merge(metric->compute());
-  return results;
+  progress_.metrics.clear();
+  for (const auto& metric : metrics) progress_.metrics.merge(metric->compute());
+  return true;
 }
 
 void Runner::validate() {
-  progress_.metrics = evaluate(*val_loader_, val_metrics_, "validate");
+  if (!evaluate(*val_loader_, val_metrics_, "validate")) return;
   for (auto& scheduler : strategy_->param_schedulers()) {
     if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
   }
@@ -218,14 +230,22 @@ void Runner::validate() {
 std::map<std::string, double> Runner::test() {
   if (!config_.test_dataloader) throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
   set_up_environment();
+  progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
   strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
   strategy_->prepare(model_factory(), {});
-  load_weights(strategy_->model(), config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir));
-  progress_.metrics = evaluate(*loader, metrics, "test");
-  for (const auto& [name, value] : progress_.metrics) logger().info("test  ", name, ": ", value);
-  return progress_.metrics;
+  const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
+  load_weights(strategy_->model(), weights);
+  logger().info("weights loaded from ", weights);
+  make_hooks();
+  for (auto& hook : hooks_) hook->before_run(*this);
+  const bool is_complete = evaluate(*loader, metrics, "test");
+  if (is_complete) {
+    for (auto& hook : hooks_) hook->after_test(*this);
+  }
+  for (auto& hook : hooks_) hook->after_run(*this);
+  return is_complete ? progress_.metrics : std::map<std::string, double>{};
 }
 
 void Runner::save(const std::string& name) {

@@ -27,7 +27,8 @@ class Runner final : private RunControl {
   bool train();
   /// The plan of a training step. Reads data only for the shape of one batch.
   Plan plan();
-  /// One pass over the test data; results by metric.
+  /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric. Empty if a stop was
+  /// requested on the way.
   std::map<std::string, double> test();
 
   const RunnerConfig& config() const { return config_; }
@@ -47,10 +48,12 @@ class Runner final : private RunControl {
   ModelFactory model_factory() const;
   void set_up_environment();
   void set_up_run();
+  void make_hooks();
   std::int64_t optim_window_end() const;  ///< micro-steps of the first global step
   void train_one_iteration();
   void validate();
-  std::map<std::string, double> evaluate(DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label);
+  /// Leaves the results in progress_.metrics. Returns false, without any, if a stop was requested on the way.
+  bool evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label);
   std::uint64_t seed() const { return static_cast<std::uint64_t>(*config_.randomness.seed); }
 
   const Registry& registry_;

@@ -1,8 +1,10 @@
-// AdamW on one flat range, everything fused (decay, clip factor, bf16 copy), against the read-modify-write bandwidth of the same core
-// in the same run. Both are counted in bytes that must move: AdamW reads and writes parameter and two moments, reads the gradient
-// and writes the copy, 30 bytes an element; the peer reads and writes its array, 8 bytes an element.
+// AdamW on one flat range, everything fused (decay, clip factor, bf16 copy), against the read-modify-write bandwidth of
+// the same core in the same run. Both are counted in bytes that must move: AdamW reads and writes parameter and two
+// moments, reads the gradient and writes the copy, 30 bytes an element; the peer reads and writes its array, 8 bytes an
+// element.
 //
-// Delicate: the arrays together are far larger than any cache, and the two take turns, so that both see the same machine.
+// Delicate: the arrays together are far larger than any cache, and the two take turns, so that both see the same
+// machine.
 #include <algorithm>
 #include <vector>
 
@@ -29,7 +31,12 @@ void read_modify_write(const Tensor& x) {
 int main(int argc, char** argv) {
   constexpr std::int64_t kElements = 124'439'808;  // the parameters of GPT-2 124M
   constexpr double kGigabyte = 1e9;
-  bench::Timing timing{"adamw 124439808 f32, f32 gradient, decay, clip factor, bf16 copy", "GB/s", 30.0 * kElements / kGigabyte, 1, 9, 1};
+  bench::Timing timing{"adamw 124439808 f32, f32 gradient, decay, clip factor, bf16 copy",
+                       "GB/s",
+                       30.0 * kElements / kGigabyte,
+                       1,
+                       9,
+                       1};
   bench::read_arguments(argc, argv, timing);
 
   const Tensor parameter = full({kElements}, 0.5, DType::f32), gradient = full({kElements}, 0.01, DType::f32);

@@ -228,7 +228,8 @@ TEST_CASE("matmul reads overlapping and repeated windows of one tensor") {
                             base.as_strided({5, 3, 4}, {12, 0, 1}, 0), base.as_strided({5, 3, 4}, {0, 4, 1}, 7),
                             base.as_strided({5, 3, 4}, {1, 20, 5}, 0)};
   for (const Tensor& a : windows) {
-    check_close(cat("windows with strides ", a.strides()), matmul(a, b), matmul_reference(to_array(a), to_array(b)), DType::f32, 2e-6, 1);
+    check_close(cat("windows with strides ", a.strides()), matmul(a, b), matmul_reference(to_array(a), to_array(b)),
+                DType::f32, 2e-6, 1);
     const Tensor right = b.expand({5, 4, 3});
     check_close("windows on the right", matmul(right.transpose(1, 2), a.transpose(1, 2)),
                 matmul_reference(to_array(right.transpose(1, 2)), to_array(a.transpose(1, 2))), DType::f32, 2e-6, 1);

@@ -13,8 +13,7 @@
 
 #include <doctest/doctest.h>
 
-#include "samples/fashion_mnist/model.h"
-#include "samples/gpt/model.h"
+#include "samples/sample_types.h"
 #include "strategy/builtins.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/registry.h"
@@ -25,14 +24,6 @@ namespace castor {
 namespace {
 
 constexpr double kTolerance = 1e-4;  // relative, at every step
-
-template <class Model>
-void add_model(strategy::Registry& registry, const std::string& name) {
-  registry.models.add<typename Model::Config>(
-      name, "replayed", [](const typename Model::Config& config, const autograd::TensorOptions& options) {
-        return std::make_shared<Model>(config, options);
-      });
-}
 
 /// Micro-batch `number`, from 0.
 autograd::Batch batch_of(const Json& data, std::int64_t number) {
@@ -73,6 +64,14 @@ void set_weights(autograd::TrainableModel& model, const Json& parameters) {
   for (const auto& [name, each] : wanted) FAIL_CHECK("the model lacks the parameter " << name);
 }
 
+/// The library's types and the samples'.
+struct Types : strategy::Registry {
+  Types() {
+    strategy::add_builtins(*this);
+    samples::add_samples(*this);
+  }
+};
+
 struct Replay {
   std::vector<double> losses;
   double evaluation = 0;
@@ -101,28 +100,17 @@ Replay play(const strategy::Registry& registry, const Json& recorded, const Json
   return replay;
 }
 
-strategy::Registry& registry() {
-  static strategy::Registry instance;
-  static const bool is_filled = [] {
-    strategy::add_builtins(instance);
-    add_model<samples::Gpt>(instance, "Gpt");
-    add_model<samples::ResNet>(instance, "ResNet");
-    return true;
-  }();
-  static_cast<void>(is_filled);
-  return instance;
-}
-
 double apart(double ours, double theirs) { return std::abs(ours - theirs) / std::abs(theirs); }
 
 }  // namespace
 
 TEST_CASE("losses of small decoders and a residual network follow PyTorch's to 1e-4 at each of twenty steps") {
+  const Types registry;
   const Json recorded = test::recorded_file("losses.json");
   REQUIRE(recorded.at("steps") == 20);
   for (const Json& run : recorded.at("runs")) {
     INFO(run.at("name").get<std::string>());
-    const Replay ours = play(registry(), recorded, run);
+    const Replay ours = play(registry, recorded, run);
     double worst = apart(ours.evaluation, run.at("evaluation").get<double>());
     CHECK(worst <= kTolerance);
     for (std::size_t step = 0; step < ours.losses.size(); ++step) {
@@ -136,11 +124,12 @@ TEST_CASE("losses of small decoders and a residual network follow PyTorch's to 1
 }
 
 TEST_CASE("replays with recompute give the same bits as without") {
+  const Types registry;
   const Json recorded = test::recorded_file("losses.json");
   for (const Json& run : recorded.at("runs")) {
     if (run.at("model").at("type") != "Gpt") continue;
     INFO(run.at("name").get<std::string>());
-    CHECK(play(registry(), recorded, run, {{"recompute", true}}).losses == play(registry(), recorded, run).losses);
+    CHECK(play(registry, recorded, run, {{"recompute", true}}).losses == play(registry, recorded, run).losses);
   }
 }
 

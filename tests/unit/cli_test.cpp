@@ -18,6 +18,7 @@
 #include "strategy/cli/check.h"
 #include "strategy/cli/generate.h"
 #include "strategy/cli/plan.h"
+#include "strategy/cli/test.h"
 #include "strategy/cli/train.h"
 #include "strategy/config.h"
 #include "strategy/config/text_source.h"
@@ -229,6 +230,29 @@ TEST_CASE("generate and plan refuse values out of range before they start") {
   }
   CHECK(run({"plan", "gpt.yaml", "--json"}, commands).out == "json");
   CHECK(run({"plan", "gpt.yaml"}, commands).out == "text");
+}
+
+TEST_CASE("test takes a config and weights, which become the config's load_from") {
+  std::optional<TestArguments> seen;
+  const std::vector<Subcommand> commands = {test_command([&](const TestArguments& arguments, Registry&, std::ostream&) {
+    seen = arguments;
+    return 0;
+  })};
+  const Result good = run({"test", "a.yaml", "--load-from", "work/epoch_3", "--cfg-options", "x=1"}, commands);
+  INFO(good.err);
+  REQUIRE(seen.has_value());
+  CHECK(seen->config == "a.yaml");
+  CHECK(seen->load_from == "work/epoch_3");
+  CHECK(seen->cfg_options == std::vector<std::string>{"x=1"});
+  CHECK(has(run({"test"}, commands).err, "CONFIG is missing"));
+  CHECK(has(run({"test", "a.yaml", "--load-form", "x"}, commands).err, "did you mean --load-from?"));
+  const test::TempDir folder;
+  seen->config = (folder.path() / "a.yaml").string();
+  write_file_atomically(seen->config, "x: 0\nload_from: old\n");
+  CHECK(load_test_config(*seen).find("load_from")->as_string() == "work/epoch_3");
+  seen->load_from.reset();
+  CHECK(load_test_config(*seen).find("load_from")->as_string() == "old");
+  CHECK(load_test_config(*seen).find("x")->as_int() == 1);
 }
 
 TEST_CASE("check lists types, explains them, and reports every mistake of a config") {

@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include "autograd/graph.h"
 #include "samples/extend/signum.h"
 #include "samples/extend/spiral_net.h"
 #include "samples/extend/spirals.h"

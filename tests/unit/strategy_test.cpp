@@ -22,7 +22,7 @@ namespace {
 /// Two layers with dropout between them, classifying 8 numbers into 3 classes.
 class SmallModel final : public autograd::TrainableModel {
  public:
-  explicit SmallModel(const autograd::TensorOptions& options) : first_(8, 16, true, options), dropout_(0.25), second_(16, 3, true, options) {
+  explicit SmallModel(const autograd::TensorOptions& options) : first_(8, 16, {.tensor = options}), dropout_(0.25), second_(16, 3, {.tensor = options}) {
     register_module("first", first_);
     register_module("dropout", dropout_);
     register_module("second", second_);
@@ -65,7 +65,7 @@ SamplerOptions loading() {
 PrepareOptions training(std::int64_t counts, std::int64_t max_iters) {
   PrepareOptions options;
   options.optimizer = [] {
-    autograd::AdamW::Config config;
+    autograd::AdamWConfig config;
     config.lr = 1e-2;
     return std::make_unique<autograd::AdamW>(config);
   };
@@ -184,7 +184,7 @@ TEST_CASE("clipping by norm scales all gradients together and reports the norm b
     ColossalAIStrategy strategy(kCpu, 1);
     PrepareOptions options = training(1, 1);
     options.optimizer = [] {
-      autograd::SGD::Config config;
+      autograd::SGDConfig config;
       config.lr = 1.0;
       return std::make_unique<autograd::SGD>(config);
     };

@@ -1,0 +1,39 @@
+// Memory and stream of the fake device.
+#include "fake_cuda/fake_backend.h"
+
+#include <cstring>
+#include <memory>
+
+#include "core/base/error.h"
+#include "core/device/backend_cpu.h"
+#include "fake_cuda/fake_launch.h"
+
+namespace castor {
+namespace {
+
+int stream_token = 0;
+long launches = 0;
+
+class FakeCudaBackend final : public CpuBackend {
+ public:
+  void* allocate(std::size_t bytes) override {
+    void* data = CpuBackend::allocate(bytes);
+    if (data != nullptr) std::memset(data, 0xFF, bytes);  // NaN in every float format: reading what was never written shows
+    return data;
+  }
+  void* stream() override { return &stream_token; }
+};
+
+}  // namespace
+
+void install_fake_cuda() { install_backend(kFakeCuda, std::make_unique<FakeCudaBackend>()); }
+
+long fake_cuda_launches() { return launches; }
+
+Cpu fake_launch(const Cuda& cuda) {
+  if (!(cuda.device == kFakeCuda) || cuda.stream != &stream_token) throw DeviceError("fake cuda: a kernel was launched with another device or stream");
+  ++launches;
+  return Cpu{kCpu};
+}
+
+}  // namespace castor

@@ -1,0 +1,159 @@
+// What a training config may say: every mistake in one message, with its place and the nearest valid name; every key of
+// the peers that this version lacks refused by name, and at the peer's default accepted.
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "core/base/error.h"
+#include "strategy/runner/runner.h"
+#include "tests/support/tiny_run.h"
+
+namespace castor::strategy {
+namespace {
+
+/// The error of a config, or "" if it is accepted.
+std::string mistakes_of(const std::vector<std::string>& overrides) {
+  Registry registry;
+  test::add_tiny_types(registry);
+  const ConfigNode config = test::tiny_config("work", overrides);
+  try {
+    const Runner runner(config, "tiny.yaml", registry);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST_CASE("a good config is accepted, and its effective form holds every default and is accepted again") {
+  CHECK(mistakes_of({}) == "");
+  Registry registry;
+  test::add_tiny_types(registry);
+  const Runner runner(test::tiny_config("work"), "tiny.yaml", registry);
+  const std::string yaml = runner.effective_yaml();
+  for (const char* part : {"accumulative_counts: 1", "width: 16", "resource_limit: 4096", "round_up", "val_begin: 1", "topk: [1]", "betas: [0.9, 0.999]"}) {
+    CHECK_MESSAGE(has(yaml, part), part);
+  }
+  const Runner again(read_yaml_text(yaml, "effective.yaml"), "effective.yaml", registry);
+  CHECK(again.effective_yaml() == yaml);
+}
+
+TEST_CASE("all mistakes of a config come in one message with their paths and the nearest names") {
+  const std::string text = mistakes_of({"modle={type: X}", "model.wdith=3", "train_dataloader.batch_size=0", "train_dataloader.dataset.type=TinySample",
+                                        "optim_wrapper.optimizer.type=AdmaW", "train_cfg.max_epochs=x", "val_evaluator.type=Accurcay",
+                                        "default_hooks.logger.intervall=5", "param_scheduler=[{type: LinearLR}, {type: CosineAnealingLR}]",
+                                        "custom_hooks=[{type: EmaHook}]", "log_level=LOUD", "strategy.type=ColossalAiStrategy", "randomness.seed=-1"});
+  INFO(text);
+  CHECK(text.starts_with("13 mistakes in tiny.yaml:"));
+  const std::vector<std::pair<std::string, std::string>> lines = {{"modle", "did you mean \"model\"?"},
+                                                       {"model.wdith", "did you mean \"width\"?"},
+                                                       {"train_dataloader.batch_size", "at least 1"},
+                                                       {"train_dataloader.dataset", "did you mean \"TinySamples\"?"},
+                                                       {"optim_wrapper.optimizer", "did you mean \"AdamW\"?"},
+                                                       {"train_cfg.max_epochs", "string \"x\""},
+                                                       {"val_evaluator", "did you mean \"Accuracy\"?"},
+                                                       {"default_hooks.logger.intervall", "did you mean \"interval\"?"},
+                                                       {"param_scheduler.1", "did you mean \"CosineAnnealingLR\"?"},
+                                                       {"custom_hooks.0", "EMAHook"},
+                                                       {"log_level", "INFO"},
+                                                       {"strategy", "did you mean \"ColossalAIStrategy\"?"},
+                                                       {"randomness.seed", "at least 0"}};
+  for (const auto& [path, reason] : lines) {
+    bool is_found = false;
+    for (std::size_t begin = 0; begin < text.size();) {
+      const std::size_t end = std::min(text.find('\n', begin), text.size());
+      const std::string line = text.substr(begin, end - begin);
+      is_found = is_found || (line.starts_with("  " + path) && has(line, reason));
+      begin = end + 1;
+    }
+    CHECK_MESSAGE(is_found, path << ": " << reason);
+  }
+}
+
+TEST_CASE("what this version lacks is refused by name with the reason, never as unknown") {
+  const std::vector<std::pair<std::string, std::string>> refused = {
+      {"strategy={_delete_: true, type: ColossalAIStrategy}", "plugin"},
+      {"strategy.plugin=gemini", "not in this version"},
+      {"strategy.plugin=lowlevel-zero", "not in this version"},
+      {"strategy.plugin={type: GeminiPlugin}", "not in this version"},
+      {"strategy.plugin={type: TorchDDPPlugin}", "not in this version"},
+      {"strategy.plugin={type: HybridParallelPlugin}", "no such plugin"},
+      {"strategy.mixed_precision=fp16", "not in this version"},
+      {"strategy.model_wrapper={type: X}", "not in this version"},
+      {"strategy.config={a: 1}", "options belong to the plugin"},
+      {"strategy={_delete_: true, type: DDPStrategy}", "use ColossalAIStrategy"},
+      {"resume=true", "not in this version"},
+      {"visualizer={type: Visualizer}", "not in this version"},
+      {"data_preprocessor={type: X}", "not in this version"},
+      {"log_processor={window_size: 5}", "not in this version"},
+      {"launcher=pytorch", "none"},
+      {"default_scope=mmdet", "one registry"},
+      {"optim_wrapper.paramwise_cfg={norm_decay_mult: 0}", "not in this version"},
+      {"optim_wrapper.constructor=X", "not in this version"},
+      {"optim_wrapper.type=AmpOptimWrapper", "ColossalAIOptimWrapper"},
+      {"optim_wrapper.optimizer={_delete_: true, type: HybridAdam}", "not in this version"},
+      {"train_cfg.dynamic_intervals=[[1, 2]]", "not in this version"},
+      {"train_dataloader.num_workers=4", "training thread"},
+      {"train_dataloader.persistent_workers=true", "no worker processes"},
+      {"train_dataloader.pin_memory=true", "no device"},
+      {"train_dataloader.sampler={type: InfiniteSampler}", "goes on with the next epoch"},
+      {"env_cfg.dist_cfg={backend: nccl}", "not in this version"},
+      {"env_cfg.mp_cfg={}", "no worker processes"},
+      {"env_cfg.cudnn_benchmark=true", "chosen by shape"},
+      {"randomness.diff_rank_seed=true", "not in this version"},
+      {"randomness.deterministic=false", "always deterministic"},
+      {"val_cfg.fp16=true", "precision of training"},
+      {"default_hooks.timer={type: IterTimerHook}", "always on"},
+      {"default_hooks.checkpoint={type: CheckpointHook, save_best: auto}", "not in this version"},
+      {"default_hooks.checkpoint={type: CheckpointHook, max_keep_ckpts: 3}", "not in this version"},
+      {"custom_hooks=[{type: EMAHook}]", "not in this version"},
+  };
+  for (const auto& [change, reason] : refused) {
+    const std::string text = mistakes_of({change});
+    INFO(change);
+    INFO(text);
+    CHECK(text.starts_with("1 mistake in tiny.yaml:"));
+    CHECK(has(text, reason));
+    CHECK_FALSE(has(text, "unknown"));
+    const std::string key = change.substr(0, change.find('='));
+    CHECK(has(text, key));
+  }
+}
+
+TEST_CASE("keys of the peers without a meaning here are accepted at the peer's default") {
+  CHECK(mistakes_of({"resume=false", "default_scope=castor", "visualizer=null", "data_preprocessor=null", "train_dataloader.num_workers=0",
+                     "train_dataloader.persistent_workers=false", "env_cfg.cudnn_benchmark=false", "randomness.deterministic=true", "val_cfg.fp16=false",
+                     "launcher=none", "strategy.mixed_precision=null",
+                     "default_hooks.checkpoint={type: CheckpointHook, save_optimizer: true, max_keep_ckpts: -1}"}) == "");
+}
+
+TEST_CASE("parts that go together are asked for together, and loops that contradict themselves are refused") {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> wrong = {
+      {{"train_cfg=null"}, "train_dataloader, train_cfg and optim_wrapper go together"},
+      {{"val_evaluator=null"}, "val_dataloader, val_cfg and val_evaluator go together"},
+      {{"test_cfg={}"}, "test_dataloader, test_cfg and test_evaluator go together"},
+      {{"train_dataloader=null", "train_cfg=null", "optim_wrapper=null", "param_scheduler={type: ConstantLR}"}, "needs an optim_wrapper"},
+      {{"train_cfg.by_epoch=false"}, "max_iters"},
+      {{"train_cfg.max_iters=5"}, "no meaning in a loop that counts epochs"},
+      {{"train_cfg.type=IterBasedTrainLoop", "train_cfg.by_epoch=true"}, "contradicts type"},
+      {{"train_cfg.max_epochs=null"}, "is needed by a loop that counts epochs"},
+      {{"optim_wrapper.clip_grad={type: value}"}, "is needed by type value"},
+      {{"optim_wrapper.clip_grad={}"}, "is needed by type norm"},
+      {{"auto_scale_lr={enable: true}"}, "is needed when enable is true"},
+      {{"optim_wrapper.optimizer.lr=-1"}, "at least 0"},
+      {{"optim_wrapper.optimizer.betas=[0.9, 1]"}, "[0, 1)"},
+      {{"model.dropout=1"}, "less than 1"},
+  };
+  for (const auto& [overrides, reason] : wrong) {
+    const std::string text = mistakes_of(overrides);
+    INFO(overrides[0]);
+    INFO(text);
+    CHECK(has(text, reason));
+  }
+}
+
+}  // namespace
+}  // namespace castor::strategy
