@@ -57,13 +57,14 @@ Node::Node(const char* name, std::vector<Variable> inputs, std::size_t result_co
 BackwardObserverScope::BackwardObserverScope(BackwardObserver& observer) { observers.push_back(&observer); }
 BackwardObserverScope::~BackwardObserverScope() { observers.pop_back(); }
 
-LeafUseScope::LeafUseScope() : outer_(innermost_leaf_use) { innermost_leaf_use = this; }
+LeafUseScope::LeafUseScope(bool named_only) : named_only_(named_only), outer_(innermost_leaf_use) { innermost_leaf_use = this; }
 LeafUseScope::~LeafUseScope() { innermost_leaf_use = outer_; }
 
 void note_leaf_uses(const std::vector<Variable>& inputs) {
   for (LeafUseScope* scope = innermost_leaf_use; scope != nullptr; scope = scope->outer_) {
     for (const Variable& input : inputs) {
       if (!input.defined() || !input.is_leaf() || !input.requires_grad()) continue;
+      if (scope->named_only_ && input.name().empty()) continue;
       const auto same = [&](const Variable& leaf) { return leaf.identity() == input.identity(); };
       if (std::none_of(scope->leaves_.begin(), scope->leaves_.end(), same)) scope->leaves_.push_back(input);
     }

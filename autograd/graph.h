@@ -101,7 +101,8 @@ void backward(const std::vector<Variable>& roots, std::vector<Tensor> gradients,
 /// planner learn from it which parameters a stretch of code touches.
 class LeafUseScope {
  public:
-  LeafUseScope();
+  /// named_only   leave out leaves without a name, such as the inputs of recomputed segments: a scope keeps what it lists alive
+  explicit LeafUseScope(bool named_only = false);
   ~LeafUseScope();
   LeafUseScope(const LeafUseScope&) = delete;
   LeafUseScope& operator=(const LeafUseScope&) = delete;
@@ -110,6 +111,7 @@ class LeafUseScope {
  private:
   friend void note_leaf_uses(const std::vector<Variable>& inputs);
   std::vector<Variable> leaves_;
+  bool named_only_;
   LeafUseScope* outer_;
 };
 

@@ -77,7 +77,7 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
       });
     }
     const ObserverScope observe(recorder);
-    const autograd::LeafUseScope uses;
+    const autograd::LeafUseScope uses(/*named_only=*/true);
     for (std::int64_t m = 0; m < options.accumulative_counts; ++m) strategy.train_step(batch);
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);

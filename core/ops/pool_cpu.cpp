@@ -102,7 +102,7 @@ void set_zero(S (&sum)[kChunk]) {
   }
 }
 
-/// What both forward loops share: the sizes and the windows.
+/// What all loops share: the sizes and the windows.
 struct PoolLoop {
   std::int64_t images, channels, height, width, out_height, out_width;
   WindowAxis vertical, horizontal;
@@ -250,8 +250,9 @@ void backward_tiling(const PoolBackwardArgs& args) {
   using S = decltype(load(T{}));
   const PoolLoop loop(args.dx, args.dy, args.windows);
   loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
-    const bool is_bottom = h.first + 2 * args.windows.geometry.kernel[0] > loop.height,
-               is_right = w.first + 2 * args.windows.geometry.kernel[1] > loop.width;
+    const std::int64_t* const kernel = args.windows.geometry.kernel;
+    const bool is_bottom = h.first == (loop.out_height - 1) * kernel[0],
+               is_right = w.first == (loop.out_width - 1) * kernel[1];
     const std::int64_t bottom = is_bottom ? loop.height : h.last, right = is_right ? loop.width : w.last;
     const S factor = kIsMax ? S(1) : static_cast<S>(divisor(args.windows, h, w));
     T* const dx = args.dx.as<T>() + image;

@@ -27,7 +27,7 @@ class StructParser : public FieldVisitor {
       const std::string suggestion = suggest_name(member.key, options_);
       std::string text = "unknown key";
       if (!suggestion.empty()) text += "; " + suggestion;
-      if (typed && is_inherited(member)) {
+      if (typed && nearest_name(member.key, options_).empty() && is_inherited(member)) {
         text +=
             "; it comes from another place than `type` does: write `_delete_: true` beside `type` to drop "
             "inherited options";

@@ -1,12 +1,12 @@
-// Copies and conversions on the GPU: all pairs of dtypes in all layouts against the CPU's bytes, moves between devices, and
-// tensors with more elements than 32 bits count.
+// Copies and conversions on the GPU: all pairs of dtypes in all layouts against the CPU's bytes, moves between devices,
+// and tensors with more elements than 32 bits count.
 //
 // A float outside an integer's range converts to nothing defined, so those pairs get numbers that fit.
 #include "core/ops/cast.h"
 
-#include <doctest/doctest.h>
-
 #include <algorithm>
+
+#include <doctest/doctest.h>
 
 #include "core/device/caching_allocator.h"
 #include "tests/gpu/same_bits.h"

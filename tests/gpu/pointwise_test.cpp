@@ -1,7 +1,7 @@
 // Every functor of pointwise.h on every dtype and layout: the GPU's results against the CPU's, bit by bit.
 //
-// What may differ, and by how much: pow, which is each platform's own library (8 units in the last place; one for 16 bits), and
-// f64's transcendental functions, for the same reason (1e-12 of 1 + |y|).
+// What may differ, and by how much: pow, which is each platform's own library (8 units in the last place; one for 16
+// bits), and f64's transcendental functions, for the same reason (1e-12 of 1 + |y|).
 #include "core/ops/pointwise.h"
 
 #include <doctest/doctest.h>
@@ -71,7 +71,8 @@ struct BroadcastCase {
 };
 
 std::vector<BroadcastCase> broadcast_cases() {
-  return {{{33, 64}, {64}}, {{33, 64}, {33, 1}}, {{33, 67}, {67}}, {{64}, {33, 64}}, {{5, 7}, {}}, {{4, 1, 16}, {1, 8, 16}}, {{4, 3, 8, 8}, {3, 1, 1}}};
+  return {{{33, 64}, {64}}, {{33, 64}, {33, 1}},      {{33, 67}, {67}},         {{64}, {33, 64}},
+          {{5, 7}, {}},     {{4, 1, 16}, {1, 8, 16}}, {{4, 3, 8, 8}, {3, 1, 1}}};
 }
 
 }  // namespace
@@ -108,8 +109,8 @@ TEST_CASE("every slope times a gradient has the CPU's bits") {
           const auto slope = [&](const Tensor& s, const Tensor& gradient) {
             return unary_backward(op, by_output ? Tensor() : s, by_output ? s : Tensor(), gradient, a, b);
           };
-          check_same(cat("slope ", index, ' ', name_of(dtype, shape, layout)), {slope(saved.cpu, dy.cpu), slope(saved.gpu, dy.gpu)},
-                     tolerance_of(op, dtype, true));
+          check_same(cat("slope ", index, ' ', name_of(dtype, shape, layout)),
+                     {slope(saved.cpu, dy.cpu), slope(saved.gpu, dy.gpu)}, tolerance_of(op, dtype, true));
         }
       }
     }
@@ -144,7 +145,8 @@ TEST_CASE("every binary op has the CPU's bits") {
       };
       for (const Layout layout : kLayouts) {
         for (const Shape& shape : all_shapes()) {
-          const Twin x = make_twin(shape, dtype, values, layout, 4), y = make_twin(shape, dtype, values, Layout::dense, 5);
+          const Twin x = make_twin(shape, dtype, values, layout, 4),
+                     y = make_twin(shape, dtype, values, Layout::dense, 5);
           const std::string what = cat("binary ", index, ' ', name_of(dtype, shape, layout));
           compare_both(what, x, y);
           binary_inplace(op, x.cpu, y.cpu);
@@ -180,9 +182,11 @@ TEST_CASE("every comparison of every dtype gives the CPU's answers") {
       for (const BroadcastCase& shapes : broadcast_cases()) {
         const Twin x = make_twin(shapes.x, dtype, {true, -2, 2}, Layout::dense, 8);
         const Twin y = make_twin(shapes.y, dtype, {true, -2, 2}, Layout::dense, 9);
-        check_same(cat("compare ", index, ' ', dtype, ' ', shapes.x, " with ", shapes.y), {compare(op, x.cpu, y.cpu), compare(op, x.gpu, y.gpu)});
+        check_same(cat("compare ", index, ' ', dtype, ' ', shapes.x, " with ", shapes.y),
+                   {compare(op, x.cpu, y.cpu), compare(op, x.gpu, y.gpu)});
         const Twin mask = make_twin(shapes.y, DType::boolean, {}, Layout::dense, 10);
-        check_same(cat("where ", dtype, ' ', shapes.x, " with ", shapes.y), {where(mask.cpu, x.cpu, y.cpu), where(mask.gpu, x.gpu, y.gpu)});
+        check_same(cat("where ", dtype, ' ', shapes.x, " with ", shapes.y),
+                   {where(mask.cpu, x.cpu, y.cpu), where(mask.gpu, x.gpu, y.gpu)});
       }
     }
   }

@@ -1,9 +1,9 @@
 // Random numbers come from Philox by element, so that a case can be repeated alone.
 #include "tests/gpu/same_bits.h"
 
-#include <doctest/doctest.h>
-
 #include <cmath>
+
+#include <doctest/doctest.h>
 
 #include "core/base/philox.h"
 #include "core/device/backend.h"
@@ -84,7 +84,9 @@ std::string difference(const std::vector<char>& cpu, const std::vector<char>& gp
 
 }  // namespace
 
-Twin map(const Twin& twin, const std::function<Tensor(const Tensor&)>& view) { return {view(twin.cpu), view(twin.gpu)}; }
+Twin map(const Twin& twin, const std::function<Tensor(const Tensor&)>& view) {
+  return {view(twin.cpu), view(twin.gpu)};
+}
 
 Twin make_twin(const Shape& shape, DType dtype, const Values& values, Layout layout, std::uint64_t seed) {
   Shape base = shape;
@@ -116,8 +118,10 @@ Twin make_twin(const Shape& shape, DType dtype, const Values& values, Layout lay
 
 void check_same(const std::string& what, const Twin& twin, const Tolerance& tolerance) {
   const auto& [cpu, gpu] = twin;
-  if (!(cpu.shape() == gpu.shape()) || cpu.dtype() != gpu.dtype() || !(cpu.strides() == gpu.strides()) || !gpu.device().is_cuda()) {
-    FAIL_CHECK(what << ": cpu " << cpu << " with strides " << cpu.strides() << ", gpu " << gpu << " with strides " << gpu.strides());
+  if (!(cpu.shape() == gpu.shape()) || cpu.dtype() != gpu.dtype() || !(cpu.strides() == gpu.strides()) ||
+      !gpu.device().is_cuda()) {
+    FAIL_CHECK(what << ": cpu " << cpu << " with strides " << cpu.strides() << ", gpu " << gpu << " with strides "
+                    << gpu.strides());
     return;
   }
   const std::size_t bytes = cpu.storage()->bytes();
@@ -126,9 +130,8 @@ void check_same(const std::string& what, const Twin& twin, const Tolerance& tole
     std::memcpy(of_cpu.data(), cpu.storage()->data(), bytes);
     backend(gpu.device()).copy_to_host(of_gpu.data(), gpu.storage()->data(), bytes);
   }
-  const std::string found = visit_dtype(cpu.dtype(), [&](auto tag) {
-    return difference<typename decltype(tag)::type>(of_cpu, of_gpu, tolerance);
-  });
+  const std::string found = visit_dtype(
+      cpu.dtype(), [&](auto tag) { return difference<typename decltype(tag)::type>(of_cpu, of_gpu, tolerance); });
   CHECK_MESSAGE(found.empty(), what << ": " << found);
 }
 

@@ -1,6 +1,8 @@
-// Attention against a naive f64 reference that stores all scores: masks, causal cuts, grouped heads, odd sizes, packed views.
+// Attention against a naive f64 reference that stores all scores: masks, causal cuts, grouped heads, odd sizes, packed
+// views.
 //
-// Delicate: sizes go over the kernels' blocks (64 queries, 96 keys), and head sizes that need padding come beside those that do not.
+// Delicate: sizes go over the kernels' blocks (64 queries, 96 keys), and head sizes that need padding come beside those
+// that do not.
 #include "core/ops/attention.h"
 
 #include <cmath>
@@ -30,25 +32,34 @@ Arrays reference_attention(const Array& q, const Array& k, const Array& v, const
   Array mask;
   if (options.mask.defined()) mask = to_array(options.mask).broadcast_to({batch, heads, queries, keys});
   const bool is_bool = options.mask.defined() && options.mask.dtype() == DType::boolean;
+  std::vector<double> weight(static_cast<std::size_t>(keys));
   for (std::int64_t b = 0; b < batch; ++b) {
     for (std::int64_t h = 0; h < heads; ++h) {
-      const std::int64_t kh = h / (heads / key_heads);
+      const std::int64_t key_head = h / (heads / key_heads);
       for (std::int64_t i = 0; i < queries; ++i) {
-        std::vector<double> weight(static_cast<std::size_t>(keys), 0.0);
+        const std::int64_t row = (b * heads + h) * queries + i;
+        const std::size_t q_at = static_cast<std::size_t>(((b * queries + i) * heads + h) * dim);
+        const auto key_at = [&](std::int64_t j) {
+          return static_cast<std::size_t>(((b * keys + j) * key_heads + key_head) * dim);
+        };
         double sum = 0;
         for (std::int64_t j = 0; j < keys; ++j) {
-          if (options.causal && j > i + keys - queries) continue;
           double score = 0;
-          for (std::int64_t d = 0; d < dim; ++d) score += scale * q.at({b, i, h, d}) * k.at({b, j, kh, d});
-          if (options.mask.defined() && is_bool && mask.at({b, h, i, j}) == 0) continue;
-          if (options.mask.defined() && !is_bool) score += mask.at({b, h, i, j});
-          sum += weight[static_cast<std::size_t>(j)] = std::exp(score);
-        }
-        lse.at({b, h, i}) = std::log(sum);
-        for (std::int64_t j = 0; j < keys && sum > 0; ++j) {
-          for (std::int64_t d = 0; d < dim; ++d) {
-            out.at({b, i, h, d}) += weight[static_cast<std::size_t>(j)] / sum * v.at({b, j, kh, d});
+          for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d)
+            score += scale * q.values[q_at + d] * k.values[key_at(j) + d];
+          bool is_visible = !options.causal || j <= i + keys - queries;
+          if (options.mask.defined()) {
+            const double added = mask[row * keys + j];
+            is_visible = is_visible && (!is_bool || added != 0);
+            score += is_bool ? 0 : added;
           }
+          sum += weight[static_cast<std::size_t>(j)] = is_visible ? std::exp(score) : 0;
+        }
+        lse[row] = std::log(sum);
+        for (std::int64_t j = 0; j < keys && sum > 0; ++j) {
+          const double share = weight[static_cast<std::size_t>(j)] / sum;
+          for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d)
+            out.values[q_at + d] += share * v.values[key_at(j) + d];
         }
       }
     }
@@ -67,7 +78,8 @@ OpCase case_of(const Sizes& s) {
            {{s.batch, s.keys, s.key_heads, s.dim}}}};
 }
 
-void check_attention(const char* name, const AttentionOptions& options, const std::vector<Sizes>& sizes, bool on_meta = true) {
+void check_attention(const char* name, const AttentionOptions& options, const std::vector<Sizes>& sizes,
+                     bool on_meta = true) {
   OpCheck check;
   check.op = name;
   check.dtypes = kAllFloats;
@@ -111,15 +123,20 @@ Tensor random_mask(const Shape& shape, std::uint64_t seed) {
 }  // namespace
 
 TEST_CASE("attention matches its f64 reference at sizes within and across blocks") {
-  check_attention("attention", {},
-                  {{2, 5, 7, 3, 3, 8}, {1, 70, 101, 2, 2, 16}, {1, 1, 1, 1, 1, 1}, {1, 3, 2, 2, 1, 5}, {1, 65, 193, 1, 1, 32}});
+  check_attention(
+      "attention", {},
+      {{2, 5, 7, 3, 3, 8}, {1, 70, 101, 2, 2, 16}, {1, 1, 1, 1, 1, 1}, {1, 3, 2, 2, 1, 5}, {1, 65, 193, 1, 1, 32}});
 }
 
 TEST_CASE("causal attention is aligned at the end and skips what nobody sees") {
   AttentionOptions options;
   options.causal = true;
   check_attention("causal attention", options,
-                  {{1, 9, 9, 2, 2, 8}, {1, 130, 130, 2, 2, 16}, {2, 67, 200, 1, 1, 20}, {1, 1, 40, 2, 2, 8}, {1, 200, 200, 1, 1, 48}});
+                  {{1, 9, 9, 2, 2, 8},
+                   {1, 130, 130, 2, 2, 16},
+                   {2, 67, 200, 1, 1, 20},
+                   {1, 1, 40, 2, 2, 8},
+                   {1, 200, 200, 1, 1, 48}});
 }
 
 TEST_CASE("causal queries before the first key give zeros") {
@@ -135,7 +152,8 @@ TEST_CASE("grouped queries share keys and values") {
 }
 
 TEST_CASE("attention takes bool and additive masks of every broadcast shape") {
-  for (const Shape& shape : {Shape{2, 3, 70, 110}, Shape{2, 1, 1, 110}, Shape{1, 3, 70, 1}, Shape{70, 110}, Shape{110}}) {
+  for (const Shape& shape :
+       {Shape{2, 3, 70, 110}, Shape{2, 1, 1, 110}, Shape{1, 3, 70, 1}, Shape{70, 110}, Shape{110}}) {
     AttentionOptions options;
     options.mask = random_mask(shape, 5);
     check_attention("bool mask", options, {{2, 70, 110, 3, 3, 8}}, false);
@@ -149,7 +167,8 @@ TEST_CASE("attention takes bool and additive masks of every broadcast shape") {
 }
 
 TEST_CASE("a row whose keys are all masked gives zeros, and so do its gradients") {
-  const Tensor q = make_tensor(random_array({1, 3, 1, 8}, 1), DType::f32), k = make_tensor(random_array({1, 4, 1, 8}, 2), DType::f32);
+  const Tensor q = make_tensor(random_array({1, 3, 1, 8}, 1), DType::f32),
+               k = make_tensor(random_array({1, 4, 1, 8}, 2), DType::f32);
   const Tensor v = make_tensor(random_array({1, 4, 1, 8}, 3), DType::f32);
   AttentionOptions options;
   for (const bool is_bool : {true, false}) {
@@ -193,7 +212,8 @@ TEST_CASE("attention's gradients match central differences and each other across
   check_attention_gradient("attention gradient", {}, {{1, 5, 7, 2, 2, 4}, {1, 70, 101, 1, 1, 16}});
   AttentionOptions causal;
   causal.causal = true;
-  check_attention_gradient("causal gradient", causal, {{1, 130, 130, 1, 1, 16}, {1, 67, 150, 2, 2, 8}, {1, 12, 5, 1, 1, 4}});
+  check_attention_gradient("causal gradient", causal,
+                           {{1, 130, 130, 1, 1, 16}, {1, 67, 150, 2, 2, 8}, {1, 12, 5, 1, 1, 4}});
   check_attention_gradient("grouped gradient", causal, {{2, 20, 20, 4, 2, 8}});
 }
 
@@ -212,7 +232,8 @@ TEST_CASE("views into a packed projection give the bits of separate tensors, and
     const Tensor packed = make_tensor(random_array({2, 70, 3, 2, 16}, 1), dtype);
     const Tensor q = packed.select(2, 0), k = packed.select(2, 1), v = packed.select(2, 2);
     const Tensor dout = make_tensor(random_array({2, 70, 2, 16}, 2), dtype);
-    const AttentionResult from_views = attention(q, k, v, options), from_copies = attention(clone(q), clone(k), clone(v), options);
+    const AttentionResult from_views = attention(q, k, v, options),
+                          from_copies = attention(clone(q), clone(k), clone(v), options);
     check_same_bits(cat("packed forward, ", dtype), from_views.out, from_copies.out);
     const Tensor into = full(packed.shape(), 7, dtype);
     attention_backward(q, k, v, from_views, dout, options, {into.select(2, 0), into.select(2, 1), into.select(2, 2)});
@@ -230,8 +251,10 @@ TEST_CASE("attention has the same bits with AVX2 and AVX-512, and for any number
   const int threads = num_threads();
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const std::int64_t dim : {std::int64_t{24}, std::int64_t{64}}) {
-      const Tensor q = make_tensor(random_array({2, 131, 4, dim}, 1), dtype), k = make_tensor(random_array({2, 131, 2, dim}, 2), dtype);
-      const Tensor v = make_tensor(random_array({2, 131, 2, dim}, 3), dtype), dout = make_tensor(random_array({2, 131, 4, dim}, 4), dtype);
+      const Tensor q = make_tensor(random_array({2, 131, 4, dim}, 1), dtype),
+                   k = make_tensor(random_array({2, 131, 2, dim}, 2), dtype);
+      const Tensor v = make_tensor(random_array({2, 131, 2, dim}, 3), dtype),
+                   dout = make_tensor(random_array({2, 131, 4, dim}, 4), dtype);
       limit_cpu_isa(CpuIsa::avx2);
       set_num_threads(1);
       const AttentionResult narrow = attention(q, k, v, options);

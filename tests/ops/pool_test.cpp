@@ -34,6 +34,8 @@ PoolGeometry with(PoolGeometry geometry, bool ceil_mode, bool count_include_pad)
 const std::vector<PoolRow>& rows() {
   static const std::vector<PoolRow> table = {
       {{2, 3, 6, 8}, square(2, 2)},
+      {{2, 41, 7, 5}, square(2, 2)},
+      {{3, 9, 5, 7}, with(square(3, 3), true, true)},
       {{1, 70, 5, 5}, square(3, 2, 1)},
       {{2, 4, 7, 7}, square(3, 1)},
       {{2, 4, 7, 6}, with(square(3, 2, 1), true, false)},

@@ -24,7 +24,8 @@ Array reference_rotary(const Array& x, std::int64_t turned, double base, std::in
     for (std::int64_t t = 0; t < x.shape[1]; ++t) {
       for (std::int64_t h = 0; h < x.shape[2]; ++h) {
         for (std::int64_t i = 0; i < half; ++i) {
-          const double angle = static_cast<double>(t + offset) * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
+          const double angle = static_cast<double>(t + offset) *
+                               std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
           const double u = x.at({b, t, h, i}), v = x.at({b, t, h, i + half});
           y.at({b, t, h, i}) = u * std::cos(angle) - v * std::sin(angle);
           y.at({b, t, h, i + half}) = v * std::cos(angle) + u * std::sin(angle);

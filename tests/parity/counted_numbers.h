@@ -23,7 +23,8 @@ inline std::uint64_t counted_word(std::string_view name, std::uint64_t i) {
 }
 
 /// `count` numbers in [offset - scale, offset + scale).
-inline std::vector<float> counted_floats(std::string_view name, std::int64_t count, double offset = 0, double scale = 1) {
+inline std::vector<float> counted_floats(std::string_view name, std::int64_t count, double offset = 0,
+                                         double scale = 1) {
   std::vector<float> values;
   for (std::int64_t i = 0; i < count; ++i) {
     const double unit = static_cast<double>(counted_word(name, static_cast<std::uint64_t>(i)) >> 11) * 0x1p-53;

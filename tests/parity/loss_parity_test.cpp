@@ -32,7 +32,8 @@ autograd::Batch batch_of(const Json& data, std::int64_t number) {
   const std::string suffix = "/" + std::to_string(number);
   if (data.contains("side")) {
     const auto side = data.at("side").get<std::int64_t>();
-    const Tensor images = Tensor::from_values(test::counted_floats("images" + suffix, samples * side * side), {samples, 1, side, side});
+    const Tensor images =
+        Tensor::from_values(test::counted_floats("images" + suffix, samples * side * side), {samples, 1, side, side});
     return {images, Tensor::from_values(test::counted_integers("labels" + suffix, samples, classes), {samples})};
   }
   const auto length = data.at("length").get<std::int64_t>();
@@ -57,7 +58,8 @@ void set_weights(autograd::TrainableModel& model, const Json& parameters) {
     const Json& each = *wanted.at(name);
     const auto shape = each.at("shape").get<std::vector<std::int64_t>>();
     REQUIRE(std::vector<std::int64_t>(parameter.shape().begin(), parameter.shape().end()) == shape);
-    const std::vector<float> values = test::counted_floats(name, parameter.data().numel(), each.at("offset").get<double>(), each.at("scale").get<double>());
+    const std::vector<float> values = test::counted_floats(
+        name, parameter.data().numel(), each.at("offset").get<double>(), each.at("scale").get<double>());
     parameter.data().copy_from_host(values.data(), values.size() * sizeof(float));
     wanted.erase(name);
   }
@@ -78,7 +80,8 @@ struct Replay {
 };
 
 /// Trains as recorded. `changes` are laid over the model's options.
-Replay play(const strategy::Registry& registry, const Json& recorded, const Json& run, const Json& changes = Json::object()) {
+Replay play(const strategy::Registry& registry, const Json& recorded, const Json& run,
+            const Json& changes = Json::object()) {
   Json options = run.at("model");
   options.update(changes);
   const strategy::ModelFactory make_model = [&](const autograd::TensorOptions& tensors) {

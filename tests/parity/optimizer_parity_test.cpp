@@ -1,5 +1,5 @@
-// Replays the trajectories that record_losses.py made with PyTorch's SGD, Adam and AdamW, and with Lamb and Adafactor as
-// the papers write them in f64.
+// Replays the trajectories that record_losses.py made with PyTorch's SGD, Adam and AdamW, and with Lamb and Adafactor
+// as the papers write them in f64.
 //
 // Each case goes from the options as a config writes them to the values of one parameter after every step, once whole
 // and once cut into blocks, which must give the same bits.
@@ -40,7 +40,8 @@ std::vector<std::vector<float>> play(const strategy::Registry& registry, const J
   Shape shape;
   for (const Json& size : run.at("shape")) shape.push_back(size.get<std::int64_t>());
   const auto optimizer = registry.optimizers.build(test::typed_config(run.at("optimizer")));
-  const autograd::Variable parameter(Tensor::from_values(test::counted_floats("parameter", shape.numel()), shape), true);
+  const autograd::Variable parameter(Tensor::from_values(test::counted_floats("parameter", shape.numel()), shape),
+                                     true);
   parameter.set_name("parameter");
   autograd::LocalStepper stepper(*optimizer, {{parameter, 0}}, cut_elements);
   std::vector<std::vector<float>> trajectory;
@@ -75,7 +76,8 @@ TEST_CASE("every optimizer follows its peer or its paper over ten steps, whole a
         const auto index = recorded.at("watched").at(i).get<std::size_t>();
         CAPTURE(index);
         const auto theirs = run.at("values").at(step).at(i).get<double>();
-        CHECK(std::abs(static_cast<double>(ours[step][index]) - theirs) <= kTolerance * std::max(1.0, std::abs(theirs)));
+        CHECK(std::abs(static_cast<double>(ours[step][index]) - theirs) <=
+              kTolerance * std::max(1.0, std::abs(theirs)));
       }
       CHECK(distance(ours[step], start) == doctest::Approx(run.at("moved").at(step).get<double>()).epsilon(1e-5));
     }

@@ -25,7 +25,8 @@ inline Json recorded_file(const std::string& name) {
     if (std::filesystem::exists(file)) return read_json_file(file.string());
     if (at == at.parent_path()) break;
   }
-  throw std::runtime_error("tests/parity/data/" + name + " is neither above the working directory nor under CASTOR_TEST_DATA");
+  throw std::runtime_error("tests/parity/data/" + name +
+                           " is neither above the working directory nor under CASTOR_TEST_DATA");
 }
 
 /// `{type: ..., options}` as a config would hold it.

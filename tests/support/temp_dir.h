@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include <stdlib.h>
+#include <unistd.h>
 
 namespace castor::test {
 
@@ -15,8 +16,9 @@ namespace castor::test {
 /// Throws std::runtime_error if the system's temporary directory cannot be written.
 class TempDir {
  public:
-  TempDir() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "castor-test-XXXXXX").string();
+  TempDir() : TempDir(std::filesystem::temp_directory_path()) {}
+  explicit TempDir(const std::filesystem::path& parent) {
+    std::string pattern = (parent / "castor-test-XXXXXX").string();
     if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("cannot make a temporary directory " + pattern);
     path_ = pattern;
   }
@@ -25,6 +27,12 @@ class TempDir {
   ~TempDir() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
+  }
+
+  /// A directory in memory where the system has such a place, for tests that save often: a sync costs nothing there.
+  static TempDir in_memory() {
+    const std::filesystem::path shared = "/dev/shm";
+    return TempDir(access(shared.c_str(), W_OK) == 0 ? shared : std::filesystem::temp_directory_path());
   }
 
   /// The directory's absolute path.

@@ -120,7 +120,7 @@ val_dataloader: {batch_size: 4, dataset: {type: TinySamples, count: 6, first: 10
 val_cfg: {}
 val_evaluator: {type: Accuracy}
 strategy: {type: ColossalAIStrategy, plugin: null}
-default_hooks: {logger: {interval: 1}}
+default_hooks: {logger: {type: LoggerHook, interval: 1}}
 randomness: {seed: 5}
 log_level: ERROR
 )",

@@ -1,5 +1,7 @@
 // Saved weights: equal bits back, every misfit named, and after a crash or a full disk at any operation a whole folder
 // to load or none at all.
+#include "strategy/checkpoint.h"
+
 #include <cerrno>
 #include <memory>
 #include <set>
@@ -14,7 +16,6 @@
 #include "core/base/file_fault.h"
 #include "core/base/file_memory.h"
 #include "formats/safetensors.h"
-#include "strategy/checkpoint.h"
 #include "tests/support/long_run.h"
 
 namespace castor::strategy {
@@ -130,8 +131,8 @@ TEST_CASE("a file that does not fit the model is refused with every tensor named
   } catch (const FormatError& error) {
     const std::string text = error.what();
     INFO(text);
-    for (const char* part : {"missing: fc.bias", "mismatched: fc.weight is [5,4] in the file, [3,4] in the model", "unexpected: fc.bais",
-                             "missing: norm.running_mean", "/run/odd.safetensors"}) {
+    for (const char* part : {"missing: fc.bias", "mismatched: fc.weight is [5,4] in the file, [3,4] in the model",
+                             "unexpected: fc.bais", "missing: norm.running_mean", "/run/odd.safetensors"}) {
       CHECK_MESSAGE(text.find(part) != std::string::npos, part);
     }
     CHECK(text.find("norm.weight") == std::string::npos);
@@ -159,7 +160,8 @@ TEST_CASE("a truncated or foreign file is a FormatError, a missing one an IoErro
 TEST_CASE("last_checkpoint is trusted with nothing but a name beside it") {
   MemoryFileSystem files;
   make_directories("/run", files);
-  CHECK_THROWS_WITH_AS(find_last_checkpoint("/run", files), doctest::Contains("train first, or name the weights with load_from"), IoError);
+  CHECK_THROWS_WITH_AS(find_last_checkpoint("/run", files),
+                       doctest::Contains("train first, or name the weights with load_from"), IoError);
   for (const char* bad : {"", "\n", "../other", "/etc", ".iter_1.partial", "a/b"}) {
     CAPTURE(bad);
     write_file_atomically("/run/last_checkpoint", bad, files);
@@ -171,7 +173,9 @@ TEST_CASE("last_checkpoint is trusted with nothing but a name beside it") {
 
 // Saves iter_1 (weights of seed 1), then, through `files`, weights of seed 2 under `name`.
 void save_first(FileSystem& files) { save_weights(*small_net(1), "model: small\n", "/run", "iter_1", files); }
-void save_second(FileSystem& files, const std::string& name) { save_weights(*small_net(2), "model: small\n", "/run", name, files); }
+void save_second(FileSystem& files, const std::string& name) {
+  save_weights(*small_net(2), "model: small\n", "/run", name, files);
+}
 
 std::uint64_t operations_of_second(const std::string& name) {
   MemoryFileSystem disk;
@@ -181,7 +185,8 @@ std::uint64_t operations_of_second(const std::string& name) {
   return counting.operations();
 }
 
-TEST_CASE("a disk that fails at any operation gives an IoError and leaves the older weights or the newer, and no drafts") {
+TEST_CASE(
+    "a disk that fails at any operation gives an IoError and leaves the older weights or the newer, and no drafts") {
   const State first = state_of(*small_net(1)), second = state_of(*small_net(2));
   for (const std::string name : {"iter_2", "iter_1"}) {
     const std::uint64_t count = operations_of_second(name);
@@ -246,9 +251,10 @@ TEST_CASE("after a power cut at any operation the last checkpoint is the older o
       } catch (const IoError&) {
       }
       for (std::uint64_t seed = 0; seed < 2 + 2 * seeds; ++seed) {
-        const Unsynced unsynced = seed == 0   ? Unsynced::dropped
-                                  : seed == 1 ? Unsynced::kept
-                                              : seed % 2 == 0 ? Unsynced::random : Unsynced::torn;
+        const Unsynced unsynced = seed == 0       ? Unsynced::dropped
+                                  : seed == 1     ? Unsynced::kept
+                                  : seed % 2 == 0 ? Unsynced::random
+                                                  : Unsynced::torn;
         CAPTURE(name);
         CAPTURE(at);
         CAPTURE(seed);

@@ -1,4 +1,6 @@
 // Metrics against sums done by hand: ties, several k, positions that do not count, and what is refused.
+#include "strategy/metric.h"
+
 #include <cmath>
 #include <vector>
 
@@ -7,7 +9,6 @@
 #include "core/base/error.h"
 #include "core/ops/cast.h"
 #include "strategy/config.h"
-#include "strategy/metric.h"
 
 namespace castor::strategy {
 namespace {
@@ -20,8 +21,10 @@ TEST_CASE("accuracy counts targets among the k largest logits, the lower class w
   Accuracy accuracy(Accuracy::Config{{1, 2}});
   // Ranks of the targets: 0, 2, 0 (a tie with a higher class), 1 (a tie with a lower class).
   const std::vector<float> logits = {3, 1, 2, 3, 1, 2, 2, 2, 0, 2, 2, 0};
-  accuracy.process(targets_of({0, 1}, {2}), Tensor::from_values(std::vector<float>(logits.begin(), logits.begin() + 6), {2, 3}));
-  accuracy.process(targets_of({0, 1}, {2}), Tensor::from_values(std::vector<float>(logits.begin() + 6, logits.end()), {2, 3}));
+  accuracy.process(targets_of({0, 1}, {2}),
+                   Tensor::from_values(std::vector<float>(logits.begin(), logits.begin() + 6), {2, 3}));
+  accuracy.process(targets_of({0, 1}, {2}),
+                   Tensor::from_values(std::vector<float>(logits.begin() + 6, logits.end()), {2, 3}));
   CHECK(accuracy.compute() == std::map<std::string, double>{{"accuracy/top1", 50.0}, {"accuracy/top2", 75.0}});
   accuracy.reset();
   CHECK_THROWS_AS(accuracy.compute(), InternalError);
@@ -29,7 +32,8 @@ TEST_CASE("accuracy counts targets among the k largest logits, the lower class w
 
 TEST_CASE("a metric reads predictions of any float type, and targets of any integer type") {
   const Tensor logits = cast(Tensor::from_values(std::vector<float>{0, 1, 1, 0}, {2, 2}), DType::bf16);
-  const autograd::Batch batch{Tensor::zeros({1}, DType::f32), Tensor::from_values(std::vector<std::int32_t>{1, 1}, {2})};
+  const autograd::Batch batch{Tensor::zeros({1}, DType::f32),
+                              Tensor::from_values(std::vector<std::int32_t>{1, 1}, {2})};
   Accuracy accuracy(Accuracy::Config{});
   accuracy.process(batch, logits);
   CHECK(accuracy.compute().at("accuracy/top1") == 50.0);
@@ -54,7 +58,8 @@ TEST_CASE("predictions that do not fit the targets are refused with both shapes"
   Accuracy accuracy(Accuracy::Config{});
   const Tensor logits = Tensor::zeros({2, 3}, DType::f32);
   CHECK_THROWS_WITH_AS(accuracy.process(targets_of({0, 1, 2}, {3}), logits), doctest::Contains("f32[2,3]"), ShapeError);
-  CHECK_THROWS_WITH_AS(accuracy.process(targets_of({0, 3}, {2}), logits), doctest::Contains("outside the 3 classes"), ShapeError);
+  CHECK_THROWS_WITH_AS(accuracy.process(targets_of({0, 3}, {2}), logits), doctest::Contains("outside the 3 classes"),
+                       ShapeError);
   CHECK_THROWS_AS(accuracy.process(targets_of({0}, {1}), Tensor::zeros({3}, DType::f32)), ShapeError);
 }
 

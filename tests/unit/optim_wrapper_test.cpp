@@ -1,5 +1,7 @@
-// When an optimizer steps and with what: windows, the short last one, clipping by value and by norm. One parameter whose
-// gradient is the micro-step's input, so that every result can be told in advance.
+// When an optimizer steps and with what: windows, the short last one, clipping by value and by norm. One parameter
+// whose gradient is the micro-step's input, so that every result can be told in advance.
+#include "strategy/optim_wrapper.h"
+
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -8,14 +10,14 @@
 #include "autograd/ops/reduce.h"
 #include "autograd/optim/sgd.h"
 #include "core/base/error.h"
-#include "strategy/optim_wrapper.h"
 
 namespace castor::strategy {
 namespace {
 
 /// SGD with lr 1 over one parameter of two zeros.
 struct Stepped {
-  explicit Stepped(std::int64_t counts, std::optional<ClipConfig> clip = {}, std::optional<std::int64_t> max_micro_steps = {})
+  explicit Stepped(std::int64_t counts, std::optional<ClipConfig> clip = {},
+                   std::optional<std::int64_t> max_micro_steps = {})
       : parameter(Tensor::zeros({2}, DType::f32), true),
         wrapper(std::make_unique<autograd::SGD>(sgd()), {{parameter, 0}}, counts, std::move(clip), max_micro_steps) {}
 

@@ -1,8 +1,10 @@
-// The plan against what the allocator sees of a real first step, for three models that no plan was tuned to: a perceptron
-// with dropout, a residual network with batch norm, and a decoder with rotary positions, SwiGLU, recompute and windows of
-// three micro-steps. Each category within 5%.
-// Delicate: the CPU's allocator is the process's, so only what comes on top of its state before counts; and it is warm
-// from other tests, which peaks of bytes in use do not show.
+// The plan against what the allocator sees of a real first step, for three models that no plan was tuned to: a
+// perceptron with dropout, a residual network with batch norm, and a decoder with rotary positions, SwiGLU, recompute
+// and windows of three micro-steps. Each category within 5%. Delicate: the CPU's allocator is the process's, so only
+// what comes on top of its state before counts; and it is warm from other tests, which peaks of bytes in use do not
+// show.
+#include "strategy/plan.h"
+
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -18,7 +20,6 @@
 #include "samples/fashion_mnist/model.h"
 #include "samples/gpt/model.h"
 #include "strategy/colossalai_strategy.h"
-#include "strategy/plan.h"
 
 namespace castor::strategy {
 namespace {
@@ -41,7 +42,8 @@ autograd::Batch images(std::int64_t count) {
 }
 
 /// What a real first step adds to the allocator.
-MemoryStats first_step(const ModelFactory& model, const PrepareOptions& options, const std::function<autograd::Batch()>& batch) {
+MemoryStats first_step(const ModelFactory& model, const PrepareOptions& options,
+                       const std::function<autograd::Batch()>& batch) {
   allocator(kCpu).reset_peaks();
   const MemoryStats before = allocator(kCpu).stats();
   ColossalAIStrategy strategy(kCpu, 1);
@@ -51,13 +53,15 @@ MemoryStats first_step(const ModelFactory& model, const PrepareOptions& options,
 }
 
 /// The largest difference of a category's peak, or of the total's.
-void check_audit(const char* name, const ModelFactory& model, const PrepareOptions& options, const std::function<autograd::Batch()>& batch) {
+void check_audit(const std::string& name, const ModelFactory& model, const PrepareOptions& options,
+                 const std::function<autograd::Batch()>& batch) {
   INFO(name);
   const Plan plan = make_plan(model, options, batch());
   const MemoryStats actual = first_step(model, options, batch);
   INFO(audit_text(plan, actual));
   CHECK(audit_worst(plan, actual) <= 0.05);
-  CHECK(static_cast<double>(plan.memory.peak_total) == doctest::Approx(static_cast<double>(actual.peak_total)).epsilon(0.05));
+  CHECK(static_cast<double>(plan.memory.peak_total) ==
+        doctest::Approx(static_cast<double>(actual.peak_total)).epsilon(0.05));
   for (const Category category : {Category::parameters, Category::gradients, Category::activations}) {
     CHECK(actual.peak[static_cast<std::size_t>(category)] >= 64 << 10);
   }
@@ -104,7 +108,8 @@ TEST_CASE("the plan of a decoder with rotary, SwiGLU, recompute and accumulation
   PrepareOptions options = training([] { return std::make_unique<autograd::Lamb>(); }, 3);
   options.clip = ClipConfig{};
   options.clip->max_norm = 1.0;
-  check_audit("decoder with rotary, grouped queries, SwiGLU, recompute, windows of 3, Lamb", decoder(), options, tokens);
+  check_audit("decoder with rotary, grouped queries, SwiGLU, recompute, windows of 3, Lamb", decoder(), options,
+              tokens);
 }
 
 TEST_CASE("a plan lists the parameters in the order of their use, and their gradients' order") {
@@ -133,7 +138,8 @@ TEST_CASE("a plan lists the parameters in the order of their use, and their grad
 TEST_CASE("a plan counts the FLOPs of every product and its JSON says the same as its text") {
   samples::MlpClassifierConfig config;
   config.width = 64;
-  const Plan plan = make_plan(factory<samples::MlpClassifier>(config), training([] { return std::make_unique<autograd::AdamW>(); }), images(32));
+  const Plan plan = make_plan(factory<samples::MlpClassifier>(config),
+                              training([] { return std::make_unique<autograd::AdamW>(); }), images(32));
   // Forward, gradient of the weights, gradient of the inputs (not of the first layer's).
   const double products = 2.0 * 32 * (3 * (784 * 64 + 64 * 64 + 64 * 10) - 784 * 64);
   CHECK(plan.flops >= products);
@@ -144,7 +150,8 @@ TEST_CASE("a plan counts the FLOPs of every product and its JSON says the same a
   CHECK(json.at("memory").at("parameters").at("peak").get<std::size_t>() == plan.memory.peak[0]);
   const std::string text = plan_text(plan);
   for (const OpTotal& op : plan.ops) CHECK_MESSAGE(text.find(op.name) != std::string::npos, op.name);
-  for (int i = 0; i < kCategoryCount; ++i) CHECK(text.find(category_name(static_cast<Category>(i))) != std::string::npos);
+  for (int i = 0; i < kCategoryCount; ++i)
+    CHECK(text.find(category_name(static_cast<Category>(i))) != std::string::npos);
 }
 
 TEST_CASE("planning allocates nothing on the CPU") {

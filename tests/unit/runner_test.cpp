@@ -1,5 +1,7 @@
 // The runner from a config to a work folder: both loops, validation, schedules, what is logged and saved, and how a run
 // that is stopped or cannot write ends. The model and the data are tiny (tests/support/tiny_run.h).
+#include "strategy/runner/runner.h"
+
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
@@ -20,7 +22,7 @@
 #include "core/base/log.h"
 #include "strategy/checkpoint.h"
 #include "strategy/cli/test.h"
-#include "strategy/runner/runner.h"
+#include "tests/support/muted_output.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_run.h"
 
@@ -45,19 +47,33 @@ class WatchingHook final : public Hook {
   const Watch& watch_;
 };
 
+/// A runner sets the process's logger; this takes it back.
+struct ProcessLogReset {
+  ~ProcessLogReset() { set_process_logger(nullptr); }
+};
+
 /// One work folder, and what a run leaves there.
 struct Run {
   /// Trains a tiny config. `watch`, if given, sees every hook call.
   explicit Run(const Overrides& overrides = {}, WatchingHook::Watch watch = {}) : watch_(std::move(watch)) {
     test::add_tiny_types(registry);
-    registry.hooks.add<NoOptions>("WatchingHook", "calls a test back", [this](const NoOptions&) -> std::unique_ptr<Hook> {
-      return std::make_unique<WatchingHook>(watch_);
-    });
+    registry.hooks.add<NoOptions>(
+        "WatchingHook", "calls a test back",
+        [this](const NoOptions&) -> std::unique_ptr<Hook> { return std::make_unique<WatchingHook>(watch_); });
     config = test::tiny_config(folder.path().string(), overrides);
     if (watch_) config.set("custom_hooks", ConfigNode(ConfigNode::List{TypedConfig("WatchingHook").node}));
-    Runner runner(config, "tiny.yaml", registry);
-    was_finished = runner.train();
-    set_process_logger(nullptr);
+    was_finished = train(config);
+  }
+  /// Trains another config with this one's types.
+  bool train(const ConfigNode& other) const {
+    const test::MutedOutput muted;
+    const ProcessLogReset reset;
+    return Runner(other, "tiny.yaml", registry).train();
+  }
+  std::map<std::string, double> measure(const ConfigNode& other) const {
+    const test::MutedOutput muted;
+    const ProcessLogReset reset;
+    return Runner(other, "tiny.yaml", registry).test();
   }
 
   std::string path(const std::string& name) const { return (folder.path() / name).string(); }
@@ -95,7 +111,7 @@ struct Run {
   }
   std::string weights(const std::string& name) const { return read_text_file(path(name + "/" + kWeightsFile)); }
 
-  test::TempDir folder;
+  test::TempDir folder = test::TempDir::in_memory();
   Registry registry;
   ConfigNode config;
   bool was_finished = false;
@@ -111,7 +127,8 @@ TEST_CASE("a run by epoch validates after each, logs every line, and saves the l
   CHECK(losses.size() == 9);
   CHECK(losses.back() < losses.front());
   CHECK(run.scalar("accuracy/top1").size() == 3);
-  for (const char* name : {"lr", "time", "data_time", "memory", "samples/s"}) CHECK_MESSAGE(run.scalar(name).size() == 9, name);
+  for (const char* name : {"lr", "time", "data_time", "memory", "samples/s"})
+    CHECK_MESSAGE(run.scalar(name).size() == 9, name);
   const std::vector<Json> lines = run.scalars();
   CHECK(lines.at(0).at("iter") == 1);
   CHECK(lines.at(3).contains("accuracy/top1"));
@@ -123,9 +140,10 @@ TEST_CASE("a run by epoch validates after each, logs every line, and saves the l
 TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   const Run run({"log_level=INFO", "experiment_name=small", "optim_wrapper.clip_grad={max_norm: 1}"});
   const std::string log = run.log();
-  for (const char* part : {"castor - INFO - ", "experiment small_", "seed 5", "plan for cpu", "plan against actual after step 1",
-                           "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]", "grad_norm: ",
-                           "Epoch(val) [2]  accuracy/top1: ", "weights saved to "}) {
+  for (const char* part :
+       {"castor - INFO - ", "experiment small_", "seed 5", "plan for cpu", "plan against actual after step 1",
+        "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
+        "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "weights saved to "}) {
     CHECK_MESSAGE(log.find(part) != std::string::npos, part);
   }
   const Json plan = read_json_file(join_path(run.log_dir(), "plan.json"));
@@ -139,8 +157,8 @@ TEST_CASE("the log file has the peers' lines, the plan and its audit") {
 
 TEST_CASE("a run by iteration validates at its interval and at the end, and saves where asked") {
   std::vector<std::int64_t> validated;
-  const Run run({"train_cfg={_delete_: true, by_epoch: false, max_iters: 10, val_interval: 4}", "default_hooks.checkpoint={type: CheckpointHook, interval: 5}",
-                 "default_hooks.logger.interval=3"},
+  const Run run({"train_cfg={_delete_: true, by_epoch: false, max_iters: 10, val_interval: 4}",
+                 "default_hooks.checkpoint={type: CheckpointHook, interval: 5}", "default_hooks.logger.interval=3"},
                 [&](const char* point, RunControl& control) {
                   if (point == std::string("val")) validated.push_back(control.progress().iter);
                 });
@@ -155,7 +173,8 @@ TEST_CASE("a run by iteration validates at its interval and at the end, and save
 
 TEST_CASE("validation begins where val_begin says, and intervals of epochs and of saves count alone") {
   std::vector<std::int64_t> validated;
-  const Run run({"train_cfg={max_epochs: 6, val_begin: 3, val_interval: 2}", "default_hooks.checkpoint={type: CheckpointHook, interval: 7, by_epoch: false, save_last: false}"},
+  const Run run({"train_cfg={max_epochs: 6, val_begin: 3, val_interval: 2}",
+                 "default_hooks.checkpoint={type: CheckpointHook, interval: 7, by_epoch: false, save_last: false}"},
                 [&](const char* point, RunControl& control) {
                   if (point == std::string("val")) validated.push_back(control.progress().epoch);
                 });
@@ -186,21 +205,20 @@ TEST_CASE("the saved config holds every default and trains to the same bits") {
   ConfigNode saved = load_config(join_path(run.path("epoch_3"), kConfigFile));
   CHECK(saved.find("model")->find("width")->as_int() == 16);
   CHECK(saved.find("optim_wrapper")->find("accumulative_counts")->as_int() == 1);
-  const test::TempDir folder;
+  const test::TempDir folder = test::TempDir::in_memory();
   saved.set("work_dir", folder.path().string());
-  Runner runner(saved, "config.yaml", run.registry);
-  CHECK(runner.train());
-  set_process_logger(nullptr);
+  CHECK(run.train(saved));
   CHECK(read_text_file((folder.path() / "epoch_3" / kWeightsFile).string()) == run.weights("epoch_3"));
 }
 
 TEST_CASE("load_from starts from saved weights") {
   const Run first;
-  const Run second({"load_from=" + first.path("epoch_3"), "optim_wrapper.optimizer.lr=0", "optim_wrapper.optimizer.weight_decay=0"});
+  const Run second(
+      {"load_from=" + first.path("epoch_3"), "optim_wrapper.optimizer.lr=0", "optim_wrapper.optimizer.weight_decay=0"});
   CHECK(second.weights("epoch_3") == first.weights("epoch_3"));
   CHECK_THROWS_WITH_AS(Run({"load_from=/nowhere/iter_1"}), doctest::Contains("/nowhere/iter_1"), IoError);
-  CHECK_THROWS_WITH_AS(Run({"load_from=" + first.path("epoch_3"), "model.width=17"}), doctest::Contains("mismatched: first.weight"), FormatError);
-  set_process_logger(nullptr);
+  CHECK_THROWS_WITH_AS(Run({"load_from=" + first.path("epoch_3"), "model.width=17"}),
+                       doctest::Contains("mismatched: first.weight"), FormatError);
 }
 
 TEST_CASE("accumulation updates once a window, and its last window of the run is shorter") {
@@ -212,8 +230,10 @@ TEST_CASE("accumulation updates once a window, and its last window of the run is
 }
 
 TEST_CASE("schedules move the learning rate at iterations and epochs, after automatic scaling") {
-  const Run run({"param_scheduler=[{type: LinearLR, start_factor: 0.5, by_epoch: false, end: 3}, {type: StepLR, step_size: 1, gamma: 0.1, begin: 1}]",
-                 "auto_scale_lr={enable: true, base_batch_size: 8}"});
+  const Run run(
+      {"param_scheduler=[{type: LinearLR, start_factor: 0.5, by_epoch: false, end: 3}, {type: StepLR, step_size: 1, "
+       "gamma: 0.1, begin: 1}]",
+       "auto_scale_lr={enable: true, base_batch_size: 8}"});
   const std::vector<double> lr = run.scalar("lr");
   REQUIRE(lr.size() == 9);
   CHECK(lr[0] == doctest::Approx(0.005 * 0.5).epsilon(1e-9));
@@ -230,25 +250,28 @@ TEST_CASE("an optimizer without a learning rate trains, logs none, and cannot be
   const Run run({"optim_wrapper.optimizer={_delete_: true, type: Adafactor}"});
   CHECK(run.scalar("lr").empty());
   CHECK(run.scalar("loss").size() == 9);
-  CHECK_THROWS_WITH_AS(Run({"optim_wrapper.optimizer={_delete_: true, type: Adafactor}", "auto_scale_lr={enable: true, base_batch_size: 8}"}),
+  CHECK_THROWS_WITH_AS(Run({"optim_wrapper.optimizer={_delete_: true, type: Adafactor}",
+                            "auto_scale_lr={enable: true, base_batch_size: 8}"}),
                        doctest::Contains("Adafactor finds its own step size"), ConfigError);
-  set_process_logger(nullptr);
 }
 
 TEST_CASE("a plateau schedule hears of every validation") {
   const Run run({"train_cfg.max_epochs=5", "optim_wrapper.optimizer.lr=0.0001",
-                 "param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1, rule: greater, threshold: 1000, factor: 0.1, patience: 1}"});
+                 "param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1, rule: greater, threshold: 1000, "
+                 "factor: 0.1, patience: 1}"});
   CHECK(run.scalar("lr").back() < 0.0001 * 0.2);
 }
 
 TEST_CASE("the sampler's options change what is trained on") {
   const Run run;
-  for (const char* option : {"sampler={type: DefaultSampler, shuffle: false}", "sampler={type: DefaultSampler, seed: 9}", "sampler={type: DefaultSampler, round_up: false}",
-                             "drop_last=true", "batch_size=5"}) {
+  for (const char* option :
+       {"sampler={type: DefaultSampler, shuffle: false}", "sampler={type: DefaultSampler, seed: 9}",
+        "sampler={type: DefaultSampler, round_up: false}", "drop_last=true", "batch_size=5"}) {
     CAPTURE(option);
     const Run other({std::string("train_dataloader.") + option});
     CHECK(other.weights("epoch_3") != run.weights("epoch_3"));
-    CHECK(other.scalar("loss").size() == (option == std::string("drop_last=true") || option == std::string("batch_size=5") ? 6 : 9));
+    CHECK(other.scalar("loss").size() ==
+          (option == std::string("drop_last=true") || option == std::string("batch_size=5") ? 6 : 9));
   }
 }
 
@@ -283,10 +306,11 @@ TEST_CASE("a stop ends the run after the running iteration, saves what was train
 
 TEST_CASE("a stop during validation gives no result, moves no schedule and saves") {
   std::int64_t validations = 0;
-  const Run run({"param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1}"}, [&](const char* point, RunControl& control) {
-    if (point == std::string("epoch") && control.progress().epoch == 3) request_stop(SIGTERM);
-    validations += point == std::string("val") ? 1 : 0;
-  });
+  const Run run({"param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1}"},
+                [&](const char* point, RunControl& control) {
+                  if (point == std::string("epoch") && control.progress().epoch == 3) request_stop(SIGTERM);
+                  validations += point == std::string("val") ? 1 : 0;
+                });
   clear_stop_request();
   CHECK_FALSE(run.was_finished);
   CHECK(validations == 2);
@@ -294,34 +318,35 @@ TEST_CASE("a stop during validation gives no result, moves no schedule and saves
 }
 
 TEST_CASE("a work folder that cannot be made ends in an IoError before anything is trained") {
-  const test::TempDir folder;
+  const test::TempDir folder = test::TempDir::in_memory();
   write_file_atomically((folder.path() / "file").string(), "not a folder");
   Registry registry;
   test::add_tiny_types(registry);
   Runner runner(test::tiny_config((folder.path() / "file" / "work").string()), "tiny.yaml", registry);
+  const ProcessLogReset reset;
   try {
     runner.train();
     FAIL("trained");
   } catch (const IoError& error) {
     CHECK(error.code == ENOTDIR);
-    CHECK(std::string(error.what()).find("a part of the path is a file where a folder is needed: check the path") != std::string::npos);
+    CHECK(std::string(error.what()).find("a part of the path is a file where a folder is needed: check the path") !=
+          std::string::npos);
   }
-  set_process_logger(nullptr);
 }
 
 TEST_CASE("a test measures the last saved weights, or those of load_from, and leaves its results in the log folder") {
-  const Overrides with_test = {"test_dataloader={batch_size: 4, dataset: {type: TinySamples, count: 6, first: 100}}", "test_cfg={}",
-                               "test_evaluator={type: Accuracy, topk: [1, 2]}"};
+  const Overrides with_test = {"test_dataloader={batch_size: 4, dataset: {type: TinySamples, count: 6, first: 100}}",
+                               "test_cfg={}", "test_evaluator={type: Accuracy, topk: [1, 2]}"};
   std::vector<std::map<std::string, double>> seen;
   Run trained(with_test, [&](const char* point, RunControl& control) {
     if (point == std::string("val") || point == std::string("test")) seen.push_back(control.progress().metrics);
   });
-  const test::TempDir elsewhere;
+  const test::TempDir elsewhere = test::TempDir::in_memory();
   const auto results_in = [&](const std::string& work_dir, const std::string& load_from) {
     ConfigNode config = trained.config;
     config.set("work_dir", work_dir);
     if (!load_from.empty()) config.set("load_from", load_from);
-    return Runner(config, "tiny.yaml", trained.registry).test();
+    return trained.measure(config);
   };
   const auto results = results_in(elsewhere.path().string(), trained.path("epoch_3"));
   CHECK(results.at("accuracy/top1") == seen.at(2).at("accuracy/top1"));  // the same samples as the last validation
@@ -331,7 +356,7 @@ TEST_CASE("a test measures the last saved weights, or those of load_from, and le
   const Json written = read_json_file((elsewhere.path() / stamp / (stamp + ".json")).string());
   CHECK(written.at("accuracy/top1").get<double>() == results.at("accuracy/top1"));
   CHECK(results_in(trained.folder.path().string(), "") == results);
-  const test::TempDir empty;
+  const test::TempDir empty = test::TempDir::in_memory();
   CHECK_THROWS_WITH_AS(results_in(empty.path().string(), ""), doctest::Contains("train first"), IoError);
 
   std::ostringstream out;
@@ -340,16 +365,22 @@ TEST_CASE("a test measures the last saved weights, or those of load_from, and le
   arguments.work_dir = elsewhere.path().string();
   arguments.load_from = trained.path("epoch_3");
   arguments.cfg_options = {"custom_hooks=[]"};
-  CHECK(run_test(arguments, trained.registry, out) == 0);
-  CHECK(out.str() == cat("accuracy/top1: ", results.at("accuracy/top1"), "\naccuracy/top2: ", results.at("accuracy/top2"), "\n"));
-  set_process_logger(nullptr);
+  {
+    const test::MutedOutput muted;
+    const ProcessLogReset reset;
+    CHECK(run_test(arguments, trained.registry, out) == 0);
+  }
+  CHECK(out.str() ==
+        cat("accuracy/top1: ", results.at("accuracy/top1"), "\naccuracy/top2: ", results.at("accuracy/top2"), "\n"));
 }
 
 TEST_CASE("a config without training data plans and trains nothing, one without test data tests nothing") {
   Registry registry;
   test::add_tiny_types(registry);
   const test::TempDir folder;
-  Runner runner(test::tiny_config(folder.path().string(), {"train_dataloader=null", "train_cfg=null", "optim_wrapper=null"}), "tiny.yaml", registry);
+  Runner runner(
+      test::tiny_config(folder.path().string(), {"train_dataloader=null", "train_cfg=null", "optim_wrapper=null"}),
+      "tiny.yaml", registry);
   CHECK_THROWS_WITH_AS(runner.train(), doctest::Contains("the config trains nothing"), ConfigError);
   CHECK_THROWS_AS(runner.plan(), ConfigError);
   CHECK_THROWS_WITH_AS(runner.test(), doctest::Contains("the config tests nothing"), ConfigError);

@@ -48,7 +48,7 @@ class CountedSamples final : public Dataset {
     const auto n = static_cast<std::int64_t>(samples.size());
     autograd::Batch result{Tensor::empty({n, 8}, DType::f32), Tensor::empty({n}, DType::i64)};
     for (std::int64_t i = 0; i < n; ++i) {
-      fill_normal(result.inputs.select(0, i), 0, 1, {5, static_cast<std::uint64_t>(samples[static_cast<std::size_t>(i)])});
+      fill_normal(result.inputs.select(0, i), {5, static_cast<std::uint64_t>(samples[static_cast<std::size_t>(i)])});
       result.targets.data<std::int64_t>()[i] = samples[static_cast<std::size_t>(i)] % 3;
     }
     return result;
