@@ -93,7 +93,9 @@ TEST_CASE("index_select moves slices of every dtype along every axis") {
       const auto row = [&](const Shape& x, std::int64_t count) {
         return OpCase{"select", {{x, -9, 9}, ids_operand(x[axis], {count}, id_dtype)}};
       };
-      check_op(check, {row({4, 5, 6}, 7), row({1, 1, 1}, 3), row({3, 4, 33}, 0), row({20, 30, 40}, 30)});
+      std::vector<OpCase> cases = {row({4, 5, 6}, 7), row({1, 1, 1}, 3), row({3, 4, 33}, 0)};
+      if (id_dtype == DType::i64) cases.push_back(row({20, 30, 40}, 30));
+      check_op(check, cases);
     }
   }
 }

@@ -1,5 +1,5 @@
-// What the generated header says in a build with CUDA, for the copy of core's contracts that the fake second device links:
-// dispatch then calls run(const Cuda&, ...), which fake_kernels.cpp defines.
+// What the generated header says in a build with CUDA, for the copy of core's contracts that the fake second device
+// links: dispatch then calls run(const Cuda&, ...), which fake_kernels.cpp defines.
 #pragma once
 
 namespace castor {

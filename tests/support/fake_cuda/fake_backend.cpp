@@ -18,7 +18,8 @@ class FakeCudaBackend final : public CpuBackend {
  public:
   void* allocate(std::size_t bytes) override {
     void* data = CpuBackend::allocate(bytes);
-    if (data != nullptr) std::memset(data, 0xFF, bytes);  // NaN in every float format: reading what was never written shows
+    if (data != nullptr)
+      std::memset(data, 0xFF, bytes);  // NaN in every float format: reading what was never written shows
     return data;
   }
   void* stream() override { return &stream_token; }
@@ -31,7 +32,8 @@ void install_fake_cuda() { install_backend(kFakeCuda, std::make_unique<FakeCudaB
 long fake_cuda_launches() { return launches; }
 
 Cpu fake_launch(const Cuda& cuda) {
-  if (!(cuda.device == kFakeCuda) || cuda.stream != &stream_token) throw DeviceError("fake cuda: a kernel was launched with another device or stream");
+  if (!(cuda.device == kFakeCuda) || cuda.stream != &stream_token)
+    throw DeviceError("fake cuda: a kernel was launched with another device or stream");
   ++launches;
   return Cpu{kCpu};
 }
