@@ -1,9 +1,10 @@
-// Buffers that follow the data (BatchNorm's running statistics) change by small messages, so that a strategy can collect those of
-// every rank and apply them in the order of the micro-batches: then a buffer's bits do not depend on how the window was split.
+// Buffers that follow the data (BatchNorm's running statistics) change by small messages, so that a strategy can
+// collect those of every rank and apply them in the order of the micro-batches: then a buffer's bits do not depend on
+// how the window was split.
 //
-// A module in training calls `post_update` once a forward. Without a sink the update is applied at once: a plain loop need not know of
-// any of this. Delicate: forward reads no buffer that it updates, so updating later changes nothing else; and a segment that is
-// run again in backward posts nothing.
+// A module in training calls `post_update` once a forward. Without a sink the update is applied at once: a plain loop
+// need not know of any of this. Delicate: forward reads no buffer that it updates, so updating later changes nothing
+// else; and a segment that is run again in backward posts nothing.
 #pragma once
 
 #include <vector>
@@ -61,7 +62,8 @@ class BufferUpdateScope {
   BufferUpdateSink* previous_;
 };
 
-/// Sends an update to the thread's sink, or applies it at once when there is none. Does nothing while a segment is recomputed.
+/// Sends an update to the thread's sink, or applies it at once when there is none. Does nothing while a segment is
+/// recomputed.
 void post_update(BufferUpdate update);
 
 }  // namespace castor::autograd

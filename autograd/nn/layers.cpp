@@ -48,7 +48,8 @@ Variable Dropout::forward(const Variable& x) {
 
 Linear::Linear(std::int64_t in_features, std::int64_t out_features, const LinearOptions& options) {
   const Init uniform = Init::fan_in_uniform(in_features);
-  weight_ = register_parameter("weight", {out_features, in_features}, options.weight_init.value_or(uniform), options.tensor);
+  weight_ =
+      register_parameter("weight", {out_features, in_features}, options.weight_init.value_or(uniform), options.tensor);
   const Init bias_init = options.bias_init.value_or(options.weight_init ? Init::zeros() : uniform);
   if (options.bias) bias_ = register_parameter("bias", {out_features}, bias_init, options.tensor);
 }
@@ -62,7 +63,8 @@ Variable Linear::forward(const Variable& x, Activation activation) {
   return linear(x, weight_, bias_, activation);
 }
 
-Embedding::Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init, const TensorOptions& options)
+Embedding::Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init,
+                     const TensorOptions& options)
     : weight_(register_parameter("weight", {num_embeddings, embedding_dim}, weight_init, options)) {}
 
 Variable Embedding::forward(const Tensor& indices) {

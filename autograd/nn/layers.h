@@ -1,6 +1,6 @@
-// The modules most models are made of, with PyTorch's names for the classes, their arguments and their parameters, and its
-// default initialisation. `Layer` is the common case of one variable in and one out; `Sequential` chains them, `ModuleList` holds
-// modules of one class under the names "0", "1", ...
+// The modules most models are made of, with PyTorch's names for the classes, their arguments and their parameters, and
+// its default initialisation. `Layer` is the common case of one variable in and one out; `Sequential` chains them,
+// `ModuleList` holds modules of one class under the names "0", "1", ...
 //
 // Delicate: a module is constructed with uninitialised parameters; `initialize` on the root of the tree fills them.
 #pragma once
@@ -92,9 +92,9 @@ class Flatten final : public Layer {
   Variable forward(const Variable& x) override;
 };
 
-/// In training, zeroes each element with probability p and multiplies the others by 1/(1 - p); the identity in evaluation. The mask is
-/// a function of the seed, the step, the micro-batch, this module's name and its call number (see RandomState).
-/// Source: Srivastava et al. 2014, "Dropout", JMLR 15.
+/// In training, zeroes each element with probability p and multiplies the others by 1/(1 - p); the identity in
+/// evaluation. The mask is a function of the seed, the step, the micro-batch, this module's name and its call number
+/// (see RandomState). Source: Srivastava et al. 2014, "Dropout", JMLR 15.
 class Dropout final : public Layer {
  public:
   /// Throws ConfigError unless 0 <= p < 1.
@@ -138,7 +138,8 @@ class Linear final : public Layer {
 ///   weight  [num_embeddings, embedding_dim], normal(0, 1) unless told otherwise
 class Embedding final : public Module {
  public:
-  Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init = Init::normal(0, 1), const TensorOptions& options = {});
+  Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init = Init::normal(0, 1),
+            const TensorOptions& options = {});
   /// indices i64|i32 [...] -> [..., embedding_dim]
   Variable forward(const Tensor& indices);
   /// Rows start .. start + count - 1 as a view [count, embedding_dim]: learned positions.

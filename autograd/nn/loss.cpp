@@ -10,7 +10,8 @@ namespace castor::autograd {
 
 CrossEntropyLoss::CrossEntropyLoss(const CrossEntropyOptions& options) : options_(options) {
   if (!(options.label_smoothing >= 0 && options.label_smoothing <= 1)) {
-    throw ConfigError(cat("CrossEntropyLoss: label_smoothing must be in [0, 1], got ", options.label_smoothing), "label_smoothing");
+    throw ConfigError(cat("CrossEntropyLoss: label_smoothing must be in [0, 1], got ", options.label_smoothing),
+                      "label_smoothing");
   }
 }
 
@@ -21,7 +22,8 @@ Variable CrossEntropyLoss::forward(const Variable& logits, const Tensor& targets
   Shape expected = logits.shape();
   if (logits.ndim() > 0) expected.erase(logits.ndim() - 1);
   if (logits.ndim() < 2 || !(expected == targets.shape())) {
-    throw ShapeError(cat("CrossEntropyLoss: expected logits [..., classes] and targets [...], got ", logits.data(), " and ", targets));
+    throw ShapeError(cat("CrossEntropyLoss: expected logits [..., classes] and targets [...], got ", logits.data(),
+                         " and ", targets));
   }
   return cross_entropy(reshape(logits, {rows, classes}), castor::reshape(targets, {rows}), options_);
 }

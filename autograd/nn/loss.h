@@ -1,5 +1,5 @@
-// Losses as modules, with PyTorch's names and options. They have no parameters; the module only keeps the options and gives
-// strategies a place to hook in.
+// Losses as modules, with PyTorch's names and options. They have no parameters; the module only keeps the options and
+// gives strategies a place to hook in.
 #pragma once
 
 #include "autograd/nn/module.h"
@@ -7,13 +7,14 @@
 
 namespace castor::autograd {
 
-/// Softmax and negative log-likelihood in one pass; options as in core/ops/softmax.h (ignore_index, label_smoothing, reduction).
+/// Softmax and negative log-likelihood in one pass; options as in core/ops/softmax.h (ignore_index, label_smoothing,
+/// reduction).
 class CrossEntropyLoss final : public Module {
  public:
   /// Throws ConfigError for label_smoothing outside [0, 1].
   explicit CrossEntropyLoss(const CrossEntropyOptions& options = {});
-  /// logits [..., classes] f32|bf16|f16, targets i64|i32 [...] -> f32 [], or [rows] without reduction; leading axes are merged.
-  /// Throws ShapeError when the targets' shape is not that of the logits without the last axis.
+  /// logits [..., classes] f32|bf16|f16, targets i64|i32 [...] -> f32 [], or [rows] without reduction; leading axes are
+  /// merged. Throws ShapeError when the targets' shape is not that of the logits without the last axis.
   Variable forward(const Variable& logits, const Tensor& targets);
 
  private:

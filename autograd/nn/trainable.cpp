@@ -17,13 +17,15 @@ Variable total_loss(const std::map<std::string, Variable>& losses) {
     names += names.empty() ? name : ", " + name;
     if (name.find("loss") == std::string::npos) continue;
     if (value.data().numel() != 1) {
-      throw ShapeError(cat("total_loss: '", name, "' must have one element, got ", value.data(), "; take its mean or sum"));
+      throw ShapeError(
+          cat("total_loss: '", name, "' must have one element, got ", value.data(), "; take its mean or sum"));
     }
     const Variable scalar = value.ndim() == 0 ? value : reshape(value, {});
     total = total.defined() ? add(total, scalar) : scalar;
   }
   if (!total.defined()) {
-    throw InternalError(cat("total_loss: no name contains 'loss' among [", names, "]; name what is to be minimised 'loss' or '..._loss'"));
+    throw InternalError(cat("total_loss: no name contains 'loss' among [", names,
+                            "]; name what is to be minimised 'loss' or '..._loss'"));
   }
   return total;
 }

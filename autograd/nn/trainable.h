@@ -1,8 +1,8 @@
-// TrainableModel: what a runner needs of a model, and no more. A sample's or a user's model derives from it; strategies and
-// loops see nothing else of it.
+// TrainableModel: what a runner needs of a model, and no more. A sample's or a user's model derives from it; strategies
+// and loops see nothing else of it.
 //
-// Delicate: which of a model's losses are minimised is told by their names, as in mmengine: those that contain "loss" are added,
-// the others are only logged.
+// Delicate: which of a model's losses are minimised is told by their names, as in mmengine: those that contain "loss"
+// are added, the others are only logged.
 #pragma once
 
 #include <map>
@@ -23,15 +23,17 @@ class TrainableModel : public Module {
   /// Logits of `inputs`, recorded.
   virtual Variable forward(const Tensor& inputs) = 0;
 
-  /// Scalars by name, recorded: "loss", "aux_loss", "acc". Their sum over the names that contain "loss" is what training minimises.
+  /// Scalars by name, recorded: "loss", "aux_loss", "acc". Their sum over the names that contain "loss" is what
+  /// training minimises.
   virtual std::map<std::string, Variable> loss(const Batch& batch) = 0;
 
-  /// Logits of the batch's inputs, not recorded. Call eval() first: dropout and batch statistics follow the module's mode.
+  /// Logits of the batch's inputs, not recorded. Call eval() first: dropout and batch statistics follow the module's
+  /// mode.
   virtual Tensor predict(const Batch& batch);
 };
 
-/// The sum, in order of name, of the losses whose names contain "loss". Throws InternalError when no name does, ShapeError when one of
-/// them has more than one element.
+/// The sum, in order of name, of the losses whose names contain "loss". Throws InternalError when no name does,
+/// ShapeError when one of them has more than one element.
 Variable total_loss(const std::map<std::string, Variable>& losses);
 
 }  // namespace castor::autograd

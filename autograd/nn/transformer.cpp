@@ -13,10 +13,14 @@ namespace {
 AttentionConfig completed(AttentionConfig config) {
   if (config.num_kv_heads == 0) config.num_kv_heads = config.num_heads;
   if (config.num_heads < 1 || config.embed_dim % config.num_heads != 0) {
-    throw ConfigError(cat("SelfAttention: embed_dim must be a multiple of num_heads, got ", config.embed_dim, " and ", config.num_heads), "num_heads");
+    throw ConfigError(cat("SelfAttention: embed_dim must be a multiple of num_heads, got ", config.embed_dim, " and ",
+                          config.num_heads),
+                      "num_heads");
   }
   if (config.num_kv_heads < 1 || config.num_heads % config.num_kv_heads != 0) {
-    throw ConfigError(cat("SelfAttention: num_kv_heads must divide num_heads, got ", config.num_kv_heads, " and ", config.num_heads), "num_kv_heads");
+    throw ConfigError(
+        cat("SelfAttention: num_kv_heads must divide num_heads, got ", config.num_kv_heads, " and ", config.num_heads),
+        "num_kv_heads");
   }
   return config;
 }
@@ -80,7 +84,8 @@ MlpKind mlp_kind_from_name(const std::string& name) {
 Mlp::Mlp(const MlpConfig& given)
     : kind_(given.kind),
       hidden_dim_(completed(given).hidden_dim),
-      fc_(given.embed_dim, kind_ == MlpKind::swiglu ? 2 * hidden_dim_ : hidden_dim_, linear_options(given.bias, given.weight_init, given.tensor)),
+      fc_(given.embed_dim, kind_ == MlpKind::swiglu ? 2 * hidden_dim_ : hidden_dim_,
+          linear_options(given.bias, given.weight_init, given.tensor)),
       proj_(hidden_dim_, given.embed_dim, linear_options(given.bias, given.weight_init, given.tensor)),
       dropout_(given.dropout) {
   register_module("fc", fc_);
@@ -91,7 +96,8 @@ Mlp::Mlp(const MlpConfig& given)
 Variable swiglu(const Variable& packed) {
   const Tensor h = packed.data();
   const std::int64_t half = h.shape().back() / 2;
-  if (2 * half != h.shape().back()) throw ShapeError(cat("swiglu: expected an even last size, gate and up side by side, got ", h));
+  if (2 * half != h.shape().back())
+    throw ShapeError(cat("swiglu: expected an even last size, gate and up side by side, got ", h));
   const Tensor gate = h.narrow(-1, 0, half), up = h.narrow(-1, half, half);
   const Tensor y = castor::unary(UnaryOp::silu, gate);
   binary_inplace(BinaryOp::mul, y, up);
@@ -130,8 +136,8 @@ TransformerBlock::TransformerBlock(const BlockConfig& config)
       norm2_(make_norm(config.norm, config.attention.embed_dim, config.norm_bias, config.attention.tensor)),
       mlp_(config.mlp) {
   if (config.attention.embed_dim != config.mlp.embed_dim) {
-    throw ConfigError(cat("TransformerBlock: embed_dim of attention and mlp must be equal, got ", config.attention.embed_dim, " and ",
-                          config.mlp.embed_dim),
+    throw ConfigError(cat("TransformerBlock: embed_dim of attention and mlp must be equal, got ",
+                          config.attention.embed_dim, " and ", config.mlp.embed_dim),
                       "mlp.embed_dim");
   }
   register_module("norm1", norm1_);

@@ -1,8 +1,9 @@
 // The parts of a transformer: attention over a packed projection, the two usual feed-forward networks, and the pre-norm
 // block of both.
 //
-// Delicate: queries, keys and values are one projection and stay one tensor; attention reads strided views of it and its
-// gradient is written in place, so the split costs no copy.
+// Delicate: queries, keys and values are one projection and stay one tensor; attention reads strided views of it and
+// its gradient is written in place, so the split costs no copy.
+//
 // Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (norm before the branch);
 // Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Su et al. 2021, arXiv:2104.09864 (rotary positions).
 #pragma once
@@ -22,16 +23,17 @@ struct AttentionConfig {
   std::int64_t num_kv_heads = 0;  ///< key and value heads, a divisor of num_heads; 0 = num_heads
   bool causal = false;            ///< position t sees 0 .. t
   bool bias = true;               ///< of both projections
-  /// Rotates queries and keys by their positions, when not null. Modules share one table; it bounds the sequence length.
+  /// Rotates queries and keys by their positions, when set. Modules share one table; it bounds the sequence length.
   std::shared_ptr<const RotaryTable> rotary = {};
-  double dropout = 0;             ///< of the result, before it joins the residual stream
+  double dropout = 0;  ///< of the result, before it joins the residual stream
   std::optional<Init> weight_init = {};
   TensorOptions tensor = {};
 };
 
 /// Self-attention: multi-head, or grouped-query with fewer key heads.
-///   qkv   Linear embed_dim -> (num_heads + 2 num_kv_heads) * head size; rows: all query heads, all key heads, all value heads
+///   qkv   Linear embed_dim -> (num_heads + 2 num_kv_heads) * head size
 ///   proj  Linear embed_dim -> embed_dim
+/// qkv's rows are those of all query heads, then of all key heads, then of all value heads.
 class SelfAttention final : public Layer {
  public:
   /// Throws ConfigError for sizes that do not divide.
@@ -49,11 +51,12 @@ class SelfAttention final : public Layer {
 
 /// The feed-forward networks.
 enum class MlpKind : std::uint8_t { gelu_erf, gelu_tanh, relu, swiglu };
-/// The kind called "gelu_erf" (or "gelu"), "gelu_tanh", "relu" or "swiglu". Throws ConfigError, listing them, for another name.
+/// The kind called "gelu_erf" (or "gelu"), "gelu_tanh", "relu" or "swiglu". Throws ConfigError, listing them, for
+/// another name.
 MlpKind mlp_kind_from_name(const std::string& name);
 
-/// silu(gate) * up of a packed [..., 2 n]: gate is the first half of the last axis. One node; its gradient is written packed.
-/// Throws ShapeError for an odd last size.
+/// silu(gate) * up of a packed [..., 2 n]: gate is the first half of the last axis. One node; its gradient is written
+/// packed. Throws ShapeError for an odd last size.
 Variable swiglu(const Variable& packed);
 
 /// What a feed-forward network is made of.

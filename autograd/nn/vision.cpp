@@ -1,4 +1,4 @@
-// Constructors, forwards of one call each, and batch norm's message about what it saw.
+// Constructors, forwards of one call each, and how batch norm posts and applies what it saw.
 #include "autograd/nn/vision.h"
 
 #include "autograd/ops/conv.h"
@@ -28,13 +28,14 @@ Conv2d::Conv2d(std::int64_t in_channels, std::int64_t out_channels, Pair kernel,
                 .dilation = {options.dilation.h, options.dilation.w},
                 .groups = options.groups} {
   if (options.groups < 1 || in_channels % options.groups != 0 || out_channels % options.groups != 0) {
-    throw ConfigError(cat("Conv2d: groups must divide both channel counts, got ", options.groups, " for ", in_channels, " and ", out_channels),
+    throw ConfigError(cat("Conv2d: groups must divide both channel counts, got ", options.groups, " for ", in_channels,
+                          " and ", out_channels),
                       "groups");
   }
   const std::int64_t group_channels = in_channels / options.groups;
   const Init uniform = Init::fan_in_uniform(group_channels * kernel.h * kernel.w);
-  weight_ = register_parameter("weight", {out_channels, group_channels, kernel.h, kernel.w}, options.weight_init.value_or(uniform),
-                               options.tensor);
+  weight_ = register_parameter("weight", {out_channels, group_channels, kernel.h, kernel.w},
+                               options.weight_init.value_or(uniform), options.tensor);
   const Init bias_init = options.weight_init ? Init::zeros() : uniform;
   if (options.bias) bias_ = register_parameter("bias", {out_channels}, bias_init, options.tensor);
 }
@@ -61,7 +62,8 @@ Variable BatchNorm2d::forward_relu(const Variable& x, const Variable& residual) 
 
 Variable BatchNorm2d::normalise(const Variable& x, const Variable& residual, bool relu) {
   const ForwardScope scope(*this);
-  if (!is_training()) return batch_norm_evaluation(x, weight_, bias_, running_mean_.data(), running_var_.data(), eps_, residual, relu);
+  if (!is_training())
+    return batch_norm_evaluation(x, weight_, bias_, running_mean_.data(), running_var_.data(), eps_, residual, relu);
   BatchNormed result = batch_norm_training(x, weight_, bias_, eps_, residual, relu);
   post_update({this, this, {std::move(result.mean), std::move(result.variance)}});
   return result.y;
@@ -80,7 +82,8 @@ void BatchNorm2d::apply_update(const std::vector<Tensor>& statistics) {
 GroupNorm::GroupNorm(std::int64_t num_groups, std::int64_t num_channels, double eps, const TensorOptions& options)
     : num_groups_(num_groups), eps_(eps) {
   if (num_groups < 1 || num_channels % num_groups != 0) {
-    throw ConfigError(cat("GroupNorm: num_groups must divide num_channels, got ", num_groups, " and ", num_channels), "num_groups");
+    throw ConfigError(cat("GroupNorm: num_groups must divide num_channels, got ", num_groups, " and ", num_channels),
+                      "num_groups");
   }
   weight_ = register_parameter("weight", {num_channels}, Init::ones(), options);
   bias_ = register_parameter("bias", {num_channels}, Init::zeros(), options);

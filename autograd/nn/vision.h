@@ -1,8 +1,8 @@
 // Modules over images [N, C, H, W]: convolution, the norms that go with it, pooling. Names, parameters and defaults are
 // PyTorch's.
 //
-// Delicate: BatchNorm2d's running statistics are not written by forward but posted (buffer_update.h), so that a strategy can apply those
-// of all ranks in the order of the micro-batches.
+// Delicate: BatchNorm2d's running statistics are not written by forward but posted (buffer_update.h), so that a
+// strategy can apply those of all ranks in the order of the micro-batches.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@
 
 namespace castor::autograd {
 
-/// Two sizes, along H and W; one number stands for both.
+/// Two sizes, along H and W. A plain number converts: it stands for both.
 struct Pair {
   std::int64_t h = 0;
   std::int64_t w = 0;
@@ -58,11 +58,13 @@ class Conv2d final : public Layer {
 /// Normalises each channel over the batch in training, by the running statistics in evaluation.
 /// Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
 ///   weight, bias               [num_features], ones and zeros
-///   running_mean, running_var  buffers f32 [num_features]; new = (1 - momentum) old + momentum * batch (the variance unbiased)
+///   running_mean, running_var  buffers f32 [num_features]; new = (1 - momentum) old + momentum * batch
 ///   num_batches_tracked        buffer i64 []
+/// The variance that joins running_var is the unbiased one.
 class BatchNorm2d final : public Layer, public BufferOwner {
  public:
-  explicit BatchNorm2d(std::int64_t num_features, double eps = 1e-5, double momentum = 0.1, const TensorOptions& options = {});
+  explicit BatchNorm2d(std::int64_t num_features, double eps = 1e-5, double momentum = 0.1,
+                       const TensorOptions& options = {});
   /// x [N, num_features, H, W]. Throws ShapeError in training for one value a channel.
   Variable forward(const Variable& x) override;
   /// max(0, norm(x) + residual) in one pass where the kernel can; `residual` may be undefined.
@@ -103,12 +105,13 @@ struct PoolOptions {
   Pair padding = 0;                 ///< at most half the kernel
   Pair dilation = 1;                ///< MaxPool2d only
   bool ceil_mode = false;
-  bool count_include_pad = true;    ///< AvgPool2d only
+  bool count_include_pad = true;  ///< AvgPool2d only
 };
 
 /// The maximum of each window.
 class MaxPool2d final : public Layer {
  public:
+  /// As core/ops/pool.h checks at the first forward.
   explicit MaxPool2d(Pair kernel, const PoolOptions& options = {});
   Variable forward(const Variable& x) override;
 
@@ -119,6 +122,7 @@ class MaxPool2d final : public Layer {
 /// The average of each window.
 class AvgPool2d final : public Layer {
  public:
+  /// As core/ops/pool.h checks at the first forward.
   explicit AvgPool2d(Pair kernel, const PoolOptions& options = {});
   Variable forward(const Variable& x) override;
 

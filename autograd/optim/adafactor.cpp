@@ -1,7 +1,8 @@
 // Adafactor's passes: row, column and parameter sums; then, with the moments of this step, the size of the update.
 //
-// Delicate: a factored parameter's moments are brought up to date between the passes (finish_pass), by every owner alike, because
-// the second pass and the update both need those of this step; a vector's second moment is cut and is written by the update.
+// Delicate: a factored parameter's moments are brought up to date between the passes (finish_pass), by every owner
+// alike, because the second pass and the update both need those of this step; a vector's second moment is cut and is
+// written by the update.
 #include "autograd/optim/adafactor.h"
 
 #include <cmath>
@@ -53,7 +54,9 @@ std::vector<StateSpec> Adafactor::states(const Shape& shape) const {
   return specs;
 }
 
-double Adafactor::second_decay(const StepContext& context) const { return 1 - std::pow(static_cast<double>(context.step), config_.decay_rate); }
+double Adafactor::second_decay(const StepContext& context) const {
+  return 1 - std::pow(static_cast<double>(context.step), config_.decay_rate);
+}
 
 AdafactorScalars Adafactor::scalars(const Range& range, const StepContext& context, const Stats& stats) const {
   const auto t = static_cast<double>(context.step);
@@ -66,20 +69,24 @@ AdafactorScalars Adafactor::scalars(const Range& range, const StepContext& conte
   const auto update = stats.find("update_squares");
   if (update == stats.end()) return scalars;
 
-  double step_size = config_.relative_step ? std::min(config_.warmup_init ? 1e-6 * t : 1e-2, 1 / std::sqrt(t)) : value(range.group, "lr");
-  if (config_.scale_parameter) step_size *= std::max(config_.eps[1], std::sqrt(stats.at("parameter_squares")[0] / elements));
+  double step_size = config_.relative_step ? std::min(config_.warmup_init ? 1e-6 * t : 1e-2, 1 / std::sqrt(t))
+                                           : value(range.group, "lr");
+  if (config_.scale_parameter)
+    step_size *= std::max(config_.eps[1], std::sqrt(stats.at("parameter_squares")[0] / elements));
   const double update_size = std::sqrt(update->second[0] / elements);
   scalars.update_factor = static_cast<float>(step_size / std::max(1.0, update_size / config_.clip_threshold));
   scalars.keep = static_cast<float>(1 - step_size * value(range.group, "weight_decay"));
   return scalars;
 }
 
-void Adafactor::accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const {
+void Adafactor::accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished,
+                                 Stats& carry) const {
   const FactoredShape shape = factoring(range.shape);
   if (pass == 1) {
     std::vector<double>& squares = carry["update_squares"];
     squares.resize(1);
-    squares[0] = adafactor_update_squares(range.gradient, moments_of(range), shape, range.offset, scalars(range, context, finished), squares[0]);
+    squares[0] = adafactor_update_squares(range.gradient, moments_of(range), shape, range.offset,
+                                          scalars(range, context, finished), squares[0]);
     return;
   }
   std::vector<double>& squares = carry["parameter_squares"];
@@ -95,8 +102,8 @@ void Adafactor::accumulate_stats(int pass, const Range& range, const StepContext
 void Adafactor::finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const {
   if (pass != 0 || !is_factored(range.shape)) return;
   const AdafactorMoments before = moments_of(range);
-  const AdafactorMoments now = adafactor_moments(before, factoring(range.shape), finished.at("row_squares"), finished.at("column_squares"),
-                                                 second_decay(context), config_.eps[0]);
+  const AdafactorMoments now = adafactor_moments(before, factoring(range.shape), finished.at("row_squares"),
+                                                 finished.at("column_squares"), second_decay(context), config_.eps[0]);
   copy_into(now.row, before.row);
   copy_into(now.column, before.column);
 }

@@ -17,7 +17,8 @@ Adam::Adam(const char* type, const AdamConfig& config, std::vector<ParamGroup> g
 
 Adam::Adam(const AdamConfig& config, std::vector<ParamGroup> groups) : Adam("Adam", config, std::move(groups), false) {}
 
-AdamW::AdamW(const AdamWConfig& config, std::vector<ParamGroup> groups) : Adam("AdamW", config, std::move(groups), true) {}
+AdamW::AdamW(const AdamWConfig& config, std::vector<ParamGroup> groups)
+    : Adam("AdamW", config, std::move(groups), true) {}
 
 std::vector<StateSpec> Adam::states(const Shape& shape) const {
   std::vector<StateSpec> specs{{"exp_avg", shape, DType::f32}, {"exp_avg_sq", shape, DType::f32}};

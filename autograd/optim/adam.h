@@ -9,10 +9,10 @@ namespace castor::autograd {
 
 /// Options of Adam; those marked (group) are hyper-parameters of each group and start from here.
 struct AdamConfig {
-  double lr = 1e-3;                           ///< (group) >= 0
-  std::array<double, 2> betas{0.9, 0.999};    ///< (group, as beta1 and beta2) each in [0, 1)
-  double eps = 1e-8;                          ///< (group) >= 0
-  double weight_decay = 0;                    ///< (group) >= 0
+  double lr = 1e-3;                         ///< (group) >= 0
+  std::array<double, 2> betas{0.9, 0.999};  ///< (group, as beta1 and beta2) each in [0, 1)
+  double eps = 1e-8;                        ///< (group) >= 0
+  double weight_decay = 0;                  ///< (group) >= 0
   bool amsgrad = false;
   bool maximize = false;
 };
@@ -27,21 +27,28 @@ void describe(V& v, AdamConfig& c) {
   v.field("lr", c.lr, "learning rate");
   v.field("betas", c.betas, "decay of the running mean of gradients and of their squares");
   v.field("eps", c.eps, "added to the square root in the denominator");
-  v.field("weight_decay", c.weight_decay, "Adam: times the parameter is added to its gradient; AdamW: p *= 1 - lr weight_decay");
+  v.field("weight_decay", c.weight_decay,
+          "Adam: times the parameter is added to its gradient; AdamW: p *= 1 - lr weight_decay");
   v.field("amsgrad", c.amsgrad, "divide by the largest running mean of squares so far");
   v.field("maximize", c.maximize, "climb instead of descend");
-  v.check("lr", [&] { return c.lr >= 0; }, "must be at least 0");
-  v.check("betas", [&] { return c.betas[0] >= 0 && c.betas[0] < 1 && c.betas[1] >= 0 && c.betas[1] < 1; }, "must be in [0, 1)");
-  v.check("eps", [&] { return c.eps >= 0; }, "must be at least 0");
-  v.check("weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
+  v.check(
+      "lr", [&] { return c.lr >= 0; }, "must be at least 0");
+  v.check(
+      "betas", [&] { return c.betas[0] >= 0 && c.betas[0] < 1 && c.betas[1] >= 0 && c.betas[1] < 1; },
+      "must be in [0, 1)");
+  v.check(
+      "eps", [&] { return c.eps >= 0; }, "must be at least 0");
+  v.check(
+      "weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
 }
 template <class V>
 void describe(V& v, AdamWConfig& c) {
   describe(v, static_cast<AdamConfig&>(c));
 }
 
-/// m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps), with
-/// g += weight_decay p before. States: "exp_avg", "exp_avg_sq" and, with amsgrad, "max_exp_avg_sq".
+/// m = beta1 m + (1 - beta1) g and v = beta2 v + (1 - beta2) g^2, where g has weight_decay p added to it;
+/// p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps).
+/// States: "exp_avg", "exp_avg_sq" and, with amsgrad, "max_exp_avg_sq".
 /// Sources: Kingma & Ba 2015, arXiv:1412.6980; Reddi et al. 2018, arXiv:1904.09237 (amsgrad).
 class Adam : public Optimizer {
  public:

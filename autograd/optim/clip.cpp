@@ -16,7 +16,8 @@ double clip_factor(double norm, double max_norm) {
 }
 
 double total_gradient_norm(const std::vector<Variable>& parameters, double norm_type) {
-  if (norm_type != 2 && norm_type != HUGE_VAL) throw ConfigError(cat("clip: norm_type must be 2 or infinity, got ", norm_type), "norm_type");
+  if (norm_type != 2 && norm_type != HUGE_VAL)
+    throw ConfigError(cat("clip: norm_type must be 2 or infinity, got ", norm_type), "norm_type");
   double total = 0;
   for (const Variable& parameter : parameters) {
     const Tensor& gradient = parameter.grad();
@@ -31,10 +32,12 @@ double total_gradient_norm(const std::vector<Variable>& parameters, double norm_
   return norm_type == 2 ? std::sqrt(total) : total;
 }
 
-double clip_grad_norm(const std::vector<Variable>& parameters, double max_norm, double norm_type, bool error_if_nonfinite) {
+double clip_grad_norm(const std::vector<Variable>& parameters, double max_norm, double norm_type,
+                      bool error_if_nonfinite) {
   const double norm = total_gradient_norm(parameters, norm_type);
   if (error_if_nonfinite && !std::isfinite(norm)) {
-    throw Error(cat("clip_grad_norm: the norm of the gradients is ", norm, "; pass error_if_nonfinite = false to scale by it all the same"));
+    throw Error(cat("clip_grad_norm: the norm of the gradients is ", norm,
+                    "; pass error_if_nonfinite = false to scale by it all the same"));
   }
   const double factor = clip_factor(norm, max_norm);
   if (factor == 1) return norm;

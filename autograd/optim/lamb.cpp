@@ -1,5 +1,5 @@
-// Lamb's groups, states and the trust ratio; the arithmetic is core/ops/optim.h's. Delicate: the norm of the direction is taken from the
-// states before this step, which `apply` then updates, so a pass may be repeated.
+// Lamb's groups, states and the trust ratio; the arithmetic is core/ops/optim.h's. Delicate: the norm of the direction
+// is taken from the states before this step, which `apply` then updates, so a pass may be repeated.
 #include "autograd/optim/lamb.h"
 
 #include <cmath>
@@ -20,7 +20,9 @@ Lamb::Lamb(const LambConfig& config, std::vector<ParamGroup> groups)
                                     {"weight_decay", config.weight_decay}}),
       config_(checked("Lamb", config)) {}
 
-std::vector<StateSpec> Lamb::states(const Shape& shape) const { return {{"exp_avg", shape, DType::f32}, {"exp_avg_sq", shape, DType::f32}}; }
+std::vector<StateSpec> Lamb::states(const Shape& shape) const {
+  return {{"exp_avg", shape, DType::f32}, {"exp_avg_sq", shape, DType::f32}};
+}
 
 LambScalars Lamb::scalars(const Range& range, const StepContext& context) const {
   const double beta1 = value(range.group, "beta1"), beta2 = value(range.group, "beta2");
@@ -38,8 +40,9 @@ LambScalars Lamb::scalars(const Range& range, const StepContext& context) const 
 void Lamb::accumulate_stats(int, const Range& range, const StepContext& context, const Stats&, Stats& carry) const {
   std::vector<double>& sums = carry[kSquares];
   sums.resize(2);
-  const LambSquares squares = lamb_squares(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"),
-                                           scalars(range, context), {sums[0], sums[1]});
+  const LambSquares squares =
+      lamb_squares(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"),
+                   scalars(range, context), {sums[0], sums[1]});
   sums = {squares.parameter, squares.update};
 }
 
@@ -47,11 +50,13 @@ void Lamb::apply(const Range& range, const StepContext& context, const Stats& st
   double step_size = value(range.group, "lr");
   if (config_.bias_correction) {
     const auto t = static_cast<double>(context.step);
-    step_size *= std::sqrt(1 - std::pow(value(range.group, "beta2"), t)) / (1 - std::pow(value(range.group, "beta1"), t));
+    step_size *=
+        std::sqrt(1 - std::pow(value(range.group, "beta2"), t)) / (1 - std::pow(value(range.group, "beta1"), t));
   }
   const std::vector<double>& squares = stats.at(kSquares);
   if (!config_.adam && squares[0] > 0 && squares[1] > 0) step_size *= std::sqrt(squares[0] / squares[1]);
-  lamb_step(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), scalars(range, context), step_size);
+  lamb_step(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"),
+            scalars(range, context), step_size);
 }
 
 }  // namespace castor::autograd

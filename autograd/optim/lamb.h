@@ -1,5 +1,5 @@
-// Lamb: Adam's direction, its length set for each parameter by the ratio of two norms. The norms are statistics over blocks of the
-// whole parameter, so a cut parameter gets the same ratio.
+// Lamb: Adam's direction, its length set for each parameter by the ratio of two norms. The norms are statistics over
+// blocks of the whole parameter, so a cut parameter gets the same ratio.
 #pragma once
 
 #include <array>
@@ -28,14 +28,19 @@ void describe(V& v, LambConfig& c) {
   v.field("weight_decay", c.weight_decay, "times the parameter is added to the direction");
   v.field("adam", c.adam, "always use a trust ratio of 1");
   v.field("bias_correction", c.bias_correction, "scale the learning rate by sqrt(1 - beta2^t) / (1 - beta1^t)");
-  v.check("lr", [&] { return c.lr >= 0; }, "must be at least 0");
-  v.check("betas", [&] { return c.betas[0] >= 0 && c.betas[0] < 1 && c.betas[1] >= 0 && c.betas[1] < 1; }, "must be in [0, 1)");
-  v.check("eps", [&] { return c.eps >= 0; }, "must be at least 0");
-  v.check("weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
+  v.check(
+      "lr", [&] { return c.lr >= 0; }, "must be at least 0");
+  v.check(
+      "betas", [&] { return c.betas[0] >= 0 && c.betas[0] < 1 && c.betas[1] >= 0 && c.betas[1] < 1; },
+      "must be in [0, 1)");
+  v.check(
+      "eps", [&] { return c.eps >= 0; }, "must be at least 0");
+  v.check(
+      "weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
 }
 
-/// u = m / (sqrt(v) + eps) + weight_decay p; p -= lr |p| / |u| u, the ratio being 1 when a norm is 0. States: "exp_avg", "exp_avg_sq".
-/// Source: You et al. 2020, arXiv:1904.00962, in ColossalAI's form.
+/// u = m / (sqrt(v) + eps) + weight_decay p; p -= lr |p| / |u| u, the ratio being 1 when a norm is 0.
+/// States: "exp_avg", "exp_avg_sq". Source: You et al. 2020, arXiv:1904.00962, in ColossalAI's form.
 class Lamb final : public Optimizer {
  public:
   /// Throws ConfigError for options out of range.
@@ -43,7 +48,8 @@ class Lamb final : public Optimizer {
   const char* type_name() const override { return "Lamb"; }
   std::vector<StateSpec> states(const Shape& shape) const override;
   int stats_passes() const override { return 1; }
-  void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const override;
+  void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished,
+                        Stats& carry) const override;
   void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
 
  private:

@@ -1,7 +1,7 @@
 // The groups' defaults, and LocalStepper: whole parameters of one process as ranges.
 //
-// Delicate: the order of calls is the contract (each pass over all ranges in order of offset, then its finish; then the updates);
-// distributed steppers repeat it. Nothing is read back from the device but statistics.
+// Delicate: the order of calls is the contract (each pass over all ranges in order of offset, then its finish; then the
+// updates); distributed steppers repeat it. Nothing is read back from the device but statistics.
 #include "autograd/optim/optimizer.h"
 
 #include "autograd/optim/clip.h"
@@ -9,7 +9,8 @@
 
 namespace castor::autograd {
 
-Optimizer::Optimizer(std::vector<ParamGroup> groups, std::map<std::string, double, std::less<>> defaults) : defaults_(std::move(defaults)) {
+Optimizer::Optimizer(std::vector<ParamGroup> groups, std::map<std::string, double, std::less<>> defaults)
+    : defaults_(std::move(defaults)) {
   set_param_groups(groups.empty() ? std::vector<ParamGroup>(1) : std::move(groups));
 }
 
@@ -28,7 +29,8 @@ double Optimizer::value(int group, std::string_view name) const {
   const ParamGroup& values = groups_.at(static_cast<std::size_t>(group));
   const auto found = values.values.find(name);
   if (found == values.values.end()) {
-    throw ConfigError(cat(type_name(), ": parameter group ", group, " '", values.name, "' has no '", name, "'"), std::string(name));
+    throw ConfigError(cat(type_name(), ": parameter group ", group, " '", values.name, "' has no '", name, "'"),
+                      std::string(name));
   }
   return found->second;
 }
@@ -52,20 +54,25 @@ Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
 LocalStepper::LocalStepper(Optimizer& optimizer, std::vector<Parameter> parameters, std::int64_t cut_elements)
     : optimizer_(optimizer), parameters_(std::move(parameters)), cut_elements_(cut_elements) {
   if (cut_elements < 0 || cut_elements % kBlockElements != 0) {
-    throw InternalError(cat("LocalStepper: cuts fall on multiples of ", kBlockElements, " elements, got ", cut_elements));
+    throw InternalError(
+        cat("LocalStepper: cuts fall on multiples of ", kBlockElements, " elements, got ", cut_elements));
   }
   const CategoryScope category(Category::optimizer);
   for (const Parameter& parameter : parameters_) {
     const Tensor& x = parameter.variable.data();
     const std::string& name = parameter.variable.name();
     const bool is_half = x.dtype() == DType::bf16 || x.dtype() == DType::f16;
-    if (!is_half && x.dtype() != DType::f32) throw DTypeError(cat("LocalStepper: '", name, "' must be f32, f16 or bf16, got ", x));
-    if (!x.is_contiguous()) throw ShapeError(cat("LocalStepper: '", name, "' must be row-major, got ", x, " with strides ", x.strides()));
+    if (!is_half && x.dtype() != DType::f32)
+      throw DTypeError(cat("LocalStepper: '", name, "' must be f32, f16 or bf16, got ", x));
+    if (!x.is_contiguous())
+      throw ShapeError(cat("LocalStepper: '", name, "' must be row-major, got ", x, " with strides ", x.strides()));
     if (parameter.group < 0 || parameter.group >= static_cast<int>(optimizer.groups().size())) {
-      throw InternalError(cat("LocalStepper: '", name, "' is in group ", parameter.group, " of ", optimizer.groups().size()));
+      throw InternalError(
+          cat("LocalStepper: '", name, "' is in group ", parameter.group, " of ", optimizer.groups().size()));
     }
     std::map<std::string, Tensor> states;
-    for (const StateSpec& spec : optimizer.states(x.shape())) states[spec.name] = Tensor::zeros(spec.shape, spec.dtype, x.device());
+    for (const StateSpec& spec : optimizer.states(x.shape()))
+      states[spec.name] = Tensor::zeros(spec.shape, spec.dtype, x.device());
     if (is_half) states[kMaster] = cast(x, DType::f32);
     states_.push_back(std::move(states));
   }

@@ -1,10 +1,11 @@
-// Optimizers on ranges: a step sees flat pieces of parameters, never whole tensors it could rely on, so any optimizer works on
-// sharded, chunked or offloaded storage and gives the same bits as on the uncut tensor.
+// Optimizers on ranges: a step sees flat pieces of parameters, never whole tensors it could rely on, so any optimizer
+// works on sharded, chunked or offloaded storage and gives the same bits as on the uncut tensor.
 //
-// A step has two phases. `accumulate_stats` adds what this range contributes to its parameter's named small f64 arrays, in block order:
-// ranges of one parameter are visited in order of offset with one carry, so a cut at a block boundary changes nothing; a
-// distributed caller passes the carry from owner to owner. `apply` updates the range with the finished statistics. A few statistics need
-// others first: hence passes, and `finish_pass` between them for the states that every owner keeps whole.
+// A step has two phases. `accumulate_stats` adds what this range contributes to its parameter's named small f64 arrays,
+// in block order: ranges of one parameter are visited in order of offset with one carry, so a cut at a block boundary
+// changes nothing; a distributed caller passes the carry from owner to owner. `apply` updates the range with the
+// finished statistics. A few statistics need others first: hence passes, and `finish_pass` between them for the states
+// that every owner keeps whole.
 // Delicate: cuts fall on multiples of kBlockElements of the *logical* tensor.
 #pragma once
 
@@ -23,7 +24,8 @@ namespace castor::autograd {
 /// Statistics are taken over blocks of this many elements of a logical tensor; shard cuts fall on their boundaries.
 inline constexpr std::int64_t kBlockElements = 1024;
 
-/// One state of a parameter, e.g. "exp_avg". A state whose shape is the parameter's is cut with it; any other is kept whole by every owner.
+/// One state of a parameter, e.g. "exp_avg". A state whose shape is the parameter's is cut with it; any other is kept
+/// whole by every owner.
 struct StateSpec {
   std::string name;
   Shape shape;
@@ -36,10 +38,10 @@ struct Range {
   Shape shape;                        ///< the whole parameter's
   std::int64_t offset = 0;            ///< a multiple of kBlockElements
   std::int64_t count = 0;
-  int group = 0;                      ///< index into the parameter groups
-  Tensor parameter;                   ///< f32 [count]: the master weights
-  Tensor gradient;                    ///< f32|bf16|f16 [count]; undefined = zero by contract
-  Tensor copy;                        ///< bf16|f16 [count] or undefined: the compute copy, written in the same pass
+  int group = 0;                         ///< index into the parameter groups
+  Tensor parameter;                      ///< f32 [count]: the master weights
+  Tensor gradient;                       ///< f32|bf16|f16 [count]; undefined = zero by contract
+  Tensor copy;                           ///< bf16|f16 [count] or undefined: the compute copy, written in the same pass
   std::map<std::string, Tensor> states;  ///< by name; cut ones [count], whole ones of their own shape
 };
 
@@ -54,7 +56,7 @@ struct StepContext {
 
 class Optimizer {
  public:
-  /// groups    each keeps the hyper-parameters it names and takes the others from `defaults`; none = one group of defaults
+  /// groups    each keeps the hyper-parameters it names and takes the others from `defaults`; none = one of defaults
   /// defaults  every hyper-parameter a group has
   Optimizer(std::vector<ParamGroup> groups, std::map<std::string, double, std::less<>> defaults);
   virtual ~Optimizer() = default;
@@ -68,9 +70,10 @@ class Optimizer {
   /// How many statistics passes a step needs: 0 for SGD and Adam, more for Lamb and Adafactor.
   virtual int stats_passes() const { return 0; }
   /// Adds this range's share of pass `pass` to `carry`. Earlier passes' results are in `finished`.
-  virtual void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished, Stats& carry) const;
-  /// Called when pass `pass` is complete, once by every owner of the parameter with any of its ranges: brings the states that are kept
-  /// whole up to date, in the same way everywhere.
+  virtual void accumulate_stats(int pass, const Range& range, const StepContext& context, const Stats& finished,
+                                Stats& carry) const;
+  /// Called when pass `pass` is complete, once by every owner of the parameter with any of its ranges: brings the
+  /// states that are kept whole up to date, in the same way everywhere.
   virtual void finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const;
   /// Updates the range's parameter, copy and cut states, when all passes are finished.
   virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
@@ -83,7 +86,8 @@ class Optimizer {
   void set_param_groups(std::vector<ParamGroup> groups);
 
  protected:
-  /// A hyper-parameter of a group. Throws ConfigError naming the optimizer, the group and the hyper-parameter when the group lacks it.
+  /// A hyper-parameter of a group. Throws ConfigError naming the optimizer, the group and the hyper-parameter when the
+  /// group lacks it.
   double value(int group, std::string_view name) const;
   /// True if any group's hyper-parameter is not 0.
   bool any_nonzero(std::string_view name) const;
@@ -93,16 +97,18 @@ class Optimizer {
   std::map<std::string, double, std::less<>> defaults_;
 };
 
-/// Runs an optimizer over whole parameters of one process. `cut_elements` > 0 cuts every parameter into ranges of that many
-/// elements (a multiple of kBlockElements): same bits, which is how the tests prove the contract.
+/// Runs an optimizer over whole parameters of one process. `cut_elements` > 0 cuts every parameter into ranges of that
+/// many elements (a multiple of kBlockElements): same bits, which is how the tests prove the contract.
 class LocalStepper {
  public:
   struct Parameter {
     Variable variable;
     int group = 0;
   };
-  /// Makes the states, zero, and for parameters of 16 bits an f32 master called "master", from the weights as they are now.
-  /// Throws DTypeError or ShapeError for parameters that are not row-major f32, f16 or bf16.
+  /// Makes the states, zero, and for parameters of 16 bits an f32 master, called "master", of the weights as they are.
+  ///   cut_elements  0 = not cut
+  /// Throws InternalError for a cut or group that does not exist, DTypeError or ShapeError for parameters that are not
+  /// row-major f32, f16 or bf16.
   LocalStepper(Optimizer& optimizer, std::vector<Parameter> parameters, std::int64_t cut_elements = 0);
 
   /// One step from each parameter's grad(). Undefined gradients are zeros by contract.

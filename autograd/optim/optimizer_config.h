@@ -25,7 +25,8 @@ class ConditionChecker {
   std::string_view type_;
 };
 
-/// `config` itself, when the conditions its `describe` states hold. Throws ConfigError naming `type` and the option otherwise.
+/// `config` itself, when the conditions its `describe` states hold. Throws ConfigError naming `type` and the option
+/// otherwise.
 template <class Config>
 const Config& checked(std::string_view type, const Config& config) {
   ConditionChecker checker(type);

@@ -10,8 +10,10 @@ constexpr const char* kBuffer = "momentum_buffer";
 }
 
 SGD::SGD(const SGDConfig& config, std::vector<ParamGroup> groups)
-    : Optimizer(std::move(groups),
-                {{"lr", config.lr}, {"momentum", config.momentum}, {"dampening", config.dampening}, {"weight_decay", config.weight_decay}}),
+    : Optimizer(std::move(groups), {{"lr", config.lr},
+                                    {"momentum", config.momentum},
+                                    {"dampening", config.dampening},
+                                    {"weight_decay", config.weight_decay}}),
       config_(checked("SGD", config)) {}
 
 std::vector<StateSpec> SGD::states(const Shape& shape) const {
@@ -30,8 +32,8 @@ void SGD::apply(const Range& range, const StepContext& context, const Stats&) co
   scalars.is_first_step = context.step == 1;
   const auto buffer = range.states.find(kBuffer);
   if (scalars.momentum != 0 && buffer == range.states.end()) {
-    throw ConfigError(cat("SGD: momentum became ", scalars.momentum, " in a run that started without any, so '", *range.name,
-                          "' has no momentum_buffer; start with a momentum that is not 0"),
+    throw ConfigError(cat("SGD: momentum became ", scalars.momentum, " in a run that started without any, so '",
+                          *range.name, "' has no momentum_buffer; start with a momentum that is not 0"),
                       "momentum");
   }
   sgd_step(step_tensors(range), scalars.momentum != 0 ? buffer->second : Tensor{}, scalars);

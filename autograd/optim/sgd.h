@@ -7,11 +7,11 @@ namespace castor::autograd {
 
 /// Options of SGD; those marked (group) are hyper-parameters of each group and start from here.
 struct SGDConfig {
-  double lr = 1e-3;           ///< (group) >= 0
-  double momentum = 0;        ///< (group) >= 0
-  double dampening = 0;       ///< (group)
-  double weight_decay = 0;    ///< (group) >= 0
-  bool nesterov = false;      ///< needs momentum > 0 and dampening 0
+  double lr = 1e-3;         ///< (group) >= 0
+  double momentum = 0;      ///< (group) >= 0
+  double dampening = 0;     ///< (group)
+  double weight_decay = 0;  ///< (group) >= 0
+  bool nesterov = false;    ///< needs momentum > 0 and dampening 0
   bool maximize = false;
 };
 
@@ -24,14 +24,20 @@ void describe(V& v, SGDConfig& c) {
   v.field("weight_decay", c.weight_decay, "times the parameter is added to its gradient");
   v.field("nesterov", c.nesterov, "look ahead along the momentum");
   v.field("maximize", c.maximize, "climb instead of descend");
-  v.check("lr", [&] { return c.lr >= 0; }, "must be at least 0");
-  v.check("momentum", [&] { return c.momentum >= 0; }, "must be at least 0");
-  v.check("weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
-  v.check("nesterov", [&] { return !c.nesterov || (c.momentum > 0 && c.dampening == 0); }, "needs momentum > 0 and dampening 0");
+  v.check(
+      "lr", [&] { return c.lr >= 0; }, "must be at least 0");
+  v.check(
+      "momentum", [&] { return c.momentum >= 0; }, "must be at least 0");
+  v.check(
+      "weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
+  v.check(
+      "nesterov", [&] { return !c.nesterov || (c.momentum > 0 && c.dampening == 0); },
+      "needs momentum > 0 and dampening 0");
 }
 
-/// g += weight_decay p; m = momentum m + (1 - dampening) g, at the first step m = g; p -= lr m, or with nesterov lr (g + momentum m).
-/// State with momentum: "momentum_buffer". Source: Sutskever et al. 2013, ICML, section 2, in PyTorch's form.
+/// g += weight_decay p; m = momentum m + (1 - dampening) g, at the first step m = g; p -= lr m, or with nesterov
+/// p -= lr (g + momentum m). State, if any group has momentum when a run starts: "momentum_buffer".
+/// Source: Sutskever et al. 2013, ICML, section 2, in PyTorch's form.
 class SGD final : public Optimizer {
  public:
   /// Throws ConfigError for options out of range.

@@ -20,7 +20,8 @@ inline Tensor state_of(const Range& range, const char* name) {
 /// A state the optimizer declared. Throws InternalError naming parameter and state when the range lacks it.
 inline const Tensor& required_state(const Range& range, const char* name) {
   const auto found = range.states.find(name);
-  if (found == range.states.end()) throw InternalError(cat("optimizer: '", *range.name, "' came without its state '", name, "'"));
+  if (found == range.states.end())
+    throw InternalError(cat("optimizer: '", *range.name, "' came without its state '", name, "'"));
   return found->second;
 }
 

@@ -1,6 +1,6 @@
 // What a kind of device must offer below tensors: raw memory, copies, and ordering. A fixed, small set, hence a virtual
-// interface; everything that computes goes through `dispatch` instead. A CPU has one queue that is always complete, so its
-// events are empty; a CUDA backend maps them to streams and events; tests plug in a fake second device here.
+// interface; everything that computes goes through `dispatch` instead. A CPU has one queue that is always complete, so
+// its events are empty; a CUDA backend maps them to streams and events; tests plug in a fake second device here.
 #pragma once
 
 #include <cstddef>
@@ -21,17 +21,18 @@ class Backend {
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void deallocate(void* data, std::size_t bytes) = 0;
 
-  /// Copies (of ranges that do not overlap) and fills, ordered after earlier work on the device. `copy_from_host` returns when
-  /// its source may change again, `copy_to_host` when the bytes are there.
+  /// Copies (of ranges that do not overlap) and fills, ordered after earlier work on the device. `copy_from_host`
+  /// returns when its source may change again, `copy_to_host` when the bytes are there.
   virtual void copy_within(void* to, const void* from, std::size_t bytes) = 0;
   virtual void copy_from_host(void* to, const void* from, std::size_t bytes) = 0;
   virtual void copy_to_host(void* to, const void* from, std::size_t bytes) = 0;
   virtual void fill_zero(void* data, std::size_t bytes) = 0;
 
-  virtual void* stream() = 0;               ///< the current queue, as `Cuda::stream`, ready for a launch by this thread; nullptr on CPU
-  virtual Event record() = 0;               ///< marks the current queue's end
-  virtual void wait(const Event& event) = 0;  ///< later work on the current queue starts after `event`
-  virtual void synchronize() = 0;           ///< returns when all work is done
+  virtual void*
+  stream() = 0;  ///< the current queue, as `Cuda::stream`, ready for a launch by this thread; nullptr on CPU
+  virtual Event record() = 0;                   ///< marks the current queue's end
+  virtual void wait(const Event& event) = 0;    ///< later work on the current queue starts after `event`
+  virtual void synchronize() = 0;               ///< returns when all work is done
   virtual std::size_t total_bytes() const = 0;  ///< physical memory; 0 = unknown
 };
 

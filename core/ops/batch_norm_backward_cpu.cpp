@@ -8,6 +8,7 @@ namespace castor {
 namespace {
 
 using namespace batch_norm;
+using reduction::kRowsAtOnce;
 
 enum class Mask { none, from_result, from_input };
 
@@ -62,23 +63,45 @@ struct GradientSource {
 
   void columns(const std::int64_t* offsets, std::int64_t rows, std::int64_t stride, std::int64_t count,
                std::int64_t first, std::int64_t, Value* a, Value* b) const {
-    Value buffers[3][kTile];
+    Value buffers[kRowsAtOnce][3][kTile];
     ChannelTile<Value> tile;
     for (std::int64_t c = 0; c < count; ++c) {
       tile.set(c, backward_channel<T>(args, first + c));
       a[c] = b[c] = Value(0);
     }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const Value* x = gathered(args.x.as<T>() + offsets[r], stride, count, buffers[0]);
-      const Value* dy = gathered(args.dy.as<T>() + offsets[r], stride, count, buffers[1]);
-      const Value* y =
-          kMask == Mask::from_result ? gathered(args.y.as<T>() + offsets[r], stride, count, buffers[2]) : x;
+    struct Row {
+      const Value *x, *dy, *y;
+    };
+    const auto row_at = [&](std::int64_t r, std::int64_t k) {
+      Row row{};
+      row.x = gathered(args.x.as<T>() + offsets[r], stride, count, buffers[k][0]);
+      row.dy = gathered(args.dy.as<T>() + offsets[r], stride, count, buffers[k][1]);
+      row.y = kMask == Mask::from_result ? gathered(args.y.as<T>() + offsets[r], stride, count, buffers[k][2]) : row.x;
+      return row;
+    };
+    const auto add = [&tile](const Row& row, std::int64_t c, Value& sum, Value& product) {
+      const Value dz = masked<kMask>(row.dy[c], row.x[c], row.y[c], tile.mean[c], tile.scale[c], tile.shift[c]);
+      sum += dz;
+      product += dz * (row.x[c] - tile.mean[c]);
+    };
+    std::int64_t r = 0;
+    for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce) {
+      const Row p = row_at(r, 0), q = row_at(r + 1, 1), s = row_at(r + 2, 2), t = row_at(r + 3, 3);
 #pragma GCC ivdep
       for (std::int64_t c = 0; c < count; ++c) {
-        const Value dz = masked<kMask>(dy[c], x[c], y[c], tile.mean[c], tile.scale[c], tile.shift[c]);
-        a[c] += dz;
-        b[c] += dz * (x[c] - tile.mean[c]);
+        Value sum = a[c], product = b[c];
+        add(p, c, sum, product);
+        add(q, c, sum, product);
+        add(s, c, sum, product);
+        add(t, c, sum, product);
+        a[c] = sum;
+        b[c] = product;
       }
+    }
+    for (; r < rows; ++r) {
+      const Row p = row_at(r, 0);
+#pragma GCC ivdep
+      for (std::int64_t c = 0; c < count; ++c) add(p, c, a[c], b[c]);
     }
   }
 };

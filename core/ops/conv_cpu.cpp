@@ -54,7 +54,7 @@ struct Direction {
         y(args.dy),
         result(&x),
         geometry(args.geometry),
-        find(onednn::conv_backward_data) {}
+        find([](const onednn::ConvProblem& p) -> onednn::Conv& { return onednn::conv_backward_data(p); }) {}
   explicit Direction(const ConvBackwardWeightArgs& args)
       : x(args.x),
         weight(args.dweight),

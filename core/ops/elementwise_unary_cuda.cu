@@ -1,5 +1,5 @@
-// Elementwise kernels with one input on CUDA; their slopes are in elementwise_backward_cuda.cu, because together they take
-// nvcc long.
+// Elementwise kernels with one input on CUDA; their slopes are in elementwise_backward_cuda.cu, because together they
+// take nvcc long.
 #include "core/ops/elementwise.h"
 #include "core/ops/map_cuda.cuh"
 

@@ -70,6 +70,13 @@ struct ConvProblem {
   bool has_bias = false;  ///< forward only
 };
 
+/// How a gradient by data is computed. The results differ in rounding only.
+enum class ConvAlgorithm : std::uint8_t {
+  automatic,  ///< the faster one of those below, by geometry and instruction set
+  direct,     ///< oneDNN's backward primitive
+  turned      ///< a forward convolution of dy with turned weights; stride 1 and padding below the kernel's reach only
+};
+
 /// One of the three directions of a convolution.
 class Conv {
  public:
@@ -80,8 +87,10 @@ class Conv {
   /// give x and dy, `weight` takes its gradient. What is only read is not written; `bias` is null where there is none.
   virtual void run(void* x, void* weight, void* bias, void* y, void* workspace) = 0;
 };
+
+/// The primitive of a direction. Throws InternalError when oneDNN has none.
 Conv& conv_forward(const ConvProblem& problem);
-Conv& conv_backward_data(const ConvProblem& problem);
+Conv& conv_backward_data(const ConvProblem& problem, ConvAlgorithm algorithm = ConvAlgorithm::automatic);
 Conv& conv_backward_weights(const ConvProblem& problem);
 
 }  // namespace castor::onednn

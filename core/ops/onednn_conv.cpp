@@ -201,12 +201,17 @@ class TurnedEntry final : public Conv {
   std::string implementation_;
 };
 
-bool is_better_turned(const ConvProblem& p) {
-  if (p.stride_height != 1 || p.stride_width != 1) return false;
-  if (p.padding_height > p.dilation_height * (p.kernel_height - 1) ||
-      p.padding_width > p.dilation_width * (p.kernel_width - 1))
-    return false;
-  return instruction_set().starts_with("avx512");
+bool is_turnable(const ConvProblem& p) {
+  return p.stride_height == 1 && p.stride_width == 1 && p.padding_height <= p.dilation_height * (p.kernel_height - 1) &&
+         p.padding_width <= p.dilation_width * (p.kernel_width - 1);
+}
+
+/// By tests/bench/conv_choices.cpp: with AVX-512 the forward kernels win, with AVX2 both are the same code.
+bool is_turned(const ConvProblem& problem, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::automatic) return is_turnable(problem) && instruction_set().starts_with("avx512");
+  if (algorithm == ConvAlgorithm::turned && !is_turnable(problem))
+    throw InternalError("conv2d: this geometry has no turned form");
+  return algorithm == ConvAlgorithm::turned;
 }
 
 Key key_of(const ConvProblem& p) {
@@ -235,11 +240,13 @@ Conv& conv_forward(const ConvProblem& problem) {
   });
 }
 
-Conv& conv_backward_data(const ConvProblem& problem) {
+Conv& conv_backward_data(const ConvProblem& problem, ConvAlgorithm algorithm) {
   thread_local Cache<Conv> cache;
-  return cache.find_or_make(key_of(problem), [&] {
+  Key key = key_of(problem);
+  key.back() = static_cast<std::int64_t>(algorithm);
+  return cache.find_or_make(key, [&] {
     return make_or_throw("backward-by-data", problem, [&]() -> std::unique_ptr<Conv> {
-      if (is_better_turned(problem)) return std::make_unique<TurnedEntry>(problem);
+      if (is_turned(problem, algorithm)) return std::make_unique<TurnedEntry>(problem);
       return std::make_unique<BackwardDataEntry>(problem);
     });
   });

@@ -1,5 +1,5 @@
-// How the classifiers are put together. Delicate: ReLUs ride on the op before them (linear, convolution, batch norm), which is the
-// same function in fewer passes over memory.
+// How the classifiers are put together. Delicate: ReLUs ride on the op before them (linear, convolution, batch norm),
+// which is the same function in fewer passes over memory.
 #include "samples/fashion_mnist/model.h"
 
 namespace castor::samples {
@@ -64,7 +64,8 @@ Variable LeNet::forward(const Tensor& images) {
   return fc2_.forward(dropout_.forward(fc1_.forward(x, Activation::relu)));
 }
 
-BasicBlock::BasicBlock(std::int64_t in_channels, std::int64_t out_channels, std::int64_t stride, const TensorOptions& options)
+BasicBlock::BasicBlock(std::int64_t in_channels, std::int64_t out_channels, std::int64_t stride,
+                       const TensorOptions& options)
     : conv1_(in_channels, out_channels, 3, convolution(stride, 1, false, options)),
       bn1_(out_channels, 1e-5, 0.1, options),
       conv2_(out_channels, out_channels, 3, convolution(1, 1, false, options)),
@@ -87,7 +88,10 @@ Variable BasicBlock::forward(const Variable& x) {
 }
 
 ResNet::ResNet(const Config& config, const TensorOptions& options)
-    : conv1_(1, config.width, 3, convolution(1, 1, false, options)), bn1_(config.width, 1e-5, 0.1, options), pool_(1), dropout_(config.dropout) {
+    : conv1_(1, config.width, 3, convolution(1, 1, false, options)),
+      bn1_(config.width, 1e-5, 0.1, options),
+      pool_(1),
+      dropout_(config.dropout) {
   register_module("conv1", conv1_);
   register_module("bn1", bn1_);
   std::int64_t channels = config.width;

@@ -1,7 +1,8 @@
-// Three classifiers of 28x28 grey images: a perceptron, LeNet's shape with wider layers, and an 18-layer residual network for small
-// images. Names of modules follow torchvision's where it has the model.
+// Three classifiers of 28x28 grey images: a perceptron, LeNet's shape with wider layers, and an 18-layer residual
+// network for small images. Names of modules follow torchvision's where it has the model.
 //
-// Sources: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; He et al. 2016, arXiv:1512.03385.
+// Sources: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; He et al. 2016,
+// arXiv:1512.03385.
 #pragma once
 
 #include <memory>
@@ -67,7 +68,8 @@ void describe(V& v, LeNetConfig& c) {
   v.field("dropout", c.dropout, "share dropped before the last layer", strategy::at_least(0), strategy::less_than(1));
 }
 
-/// Two 5x5 convolutions with padding, ReLU and 2x2 max pooling, then 4 width * 49 / 2 - 128 - classes: conv1, conv2, fc1, fc2.
+/// Two 5x5 convolutions with padding, ReLU and 2x2 max pooling, then 4 width * 49 / 2 - 128 - classes: conv1, conv2,
+/// fc1, fc2.
 class LeNet final : public ImageClassifier {
  public:
   using Config = LeNetConfig;
@@ -82,11 +84,12 @@ class LeNet final : public ImageClassifier {
   autograd::Dropout dropout_;
 };
 
-/// Two 3x3 convolutions with batch norm, added to the input (projected by a 1x1 convolution where the shape changes): conv1, bn1, conv2,
-/// bn2, downsample.0, downsample.1.
+/// Two 3x3 convolutions with batch norm, added to the input (projected by a 1x1 convolution where the shape changes):
+/// conv1, bn1, conv2, bn2, downsample.0, downsample.1.
 class BasicBlock final : public autograd::Layer {
  public:
-  BasicBlock(std::int64_t in_channels, std::int64_t out_channels, std::int64_t stride, const autograd::TensorOptions& options);
+  BasicBlock(std::int64_t in_channels, std::int64_t out_channels, std::int64_t stride,
+             const autograd::TensorOptions& options);
   autograd::Variable forward(const autograd::Variable& x) override;
 
  private:
@@ -111,8 +114,8 @@ void describe(V& v, ResNetConfig& c) {
   v.field("dropout", c.dropout, "share dropped before the last layer", strategy::at_least(0), strategy::less_than(1));
 }
 
-/// A 3x3 stem without pooling, four stages of two basic blocks with strides 1, 2, 2, 2, global average pooling: conv1, bn1, layer1 ..
-/// layer4, fc.
+/// A 3x3 stem without pooling, four stages of two basic blocks with strides 1, 2, 2, 2, global average pooling: conv1,
+/// bn1, layer1 .. layer4, fc.
 class ResNet final : public ImageClassifier {
  public:
   using Config = ResNetConfig;

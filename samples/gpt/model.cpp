@@ -1,5 +1,5 @@
-// How the decoder is put together. Delicate: with tie_weights the output matrix is the token table itself, registered under a second
-// name, so that checkpoints know the alias and the optimizer steps it once.
+// How the decoder is put together. Delicate: with tie_weights the output matrix is the token table itself, registered
+// under a second name, so that checkpoints know the alias and the optimizer steps it once.
 #include "samples/gpt/model.h"
 
 #include "autograd/ops/index.h"
@@ -27,7 +27,8 @@ BlockConfig block_config(const GptConfig& config, const TensorOptions& options) 
     block.attention.rotary = std::make_shared<const RotaryTable>(
         make_rotary_table(config.block_size, config.n_embd / config.n_head, config.rotary_base, options.device));
   }
-  block.mlp = {config.n_embd, config.n_hidden, mlp_kind_from_name(config.mlp), config.bias, config.dropout, init, options};
+  block.mlp = {config.n_embd, config.n_hidden, mlp_kind_from_name(config.mlp), config.bias, config.dropout,
+               init,          options};
   block.norm = norm_kind_from_name(config.norm);
   block.norm_bias = config.bias;
   return block;
@@ -50,7 +51,8 @@ Gpt::Gpt(const GptConfig& config, const TensorOptions& options) : config_(config
   norm_ = make_norm(block.norm, config.n_embd, config.bias, options);
   register_module("norm", norm_);
   const LinearOptions head{.bias = false, .weight_init = init, .tensor = options};
-  head_ = config.tie_weights ? std::make_unique<Linear>(wte_->weight()) : std::make_unique<Linear>(config.n_embd, config.vocab_size, head);
+  head_ = config.tie_weights ? std::make_unique<Linear>(wte_->weight())
+                             : std::make_unique<Linear>(config.n_embd, config.vocab_size, head);
   register_module("head", *head_);
   register_module("criterion", criterion_);
 }
@@ -65,11 +67,14 @@ Variable Gpt::forward(const Tensor& tokens) {
   x = dropout_.forward(x);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     TransformerBlock& block = blocks_[i];
-    x = config_.recompute ? recompute([&block](const Variable& input) { return block.forward(input); }, x) : block.forward(x);
+    x = config_.recompute ? recompute([&block](const Variable& input) { return block.forward(input); }, x)
+                          : block.forward(x);
   }
   return head_->forward(norm_->forward(x));
 }
 
-std::map<std::string, Variable> Gpt::loss(const Batch& batch) { return {{"loss", criterion_.forward(forward(batch.inputs), batch.targets)}}; }
+std::map<std::string, Variable> Gpt::loss(const Batch& batch) {
+  return {{"loss", criterion_.forward(forward(batch.inputs), batch.targets)}};
+}
 
 }  // namespace castor::samples

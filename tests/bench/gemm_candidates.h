@@ -4,19 +4,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <string>
+
+#include "tests/bench/race.h"
 
 namespace castor::bench {
 
 /// The three products of a linear layer over x [m, k], weight [n, k] and y [m, n], all row-major f32.
 enum class LinearForm { forward, data_gradient, weight_gradient };
-
-/// One way to compute one form on fixed buffers.
-struct GemmCandidate {
-  std::string name;
-  std::function<void()> run;
-};
 
 /// The operands of a linear layer; the form says which one is written.
 struct LinearBuffers {
@@ -25,12 +19,12 @@ struct LinearBuffers {
 };
 
 /// oneDNN's inner product; `packed` lets it choose the layout of the weights and pays for the copies.
-GemmCandidate inner_product_candidate(LinearForm form, const LinearBuffers& buffers, bool packed);
+Candidate inner_product_candidate(LinearForm form, const LinearBuffers& buffers, bool packed);
 
 /// dnnl_sgemm with the operands as they lie.
-GemmCandidate sgemm_candidate(LinearForm form, const LinearBuffers& buffers);
+Candidate sgemm_candidate(LinearForm form, const LinearBuffers& buffers);
 
 /// Eigen's product of maps, threads included.
-GemmCandidate eigen_candidate(LinearForm form, const LinearBuffers& buffers);
+Candidate eigen_candidate(LinearForm form, const LinearBuffers& buffers);
 
 }  // namespace castor::bench

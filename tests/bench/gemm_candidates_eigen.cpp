@@ -5,7 +5,7 @@
 
 namespace castor::bench {
 
-GemmCandidate eigen_candidate(LinearForm form, const LinearBuffers& b) {
+Candidate eigen_candidate(LinearForm form, const LinearBuffers& b) {
   using Map = Eigen::Map<Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
   return {"Eigen", [form, b] {
             Map x(b.x, b.m, b.k), weight(b.weight, b.n, b.k), y(b.y, b.m, b.n);

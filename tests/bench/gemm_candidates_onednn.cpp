@@ -23,7 +23,7 @@ struct Call {
 
 }  // namespace
 
-GemmCandidate inner_product_candidate(LinearForm form, const LinearBuffers& b, bool packed) {
+Candidate inner_product_candidate(LinearForm form, const LinearBuffers& b, bool packed) {
   auto call = std::make_shared<Call>();
   const auto type = memory::data_type::f32;
   const memory::desc x({b.m, b.k}, type, memory::format_tag::ab), y({b.m, b.n}, type, memory::format_tag::ab);
@@ -71,7 +71,7 @@ GemmCandidate inner_product_candidate(LinearForm form, const LinearBuffers& b, b
           }};
 }
 
-GemmCandidate sgemm_candidate(LinearForm form, const LinearBuffers& b) {
+Candidate sgemm_candidate(LinearForm form, const LinearBuffers& b) {
   switch (form) {
     case LinearForm::forward:
       return {"dnnl_sgemm", [b] { dnnl_sgemm('N', 'T', b.m, b.n, b.k, 1, b.x, b.k, b.weight, b.k, 0, b.y, b.n); }};

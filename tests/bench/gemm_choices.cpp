@@ -1,10 +1,8 @@
 // Prints how fast each candidate computes the products of linear layers, and which one Castor uses: the table behind
 // onednn::choose. The losers stay in the table, so that a new machine or library can overturn it.
 //
-// Delicate: candidates run in turn within a round, so that a busy moment hits all of them; medians are over rounds.
 // `--repeats R` sets the rounds. Other arguments: shapes m,n,k instead of the built-in ones.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -14,6 +12,7 @@
 #include "core/ops/workspace.h"
 #include "tests/bench/gemm_candidates.h"
 #include "tests/bench/measure.h"
+#include "tests/bench/race.h"
 
 namespace castor::bench {
 namespace {
@@ -50,8 +49,8 @@ onednn::GemmProblem problem_of(LinearForm form, const LinearShape& shape) {
 }
 
 /// Castor's own wrapper with one of its algorithms.
-GemmCandidate wrapper_candidate(LinearForm form, const LinearBuffers& b, onednn::GemmAlgorithm algorithm,
-                                const char* name) {
+Candidate wrapper_candidate(LinearForm form, const LinearBuffers& b, onednn::GemmAlgorithm algorithm,
+                            const char* name) {
   onednn::GemmProblem problem = problem_of(form, {b.m, b.n, b.k});
   problem.algorithm = algorithm;
   const onednn::Gemm& gemm = onednn::gemm(problem);
@@ -64,18 +63,13 @@ GemmCandidate wrapper_candidate(LinearForm form, const LinearBuffers& b, onednn:
           }};
 }
 
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 void compare(LinearForm form, const LinearShape& shape, int rounds) {
   const auto [m, n, k] = shape;
   std::vector<float> x(static_cast<std::size_t>(m * k), 0.5f), weight(static_cast<std::size_t>(n * k), 0.25f);
   std::vector<float> y(static_cast<std::size_t>(m * n), 0.125f);
   const LinearBuffers buffers{m, n, k, x.data(), weight.data(), y.data()};
   using onednn::GemmAlgorithm;
-  std::vector<GemmCandidate> candidates = {
+  std::vector<Candidate> candidates = {
       wrapper_candidate(form, buffers, GemmAlgorithm::first, "matmul"),
       wrapper_candidate(form, buffers, GemmAlgorithm::packed_weights, "matmul, packed"),
       wrapper_candidate(form, buffers, GemmAlgorithm::blas, "matmul, blas"),
@@ -86,42 +80,8 @@ void compare(LinearForm form, const LinearShape& shape, int rounds) {
   };
   const std::size_t chosen = static_cast<std::size_t>(onednn::choose(problem_of(form, shape))) - 1;
 
-  std::vector<std::vector<double>> seconds(candidates.size());
   const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  // Small products run often enough for the clock to see them.
-  const int calls = std::max(1, static_cast<int>(2e8 / flops));
-  Timing timing{cat("linear ", m, "x", n, "x", k, " ", kFormNames[static_cast<int>(form)]),
-                "GFLOP/s",
-                flops * 1e-9,
-                1,
-                rounds,
-                1};
-  Measurement measurement = measure(timing, [&] {
-    for (std::size_t i = 0; i < candidates.size(); ++i) {
-      const auto started = std::chrono::steady_clock::now();
-      for (int call = 0; call < calls; ++call) candidates[i].run();
-      seconds[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count() / calls);
-    }
-    return 0.0;
-  });
-
-  std::fprintf(stderr, "%s\n", timing.name.c_str());
-  double best_other = 1e30;
-  std::string best_name;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    const double middle = median_of(seconds[i]);
-    std::fprintf(stderr, "  %s %-48s %9.1f us %8.1f GFLOP/s\n", i == chosen ? "*" : " ", candidates[i].name.c_str(),
-                 middle * 1e6, flops * 1e-9 / middle);
-    if (i != chosen && middle < best_other) {
-      best_other = middle;
-      best_name = candidates[i].name;
-    }
-  }
-  const auto [least, greatest] = std::minmax_element(seconds[chosen].begin(), seconds[chosen].end());
-  measurement.median = flops * 1e-9 / median_of(seconds[chosen]);
-  measurement.min = flops * 1e-9 / *greatest;
-  measurement.max = flops * 1e-9 / *least;
-  print_comparison(measurement, "best other: " + best_name, flops * 1e-9 / best_other);
+  race(cat("linear ", m, "x", n, "x", k, " ", kFormNames[static_cast<int>(form)]), flops, rounds, candidates, chosen);
 }
 
 std::vector<LinearShape> read_shapes(const std::vector<std::string>& arguments) {

@@ -57,8 +57,13 @@ class SideStream {
 
 std::vector<float> filled(std::size_t count, float value) { return std::vector<float>(count, value); }
 
-/// Runs one test case of this program, skipped otherwise, in a process of its own; its output and exit status.
-std::pair<std::string, int> run_alone(const std::string& name) {
+struct Outcome {
+  std::string output;
+  int status = -1;  ///< the exit code; -1: ended by a signal
+};
+
+/// Runs one test case of this program, skipped otherwise, in a process of its own.
+Outcome run_alone(const std::string& name) {
   char program[PATH_MAX] = {};
   REQUIRE(readlink("/proc/self/exe", program, sizeof(program) - 1) > 0);
   FILE* const pipe = popen(cat("timeout 60 '", program, "' --no-skip --test-case='", name, "' 2>&1").c_str(), "r");
@@ -257,7 +262,7 @@ TEST_CASE("alone: after a kernel lost the device every call says so, and the pro
 }
 
 TEST_CASE("a kernel that lost the device ends in a typed error") {
-  const auto [output, status] = run_alone("alone: after a kernel lost the device*");
-  CHECK_MESSAGE(status == 0, output);
-  CHECK_MESSAGE(output.find("1 passed, 0 failed") != std::string::npos, output);
+  const Outcome alone = run_alone("alone: after a kernel lost the device*");
+  CHECK_MESSAGE(alone.status == 0, alone.output);
+  CHECK_MESSAGE(alone.output.find("1 passed, 0 failed") != std::string::npos, alone.output);
 }

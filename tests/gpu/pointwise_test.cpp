@@ -80,15 +80,16 @@ std::vector<BroadcastCase> broadcast_cases() {
 TEST_CASE("every unary op has the CPU's bits") {
   for (int index = 0; index < kUnaryCount; ++index) {
     const auto op = static_cast<UnaryOp>(index);
-    const auto [a, b] = scalars_of(op);
+    const Scalars at = scalars_of(op);
     for (const DType dtype : kFloats) {
       for (const Layout layout : kLayouts) {
         for (const Shape& shape : all_shapes()) {
           const Twin x = make_twin(shape, dtype, values_of(op, dtype, false), layout);
           const std::string what = cat("unary ", index, ' ', name_of(dtype, shape, layout));
-          check_same(what, {unary(op, x.cpu, a, b), unary(op, x.gpu, a, b)}, tolerance_of(op, dtype, false));
-          unary_inplace(op, x.cpu, a, b);
-          unary_inplace(op, x.gpu, a, b);
+          check_same(what, {unary(op, x.cpu, at.a, at.b), unary(op, x.gpu, at.a, at.b)},
+                     tolerance_of(op, dtype, false));
+          unary_inplace(op, x.cpu, at.a, at.b);
+          unary_inplace(op, x.gpu, at.a, at.b);
           check_same(what + " in place", x, tolerance_of(op, dtype, false));
         }
       }
@@ -99,7 +100,7 @@ TEST_CASE("every unary op has the CPU's bits") {
 TEST_CASE("every slope times a gradient has the CPU's bits") {
   for (int index = 0; index < kUnaryCount; ++index) {
     const auto op = static_cast<UnaryOp>(index);
-    const auto [a, b] = scalars_of(op);
+    const Scalars at = scalars_of(op);
     const bool by_output = slope_uses_output_only(op);
     for (const DType dtype : kFloats) {
       for (const Layout layout : kLayouts) {
@@ -107,7 +108,7 @@ TEST_CASE("every slope times a gradient has the CPU's bits") {
           const Twin saved = make_twin(shape, dtype, values_of(op, dtype, true), layout, 2);
           const Twin dy = make_twin(shape, dtype, values_of(op, dtype, true), Layout::dense, 3);
           const auto slope = [&](const Tensor& s, const Tensor& gradient) {
-            return unary_backward(op, by_output ? Tensor() : s, by_output ? s : Tensor(), gradient, a, b);
+            return unary_backward(op, by_output ? Tensor() : s, by_output ? s : Tensor(), gradient, at.a, at.b);
           };
           check_same(cat("slope ", index, ' ', name_of(dtype, shape, layout)),
                      {slope(saved.cpu, dy.cpu), slope(saved.gpu, dy.gpu)}, tolerance_of(op, dtype, true));
@@ -122,8 +123,8 @@ TEST_CASE("many values of f32 give the CPU's bits in every function") {
   for (int index = 0; index < kUnaryCount; ++index) {
     const auto op = static_cast<UnaryOp>(index);
     if (op == UnaryOp::pow) continue;
-    const auto [a, b] = scalars_of(op);
-    check_same(cat("unary ", index), {unary(op, x.cpu, a, b), unary(op, x.gpu, a, b)});
+    const Scalars at = scalars_of(op);
+    check_same(cat("unary ", index), {unary(op, x.cpu, at.a, at.b), unary(op, x.gpu, at.a, at.b)});
   }
 }
 

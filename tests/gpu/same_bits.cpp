@@ -117,7 +117,7 @@ Twin make_twin(const Shape& shape, DType dtype, const Values& values, Layout lay
 }
 
 void check_same(const std::string& what, const Twin& twin, const Tolerance& tolerance) {
-  const auto& [cpu, gpu] = twin;
+  const Tensor &cpu = twin.cpu, &gpu = twin.gpu;
   if (!(cpu.shape() == gpu.shape()) || cpu.dtype() != gpu.dtype() || !(cpu.strides() == gpu.strides()) ||
       !gpu.device().is_cuda()) {
     FAIL_CHECK(what << ": cpu " << cpu << " with strides " << cpu.strides() << ", gpu " << gpu << " with strides "

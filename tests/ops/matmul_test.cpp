@@ -3,6 +3,7 @@
 #include "core/ops/matmul.h"
 
 #include <cmath>
+#include <thread>
 
 #include <doctest/doctest.h>
 
@@ -250,6 +251,23 @@ TEST_CASE("two products of the same operands give the same bits") {
                  b = make_tensor(random_array({190, 70}, 2), dtype);
     check_same_bits(cat("matmul ", dtype), matmul(a, b), matmul(a, b));
   }
+}
+
+TEST_CASE("threads multiply at once and share nothing") {
+  const Tensor b = make_tensor(random_array({48, 40}, 1), DType::f32);
+  std::vector<Tensor> left, want, got(4);
+  for (int i = 0; i < 4; ++i) {
+    left.push_back(make_tensor(random_array({16 + 8 * (i % 2), 48}, 2), DType::f32));
+    want.push_back(matmul(left.back(), b));
+  }
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 4; ++i) {
+    threads.emplace_back([&, i] {
+      for (int repeat = 0; repeat < 50; ++repeat) got[i] = matmul(left[i], b);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < 4; ++i) check_same_bits("product of a thread", got[i], want[i]);
 }
 
 TEST_CASE("a step of a linear layer allocates on meta what it allocates on the cpu") {

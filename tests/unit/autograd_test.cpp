@@ -1,11 +1,12 @@
-// The engine's promises: what is recorded, in which order nodes and leaves are served, and that saved parameters are read where
-// their bytes are when backward runs. Ops here are elementwise only; their gradients have tests of their own.
-#include <doctest/doctest.h>
-
+// The engine's promises: what is recorded, in which order nodes and leaves are served, and that saved parameters are
+// read where their bytes are when backward runs. Ops here are elementwise only; their gradients have tests of their
+// own.
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include "autograd/graph.h"
 #include "autograd/ops/elementwise.h"
@@ -28,7 +29,9 @@ Values values_of(const Tensor& x) { return contiguous(x).to_vector<float>(); }
 /// Writes down what is delivered.
 class Recorder final : public GradientSink {
  public:
-  void deliver(const Variable& leaf, Tensor gradient) override { deliveries.emplace_back(leaf.name(), values_of(gradient)); }
+  void deliver(const Variable& leaf, Tensor gradient) override {
+    deliveries.emplace_back(leaf.name(), values_of(gradient));
+  }
   std::vector<std::pair<std::string, Values>> deliveries;
 };
 
@@ -85,9 +88,10 @@ TEST_CASE("nodes are visited newest first with observers around each, the inner 
   NodeLog outer("outer", log), inner("inner", log);
   const BackwardObserverScope outer_scope(outer), inner_scope(inner);
   backward(y);
-  CHECK(log == std::vector<std::string>{"outer before binary", "inner before binary", "inner after binary", "outer after binary",
-                                        "outer before unary", "inner before unary", "inner after unary", "outer after unary",
-                                        "outer before unary", "inner before unary", "inner after unary", "outer after unary"});
+  CHECK(log == std::vector<std::string>{"outer before binary", "inner before binary", "inner after binary",
+                                        "outer after binary", "outer before unary", "inner before unary",
+                                        "inner after unary", "outer after unary", "outer before unary",
+                                        "inner before unary", "inner after unary", "outer after unary"});
 }
 
 TEST_CASE("nothing is recorded under NoGradScope, and an inner scope can turn recording back on") {
@@ -151,8 +155,10 @@ TEST_CASE("a walked graph is freed and says so when it is walked again") {
   const Variable x = leaf({2});
   const Variable y = x * x;
   backward(y);
-  CHECK_THROWS_WITH_AS(backward(y),
-                       "backward: what node 'binary' saved was freed by an earlier backward; pass retain_graph to walk a graph twice", InternalError);
+  CHECK_THROWS_WITH_AS(
+      backward(y),
+      "backward: what node 'binary' saved was freed by an earlier backward; pass retain_graph to walk a graph twice",
+      InternalError);
   CHECK(values_of(x.grad()) == Values{4});
 }
 
@@ -287,19 +293,22 @@ TEST_CASE("a chain of a hundred thousand operations is walked and released witho
 TEST_CASE("a wrong gradient of a user's operation is refused with the node's name") {
   const Variable x = leaf({1, 2});
   const Variable wrong_count = record("halve", x.data(), {x}, [](BackwardContext&) { return std::vector<Tensor>{}; });
-  CHECK_THROWS_WITH_AS(backward(wrong_count), "backward: node 'halve' has 1 inputs and gave 0 gradients", InternalError);
-  const Variable wrong_shape = record("halve", x.data(), {x}, [](BackwardContext&) { return std::vector<Tensor>{tensor({1})}; });
+  CHECK_THROWS_WITH_AS(backward(wrong_count), "backward: node 'halve' has 1 inputs and gave 0 gradients",
+                       InternalError);
+  const Variable wrong_shape =
+      record("halve", x.data(), {x}, [](BackwardContext&) { return std::vector<Tensor>{tensor({1})}; });
   CHECK_THROWS_AS(backward(wrong_shape), InternalError);
 }
 
 TEST_CASE("an operation with several results sums what flows into each") {
   const Variable x = leaf({2});
   const auto twice_and_thrice = [](const Variable& input) {
-    return record_all("twice_and_thrice", {add(input, input).data(), affine(input, 3, 0).data()}, {input}, [](BackwardContext& context) {
-      const float da = context.gradients[0].defined() ? values_of(context.gradients[0])[0] : 0;
-      const float db = context.gradients[1].defined() ? values_of(context.gradients[1])[0] : 0;
-      return std::vector<Tensor>{tensor({2 * da + 3 * db})};
-    });
+    return record_all("twice_and_thrice", {add(input, input).data(), affine(input, 3, 0).data()}, {input},
+                      [](BackwardContext& context) {
+                        const float da = context.gradients[0].defined() ? values_of(context.gradients[0])[0] : 0;
+                        const float db = context.gradients[1].defined() ? values_of(context.gradients[1])[0] : 0;
+                        return std::vector<Tensor>{tensor({2 * da + 3 * db})};
+                      });
   };
   auto results = twice_and_thrice(x);
   backward(results[0] * results[0] + results[1]);

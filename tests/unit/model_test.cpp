@@ -1,10 +1,12 @@
 // The samples' models: names, shapes, what their options do, and that they learn.
-#include <doctest/doctest.h>
+#include "samples/fashion_mnist/model.h"
 
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include "autograd/graph.h"
 #include "autograd/optim/adam.h"
@@ -12,7 +14,6 @@
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
-#include "samples/fashion_mnist/model.h"
 #include "samples/gpt/model.h"
 
 namespace castor::samples {
@@ -110,7 +111,8 @@ TEST_CASE("options change what the GPT is made of") {
   config.position = "rotary";
   config.n_kv_head = 1;
   const Names names = names_of(Gpt(config));
-  CHECK(std::none_of(names.begin(), names.end(), [](const std::string& name) { return name.ends_with("bias") || name.starts_with("wpe"); }));
+  CHECK(std::none_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.ends_with("bias") || name.starts_with("wpe"); }));
   CHECK(Gpt(config).named_parameters()[2].second.shape() == Shape{64, 32});
   config.n_head = 5;
   CHECK_THROWS_AS(Gpt{config}, ConfigError);
@@ -165,14 +167,16 @@ TEST_CASE("recompute changes no bit of a GPT's training, with dropout") {
   CHECK(train(plain, batch, 5, 1e-2) == train(recomputed, batch, 5, 1e-2));
   const auto weights = recomputed.named_parameters();
   std::size_t at = 0;
-  for (const auto& [name, parameter] : plain.named_parameters()) CHECK(values_of(parameter.data()) == values_of(weights[at++].second.data()));
+  for (const auto& [name, parameter] : plain.named_parameters())
+    CHECK(values_of(parameter.data()) == values_of(weights[at++].second.data()));
 }
 
 TEST_CASE("targets of -100 count for nothing") {
   Gpt model(small_gpt());
   initialize(model, 1);
   Batch batch = token_batch(2, 12, 40);
-  const double whole = total_loss(model.loss({clone(batch.inputs.narrow(0, 0, 1)), clone(batch.targets.narrow(0, 0, 1))})).data().item();
+  const double whole =
+      total_loss(model.loss({clone(batch.inputs.narrow(0, 0, 1)), clone(batch.targets.narrow(0, 0, 1))})).data().item();
   std::fill_n(batch.targets.data<std::int64_t>() + 12, 12, -100);
   CHECK(total_loss(model.loss(batch)).data().item() == doctest::Approx(whole).epsilon(1e-5));
 }
@@ -189,7 +193,8 @@ TEST_CASE("the residual network's names are torchvision's") {
   const Names names = names_of(model);
   CHECK(names[0] == "conv1.weight");
   CHECK(names[3] == "layer1.0.conv1.weight");
-  for (const char* name : {"layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias", "layer4.1.bn2.weight", "fc.bias"}) {
+  for (const char* name :
+       {"layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias", "layer4.1.bn2.weight", "fc.bias"}) {
     CHECK(std::find(names.begin(), names.end(), name) != names.end());
   }
   Names buffers;

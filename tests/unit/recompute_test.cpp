@@ -1,12 +1,14 @@
-// Recomputed segments give the bits of the plain run (dropout and batch norm included), hold nothing of their inside, and do
-// forward's side effects once.
-#include <doctest/doctest.h>
+// Recomputed segments give the bits of the plain run (dropout and batch norm included), hold nothing of their inside,
+// and do forward's side effects once.
+#include "autograd/recompute.h"
 
 #include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include "autograd/graph.h"
 #include "autograd/nn/layers.h"
@@ -15,7 +17,6 @@
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/random_state.h"
-#include "autograd/recompute.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
 
@@ -60,8 +61,10 @@ Outcome run(const std::function<std::vector<std::shared_ptr<Layer>>()>& make, co
   const Variable loss = mean(y * y);
   backward(loss);
   Outcome outcome{values_of(loss.data()), values_of(x.grad()), {}, {}};
-  for (const auto& [name, parameter] : model.named_parameters()) outcome.gradients.push_back(values_of(parameter.grad()));
-  for (const auto& [name, buffer] : model.named_buffers()) outcome.buffers.push_back(values_of(cast(buffer.data(), DType::f32)));
+  for (const auto& [name, parameter] : model.named_parameters())
+    outcome.gradients.push_back(values_of(parameter.grad()));
+  for (const auto& [name, buffer] : model.named_buffers())
+    outcome.buffers.push_back(values_of(cast(buffer.data(), DType::f32)));
   return outcome;
 }
 
@@ -138,7 +141,9 @@ TEST_CASE("a segment keeps its inputs only and runs again once in backward") {
 TEST_CASE("a leaf used inside and outside a segment is delivered once") {
   class Recorder final : public GradientSink {
    public:
-    void deliver(const Variable& leaf, Tensor gradient) override { deliveries.emplace_back(leaf.name(), values_of(gradient)); }
+    void deliver(const Variable& leaf, Tensor gradient) override {
+      deliveries.emplace_back(leaf.name(), values_of(gradient));
+    }
     std::vector<std::pair<std::string, Values>> deliveries;
   };
   const Variable w = leaf({3}, "w"), x = leaf({2}, "x");

@@ -6,6 +6,7 @@
 
 #include "core/base/error.h"
 #include "core/device/backend_cpu.h"
+#include "core/device/backend_cuda.h"
 #include "fake_cuda/fake_launch.h"
 
 namespace castor {
@@ -26,6 +27,12 @@ class FakeCudaBackend final : public CpuBackend {
 };
 
 }  // namespace
+
+// What backends.cpp asks for a GPU that nobody installed: there is none but the fake one.
+std::unique_ptr<Backend> make_cuda_backend(int ordinal) {
+  throw DeviceError(
+      cat("device cuda:", ordinal, ": the fake device is ", kFakeCuda, ", and install_fake_cuda makes it"));
+}
 
 void install_fake_cuda() { install_backend(kFakeCuda, std::make_unique<FakeCudaBackend>()); }
 

@@ -1,0 +1,186 @@
+// What LocalStepper and the optimizers' configs promise beside the arithmetic (optimizer_test.cpp): groups, names of
+// states, norms and clipping, and what is refused.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "autograd/optim/adafactor.h"
+#include "autograd/optim/adam.h"
+#include "autograd/optim/clip.h"
+#include "autograd/optim/lamb.h"
+#include "autograd/optim/sgd.h"
+#include "core/base/error.h"
+#include "core/base/philox.h"
+
+namespace castor::autograd {
+namespace {
+
+using Values = std::vector<double>;
+
+Tensor tensor(const Values& values, const Shape& shape) {
+  const std::vector<float> floats(values.begin(), values.end());
+  return Tensor::from_values(floats, shape);
+}
+Values values_of(const Tensor& x) {
+  const auto floats = x.to_vector<float>();
+  return {floats.begin(), floats.end()};
+}
+
+struct Run {
+  std::unique_ptr<Optimizer> optimizer;
+  std::vector<Variable> variables;
+  std::unique_ptr<LocalStepper> stepper;
+};
+
+/// Parameters {1, 2} with gradients {1, -1}, one for each group number.
+Run plain_run(std::unique_ptr<Optimizer> optimizer, const std::vector<int>& groups) {
+  Run run;
+  run.optimizer = std::move(optimizer);
+  std::vector<LocalStepper::Parameter> parameters;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    Variable variable(tensor({1, 2}, {2}), true);
+    variable.set_name("w" + std::to_string(i));
+    variable.set_grad(tensor({1, -1}, {2}));
+    run.variables.push_back(variable);
+    parameters.push_back({variable, groups[i]});
+  }
+  run.stepper = std::make_unique<LocalStepper>(*run.optimizer, std::move(parameters));
+  return run;
+}
+
+TEST_CASE("groups keep the hyper-parameters they name, take the others from the config, and follow changes") {
+  SGDConfig config;
+  config.lr = 0.5;
+  auto optimizer =
+      std::make_unique<SGD>(config, std::vector<ParamGroup>{{"slow", {{"lr", 0.25}}}, {"rest", {{"initial_lr", 9}}}});
+  CHECK(optimizer->groups()[1].values.at("lr") == 0.5);
+  CHECK(optimizer->groups()[1].values.at("initial_lr") == 9);
+  CHECK(optimizer->groups()[0].values.at("momentum") == 0);
+  CHECK(optimizer->add_param_group({"frozen", {{"lr", 0.0}}}) == 2);
+  const Run run = plain_run(std::move(optimizer), {0, 1, 2});
+  run.stepper->step();
+  CHECK(values_of(run.variables[0].data()) == Values{0.75, 2.25});
+  CHECK(values_of(run.variables[1].data()) == Values{0.5, 2.5});
+  CHECK(values_of(run.variables[2].data()) == Values{1, 2});
+  run.optimizer->groups()[1].values["lr"] = 1;
+  run.stepper->step(0.5);
+  CHECK(values_of(run.variables[1].data()) == Values{0, 3});
+  CHECK(run.stepper->step_count() == 2);
+}
+
+TEST_CASE("an optimizer without groups has one of defaults") {
+  const AdamW optimizer;
+  REQUIRE(optimizer.groups().size() == 1);
+  CHECK(optimizer.groups()[0].values ==
+        std::map<std::string, double, std::less<>>{
+            {"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {"weight_decay", 1e-2}});
+  CHECK(Adam().groups()[0].values.at("weight_decay") == 0);
+}
+
+TEST_CASE("states are named after their parameter and counted as the optimizer's memory") {
+  const auto bytes = [] { return allocator(kCpu).stats().current[static_cast<std::size_t>(Category::optimizer)]; };
+  const std::size_t before = bytes();
+  const Run run = plain_run(std::make_unique<Adam>(), {0});
+  const auto states = run.stepper->named_states();
+  REQUIRE(states.size() == 2);
+  CHECK(states.contains("w0/exp_avg"));
+  CHECK(states.contains("w0/exp_avg_sq"));
+  CHECK(bytes() > before);
+  CHECK(plain_run(std::make_unique<SGD>(), {0}).stepper->named_states().empty());
+}
+
+TEST_CASE("the norm of the gradients is that of one long vector, and clipping scales to it") {
+  std::vector<Variable> variables;
+  double squares = 0, largest = 0;
+  for (const std::int64_t count : {5000, 3, 1024, 7}) {
+    variables.emplace_back(Tensor::zeros({count}, DType::f32), true);
+    Values values;
+    for (std::int64_t i = 0; i < count; ++i) {
+      values.push_back(
+          uniform_from_word(philox({1, static_cast<std::uint64_t>(count)}, static_cast<std::uint64_t>(i)).word[0]) -
+          0.5f);
+    }
+    if (count == 3) continue;
+    for (const double value : values) squares += value * value, largest = std::max(largest, std::abs(value));
+    variables.back().set_grad(tensor(values, {count}));
+  }
+  const double norm = total_gradient_norm(variables);
+  CHECK(norm == doctest::Approx(std::sqrt(squares)).epsilon(1e-6));
+  CHECK(total_gradient_norm(variables, HUGE_VAL) == largest);
+  CHECK_THROWS_AS(total_gradient_norm(variables, 3), ConfigError);
+
+  CHECK(clip_factor(norm, 2 * norm) == 1);
+  CHECK(clip_grad_norm(variables, 2 * norm) == norm);
+  CHECK(total_gradient_norm(variables) == norm);
+  CHECK(clip_grad_norm(variables, 1) == norm);
+  CHECK(total_gradient_norm(variables) == doctest::Approx(1).epsilon(1e-5));
+  clip_grad_value(variables, 1e-3);
+  CHECK(total_gradient_norm(variables, HUGE_VAL) == static_cast<double>(1e-3f));
+}
+
+TEST_CASE("a norm that is not finite is told or thrown") {
+  const Run run = plain_run(std::make_unique<SGD>(), {0, 0});
+  run.variables[1].set_grad(tensor({HUGE_VAL, 1}, {2}));
+  CHECK(run.stepper->gradient_norm() == HUGE_VAL);
+  CHECK_THROWS_AS(clip_grad_norm(run.variables, 1, 2, true), Error);
+  CHECK(values_of(run.variables[0].grad()) == Values{1, -1});
+  run.variables[0].set_grad(tensor({std::nan(""), 1}, {2}));
+  CHECK(std::isnan(run.stepper->gradient_norm()));
+  CHECK(std::isnan(total_gradient_norm(run.variables, HUGE_VAL)));
+}
+
+TEST_CASE("options out of range are refused with the option's name") {
+  const auto path_of = [](const auto& make) -> std::string {
+    try {
+      make();
+    } catch (const ConfigError& error) {
+      return error.path;
+    }
+    return "";
+  };
+  SGDConfig sgd;
+  sgd.nesterov = true;
+  CHECK(path_of([&] { SGD{sgd}; }) == "nesterov");
+  AdamWConfig adamw;
+  adamw.betas = {0.9, 1.0};
+  CHECK(path_of([&] { AdamW{adamw}; }) == "betas");
+  adamw = {};
+  adamw.lr = std::nan("");
+  CHECK(path_of([&] { AdamW{adamw}; }) == "lr");
+  LambConfig lamb;
+  lamb.eps = -1;
+  CHECK(path_of([&] { Lamb{lamb}; }) == "eps");
+  AdafactorConfig adafactor;
+  adafactor.lr = 0.1;
+  CHECK(path_of([&] { Adafactor{adafactor}; }) == "lr");
+  adafactor = {};
+  adafactor.relative_step = false;
+  CHECK(path_of([&] { Adafactor{adafactor}; }) == "lr");
+}
+
+TEST_CASE("what a stepper cannot serve is refused with the parameter's name") {
+  SGD sgd;
+  const auto stepper = [&](Variable variable, int group, std::int64_t cut) {
+    variable.set_name("blocks.0.weight");
+    LocalStepper(sgd, {{variable, group}}, cut);
+  };
+  const Variable good(tensor({1, 2}, {2}), true);
+  CHECK_THROWS_AS(stepper(good, 0, 1000), InternalError);
+  CHECK_THROWS_AS(stepper(good, 1, 0), InternalError);
+  CHECK_THROWS_AS(stepper(Variable(Tensor::zeros({2}, DType::f64), true), 0, 0), DTypeError);
+  CHECK_THROWS_AS(stepper(Variable(Tensor::zeros({2, 3}, DType::f32).transpose(0, 1), true), 0, 0), ShapeError);
+
+  const Run run = plain_run(std::make_unique<SGD>(), {0});
+  run.optimizer->groups()[0].values["momentum"] = 0.9;
+  CHECK_THROWS_AS(run.stepper->step(), ConfigError);
+  run.optimizer->groups()[0].values.erase("lr");
+  CHECK_THROWS_AS(run.stepper->step(), ConfigError);
+}
+
+}  // namespace
+}  // namespace castor::autograd
