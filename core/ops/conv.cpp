@@ -1,6 +1,8 @@
 // Checks, layouts and allocation of the convolution family.
 #include "core/ops/conv.h"
 
+#include <tuple>
+
 #include "core/ops/channels_last.h"
 #include "core/ops/workspace.h"
 

@@ -1,5 +1,6 @@
-// Group norm on the CPU: one task for each sample and group. In row-major a group is one stretch of memory; in
-// channels-last it is a few neighbouring numbers in each row, summed by columns.
+// Group norm on the CPU. In row-major a group is one stretch of memory and a task. In channels-last a task is a few
+// neighbouring groups of one sample, about 64 channels, so that rows are walked in stretches worth a vector loop; a
+// channel is summed over rows first, a group over its channels then.
 //
 // Delicate: dweight and dbias are first summed for each sample and channel into the workspace and then over samples in
 // order, so tasks never add to one place.
@@ -15,8 +16,9 @@ namespace castor {
 namespace {
 
 constexpr std::int64_t kGrainElements = 16384;
-constexpr std::int64_t kTile = 128;      // channels handled at a time in channels-last
-constexpr std::int64_t kRowBlock = 128;  // rows summed in f32 in channels-last
+constexpr std::int64_t kTile = 256;      // channels of a loop across channels
+constexpr std::int64_t kEnough = 64;     // channels that fill such a loop
+constexpr std::int64_t kRowBlock = 128;  // rows summed in the computed type
 
 template <class T>
 using Computed = decltype(load(T{}));
@@ -31,19 +33,40 @@ struct Sizes {
     for (int i = 2; i < x.ndim; ++i) inner *= x.size[i];
     is_rows = channels > 1 && x.stride[1] == 1;
   }
-  std::int64_t sample(std::int64_t task) const { return task / groups; }
-  std::int64_t first_channel(std::int64_t task) const { return task % groups * width; }
-  /// Offset of a task's first element.
-  std::int64_t offset(std::int64_t task) const {
-    return is_rows ? sample(task) * inner * channels + first_channel(task)
-                   : (sample(task) * channels + first_channel(task)) * inner;
-  }
-  std::int64_t grain() const {
-    return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(width * inner, 1));
-  }
+  double count() const { return static_cast<double>(width * inner); }
 };
 
-/// The sums over rows of up to kTile columns: add(row, column, a, b), in C for 128 rows and in f64 over them.
+/// Neighbouring groups of one sample.
+struct Task {
+  std::int64_t sample, first_group, groups;
+  std::int64_t first_channel, channels;
+  std::int64_t offset;  ///< of the first element
+};
+
+/// Calls f(task) for all tasks, in parallel.
+template <class F>
+void for_each_task(const Sizes& sizes, F f) {
+  const std::int64_t together =
+      sizes.is_rows ? std::clamp<std::int64_t>(kEnough / std::max<std::int64_t>(sizes.width, 1), 1, sizes.groups) : 1;
+  const std::int64_t per_sample = (sizes.groups + together - 1) / together;
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(together * sizes.width * sizes.inner, 1));
+  parallel_for(sizes.samples * per_sample, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      Task task{};
+      task.sample = i / per_sample;
+      task.first_group = i % per_sample * together;
+      task.groups = std::min(together, sizes.groups - task.first_group);
+      task.first_channel = task.first_group * sizes.width;
+      task.channels = task.groups * sizes.width;
+      task.offset = sizes.is_rows ? task.sample * sizes.inner * sizes.channels + task.first_channel
+                                  : (task.sample * sizes.channels + task.first_channel) * sizes.inner;
+      f(task);
+    }
+  });
+}
+
+/// Two sums over rows for each of up to kTile columns: add(row, column, a, b).
 template <class C, class Add>
 void sum_columns(std::int64_t rows, std::int64_t columns, double* total_a, double* total_b, Add add) {
   std::fill_n(total_a, columns, 0.0);
@@ -62,139 +85,160 @@ void sum_columns(std::int64_t rows, std::int64_t columns, double* total_a, doubl
   }
 }
 
-/// The sum of value(x) over a group's elements.
-template <class T, class Value>
-double sum_group(const Sizes& sizes, const T* x, Value value) {
-  using C = Computed<T>;
-  if (!sizes.is_rows)
-    return sum_blocks<C>(sizes.width * sizes.inner, [=](std::int64_t i) { return value(load(x[i])); });
-  double total = 0;
-  for (std::int64_t first = 0; first < sizes.width; first += kTile) {
-    const std::int64_t columns = std::min(kTile, sizes.width - first), step = sizes.channels;
-    const T* tile = x + first;
-    double a[kTile], b[kTile];
-    sum_columns<C>(sizes.inner, columns, a, b,
-                   [=](std::int64_t row, std::int64_t c, C& sum, C&) { sum += value(load(tile[row * step + c])); });
-    for (std::int64_t c = 0; c < columns; ++c) total += a[c];
+/// Two sums over the elements of each channel of a task, add(element's offset from the task's first, channel, a, b),
+/// handed over as take(channel, a, b).
+template <class C, class Add, class Take>
+void sum_channels(const Sizes& sizes, const Task& task, Add add, Take take) {
+  if (!sizes.is_rows) {
+    for (std::int64_t c = 0; c < task.channels; ++c) {
+      const std::int64_t first = c * sizes.inner;
+      const SumPair<double> sums =
+          sum_pair_blocks<C>(sizes.inner, [=](std::int64_t i, C& a, C& b) { add(first + i, c, a, b); });
+      take(c, sums.a, sums.b);
+    }
+    return;
   }
-  return total;
+  for (std::int64_t first = 0; first < task.channels; first += kTile) {
+    const std::int64_t columns = std::min(kTile, task.channels - first), step = sizes.channels;
+    double a[kTile], b[kTile];
+    sum_columns<C>(sizes.inner, columns, a, b, [=](std::int64_t row, std::int64_t c, C& sum, C& other) {
+      add(row * step + first + c, first + c, sum, other);
+    });
+    for (std::int64_t c = 0; c < columns; ++c) take(first + c, a[c], b[c]);
+  }
 }
 
-/// Calls f(first element, elements, first channel, channels, step between channels' elements) -- see the two walks --
-/// on the stretches of a group that lie together: a plane of one channel, or a row of its channels.
-template <class Plane, class Row>
-void for_each_stretch(const Sizes& sizes, Plane plane, Row row) {
-  if (sizes.is_rows) {
-    for (std::int64_t r = 0; r < sizes.inner; ++r) row(r * sizes.channels);
-  } else {
-    for (std::int64_t c = 0; c < sizes.width; ++c) plane(c * sizes.inner, c);
+/// Calls f(center), where center(channel) is the mean of a channel's group. Tasks of several groups have at most
+/// kEnough channels.
+template <class C, class F>
+void with_centers(const Sizes& sizes, const Task& task, const C* mean, F f) {
+  if (task.groups == 1) {
+    const C only = mean[0];
+    f([only](std::int64_t) { return only; });
+    return;
   }
+  C centers[kEnough];
+  for (std::int64_t c = 0; c < task.channels; ++c) centers[c] = mean[c / sizes.width];
+  f([&centers](std::int64_t c) { return centers[c]; });
+}
+
+/// The numbers that make one channel's result: y = (x - mean) * scale + shift; or, backward, dx = (dy * scale - shift)
+/// + (x - mean) * slope.
+template <class C>
+struct ChannelTile {
+  C mean[kTile], scale[kTile], shift[kTile], slope[kTile];
+};
+
+/// Calls set(tile, channel, slot) for the channels and one(tile, slot, offset) for the elements of a task.
+template <class C, class Set, class One>
+void map_elements(const Sizes& sizes, const Task& task, Set set, One one) {
+  ChannelTile<C> tile;
+  if (!sizes.is_rows) {
+    for (std::int64_t c = 0; c < task.channels; ++c) {
+      set(tile, c, 0);
+      const C mean = tile.mean[0], scale = tile.scale[0], shift = tile.shift[0], slope = tile.slope[0];
+      const std::int64_t first = c * sizes.inner;
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < sizes.inner; ++i) one(first + i, mean, scale, shift, slope);
+    }
+    return;
+  }
+  for (std::int64_t first = 0; first < task.channels; first += kTile) {
+    const std::int64_t columns = std::min(kTile, task.channels - first);
+    for (std::int64_t c = 0; c < columns; ++c) set(tile, first + c, c);
+    for (std::int64_t row = 0; row < sizes.inner; ++row) {
+      const std::int64_t at = row * sizes.channels + first;
+#pragma GCC ivdep
+      for (std::int64_t c = 0; c < columns; ++c) one(at + c, tile.mean[c], tile.scale[c], tile.shift[c], tile.slope[c]);
+    }
+  }
+}
+
+/// The sums over each group of a task's channels, divided by its elements.
+template <class C, class Add>
+void group_means(const Sizes& sizes, const Task& task, double* means, Add add) {
+  std::fill_n(means, task.groups, 0.0);
+  if (!sizes.is_rows) {  // the whole group lies together
+    means[0] = sum_blocks<C>(sizes.width * sizes.inner, [add](std::int64_t i) {
+      C sum = C(0);
+      add(i, 0, sum);
+      return sum;
+    });
+  } else {
+    sum_channels<C>(
+        sizes, task, [add](std::int64_t at, std::int64_t c, C& sum, C&) { add(at, c, sum); },
+        [&](std::int64_t c, double sum, double) { means[c / sizes.width] += sum; });
+  }
+  for (std::int64_t g = 0; g < task.groups; ++g) means[g] /= sizes.count();
 }
 
 template <class T>
 void run_forward(const GroupNormArgs& args) {
   using C = Computed<T>;
   const Sizes sizes(args.x, args.groups);
-  const double count = static_cast<double>(sizes.width * sizes.inner);
-  parallel_for(sizes.samples * sizes.groups, sizes.grain(), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      const T* x = args.x.as<T>() + sizes.offset(task);
-      T* y = args.y.as<T>() + sizes.offset(task);
-      const C mean = static_cast<C>(sum_group(sizes, x, [](C value) { return value; }) / count);
-      const double squares = sum_group(sizes, x, [mean](C value) { return (value - mean) * (value - mean); });
-      const C rstd = static_cast<C>(1 / std::sqrt(squares / count + args.eps));
-      args.mean.as<C>()[task] = mean;
-      args.rstd.as<C>()[task] = rstd;
-      const T* weight = args.weight.defined() ? args.weight.as<T>() + sizes.first_channel(task) : nullptr;
-      const T* bias = args.bias.defined() ? args.bias.as<T>() + sizes.first_channel(task) : nullptr;
-      const auto scale_of = [&](std::int64_t c) { return weight != nullptr ? rstd * load(weight[c]) : rstd; };
-      const auto shift_of = [&](std::int64_t c) { return bias != nullptr ? load(bias[c]) : C(0); };
-      for_each_stretch(
-          sizes,
-          [&](std::int64_t at, std::int64_t c) {
-            const C scale = scale_of(c), shift = shift_of(c);
-            const T* from = x + at;
-            T* to = y + at;
-#pragma GCC ivdep
-            for (std::int64_t i = 0; i < sizes.inner; ++i)
-              to[i] = store<T>(math::fma(load(from[i]) - mean, scale, shift));
-          },
-          [&](std::int64_t at) {
-            const T* from = x + at;
-            T* to = y + at;
-            for (std::int64_t c = 0; c < sizes.width; ++c)
-              to[c] = store<T>(math::fma(load(from[c]) - mean, scale_of(c), shift_of(c)));
-          });
-    }
+  for_each_task(sizes, [&](const Task& task) {
+    const T* x = args.x.as<T>() + task.offset;
+    T* y = args.y.as<T>() + task.offset;
+    C* mean = args.mean.as<C>() + task.sample * sizes.groups + task.first_group;
+    C* rstd = args.rstd.as<C>() + task.sample * sizes.groups + task.first_group;
+    double means[kEnough];
+    group_means<C>(sizes, task, means, [x](std::int64_t at, std::int64_t, C& sum) { sum += load(x[at]); });
+    for (std::int64_t g = 0; g < task.groups; ++g) mean[g] = static_cast<C>(means[g]);
+    with_centers<C>(sizes, task, mean, [&](auto center) {
+      group_means<C>(sizes, task, means, [x, center](std::int64_t at, std::int64_t c, C& sum) {
+        const C difference = load(x[at]) - center(c);
+        sum += difference * difference;
+      });
+    });
+    for (std::int64_t g = 0; g < task.groups; ++g) rstd[g] = static_cast<C>(1 / std::sqrt(means[g] + args.eps));
+    const T* weight = args.weight.defined() ? args.weight.as<T>() + task.first_channel : nullptr;
+    const T* bias = args.bias.defined() ? args.bias.as<T>() + task.first_channel : nullptr;
+    map_elements<C>(
+        sizes, task,
+        [&](ChannelTile<C>& tile, std::int64_t c, std::int64_t slot) {
+          const std::int64_t g = c / sizes.width;
+          tile.mean[slot] = mean[g];
+          tile.scale[slot] = weight != nullptr ? rstd[g] * load(weight[c]) : rstd[g];
+          tile.shift[slot] = bias != nullptr ? load(bias[c]) : C(0);
+          tile.slope[slot] = C(0);
+        },
+        [x, y](std::int64_t at, C center, C scale, C shift, C) {
+          y[at] = store<T>(math::fma(load(x[at]) - center, scale, shift));
+        });
   });
 }
 
-/// Sums of dy and dy * (x - mean) for each channel of a task, into sums[2 * channel].
 template <class T>
-void channel_sums(const Sizes& sizes, const T* x, const T* dy, Computed<T> mean, double* sums) {
+void input_gradient(const GroupNormBackwardArgs& args, const Sizes& sizes, const Task& task, const double* sums) {
   using C = Computed<T>;
-  if (!sizes.is_rows) {
-    for (std::int64_t c = 0; c < sizes.width; ++c) {
-      const T *plane = x + c * sizes.inner, *dplane = dy + c * sizes.inner;
-      const SumPair<double> pair = sum_pair_blocks<C>(sizes.inner, [=](std::int64_t i, C& a, C& b) {
-        const C d = load(dplane[i]);
-        a += d;
-        b += d * (load(plane[i]) - mean);
-      });
-      sums[2 * c] = pair.a;
-      sums[2 * c + 1] = pair.b;
-    }
-    return;
-  }
-  for (std::int64_t first = 0; first < sizes.width; first += kTile) {
-    const std::int64_t columns = std::min(kTile, sizes.width - first), step = sizes.channels;
-    double a[kTile], b[kTile];
-    sum_columns<C>(sizes.inner, columns, a, b, [=](std::int64_t row, std::int64_t c, C& sum, C& product) {
-      const std::int64_t at = row * step + first + c;
-      const C d = load(dy[at]);
-      sum += d;
-      product += d * (load(x[at]) - mean);
-    });
-    for (std::int64_t c = 0; c < columns; ++c) {
-      sums[2 * (first + c)] = a[c];
-      sums[2 * (first + c) + 1] = b[c];
-    }
-  }
-}
-
-template <class T>
-void input_gradient(const GroupNormBackwardArgs& args, const Sizes& sizes, std::int64_t task, const double* sums) {
-  using C = Computed<T>;
-  const T* x = args.x.as<T>() + sizes.offset(task);
-  const T* dy = args.dy.as<T>() + sizes.offset(task);
-  T* dx = args.dx.as<T>() + sizes.offset(task);
-  const T* weight = args.weight.defined() ? args.weight.as<T>() + sizes.first_channel(task) : nullptr;
-  const C mean = args.mean.as<C>()[task], rstd = args.rstd.as<C>()[task];
+  const T* x = args.x.as<T>() + task.offset;
+  const T* dy = args.dy.as<T>() + task.offset;
+  T* dx = args.dx.as<T>() + task.offset;
+  const T* weight = args.weight.defined() ? args.weight.as<T>() + task.first_channel : nullptr;
+  const C* mean = args.mean.as<C>() + task.sample * sizes.groups + task.first_group;
+  const C* rstd = args.rstd.as<C>() + task.sample * sizes.groups + task.first_group;
   const auto weight_of = [&](std::int64_t c) { return weight != nullptr ? load(weight[c]) : C(1); };
-  const double count = static_cast<double>(sizes.width * sizes.inner);
-  double sum = 0, product = 0;
-  for (std::int64_t c = 0; c < sizes.width; ++c) {
-    sum += static_cast<double>(weight_of(c)) * sums[2 * c];
-    product += static_cast<double>(weight_of(c)) * sums[2 * c + 1];
+  double averages[kEnough] = {}, slopes[kEnough] = {};
+  for (std::int64_t c = 0; c < task.channels; ++c) {
+    averages[c / sizes.width] += static_cast<double>(weight_of(c)) * sums[2 * c];
+    slopes[c / sizes.width] += static_cast<double>(weight_of(c)) * sums[2 * c + 1];
   }
-  const C average = static_cast<C>(sum / count);
-  const C slope = static_cast<C>(product / count * static_cast<double>(rstd) * static_cast<double>(rstd));
-  for_each_stretch(
-      sizes,
-      [&](std::int64_t at, std::int64_t c) {
-        const C w = weight_of(c);
-        const T *from = x + at, *dfrom = dy + at;
-        T* to = dx + at;
-#pragma GCC ivdep
-        for (std::int64_t i = 0; i < sizes.inner; ++i)
-          to[i] = store<T>(rstd * (load(dfrom[i]) * w - average - (load(from[i]) - mean) * slope));
+  for (std::int64_t g = 0; g < task.groups; ++g) {
+    const double r = static_cast<double>(rstd[g]);
+    averages[g] *= r / sizes.count();
+    slopes[g] *= r * r * r / sizes.count();
+  }
+  map_elements<C>(
+      sizes, task,
+      [&](ChannelTile<C>& tile, std::int64_t c, std::int64_t slot) {
+        const std::int64_t g = c / sizes.width;
+        tile.mean[slot] = mean[g];
+        tile.scale[slot] = rstd[g] * weight_of(c);
+        tile.shift[slot] = static_cast<C>(averages[g]);
+        tile.slope[slot] = static_cast<C>(slopes[g]);
       },
-      [&](std::int64_t at) {
-        const T *from = x + at, *dfrom = dy + at;
-        T* to = dx + at;
-        for (std::int64_t c = 0; c < sizes.width; ++c) {
-          to[c] = store<T>(rstd * (load(dfrom[c]) * weight_of(c) - average - (load(from[c]) - mean) * slope));
-        }
+      [x, dy, dx](std::int64_t at, C center, C scale, C average, C slope) {
+        dx[at] = store<T>(load(dy[at]) * scale - average - (load(x[at]) - center) * slope);
       });
 }
 
@@ -203,29 +247,36 @@ void run_backward(const GroupNormBackwardArgs& args) {
   using C = Computed<T>;
   const Sizes sizes(args.x, args.groups);
   double* workspace = args.workspace.as<double>();
-  parallel_for(sizes.samples * sizes.groups, sizes.grain(), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      double* sums = workspace + (sizes.sample(task) * sizes.channels + sizes.first_channel(task)) * 2;
-      channel_sums<T>(sizes, args.x.as<T>() + sizes.offset(task), args.dy.as<T>() + sizes.offset(task),
-                      args.mean.as<C>()[task], sums);
-      if (args.dx.defined()) input_gradient<T>(args, sizes, task, sums);
-    }
+  for_each_task(sizes, [&](const Task& task) {
+    // Sums of dy and dy * (x - mean), two for each channel.
+    double* sums = workspace + (task.sample * sizes.channels + task.first_channel) * 2;
+    const T* x = args.x.as<T>() + task.offset;
+    const T* dy = args.dy.as<T>() + task.offset;
+    const C* mean = args.mean.as<C>() + task.sample * sizes.groups + task.first_group;
+    const auto take = [sums](std::int64_t c, double sum, double product) {
+      sums[2 * c] = sum;
+      sums[2 * c + 1] = product;
+    };
+    with_centers<C>(sizes, task, mean, [&](auto center) {
+      const auto add = [x, dy, center](std::int64_t at, std::int64_t c, C& sum, C& product) {
+        sum += load(dy[at]);
+        product += load(dy[at]) * (load(x[at]) - center(c));
+      };
+      sum_channels<C>(sizes, task, add, take);
+    });
+    if (args.dx.defined()) input_gradient<T>(args, sizes, task, sums);
   });
   if (!args.dweight.defined() && !args.dbias.defined()) return;
-  parallel_for(sizes.channels, std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(sizes.samples, 1)),
-               [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t c = begin; c < end; ++c) {
-                   double weight = 0, bias = 0;
-                   for (std::int64_t sample = 0; sample < sizes.samples; ++sample) {
-                     const double* sums = workspace + (sample * sizes.channels + c) * 2;
-                     bias += sums[0];
-                     weight +=
-                         sums[1] * static_cast<double>(args.rstd.as<C>()[sample * sizes.groups + c / sizes.width]);
-                   }
-                   if (args.dweight.defined()) args.dweight.as<T>()[c] = store<T>(static_cast<C>(weight));
-                   if (args.dbias.defined()) args.dbias.as<T>()[c] = store<T>(static_cast<C>(bias));
-                 }
-               });
+  for (std::int64_t c = 0; c < sizes.channels; ++c) {
+    double weight = 0, bias = 0;
+    for (std::int64_t sample = 0; sample < sizes.samples; ++sample) {
+      const double* sums = workspace + (sample * sizes.channels + c) * 2;
+      bias += sums[0];
+      weight += sums[1] * static_cast<double>(args.rstd.as<C>()[sample * sizes.groups + c / sizes.width]);
+    }
+    if (args.dweight.defined()) args.dweight.as<T>()[c] = store<T>(static_cast<C>(weight));
+    if (args.dbias.defined()) args.dbias.as<T>()[c] = store<T>(static_cast<C>(bias));
+  }
 }
 
 template <class F>

@@ -4,6 +4,7 @@
 // Delicate: the plan of a call (which axes merge, which path, how much scratch) is made twice, for the contract and for
 // the run, and must come out the same.
 #include <algorithm>
+#include <utility>
 
 #include "core/base/parallel.h"
 #include "core/ops/cast.h"

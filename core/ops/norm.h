@@ -86,7 +86,7 @@ void run(const Cuda& cuda, const GroupNormBackwardArgs& args);
 
 /// Which gradients a backward is asked for.
 struct NormNeeds {
-  bool x = true, weight = true, bias = true, residual = true;
+  bool x = true, weight = true, bias = true, residual = false;
 };
 
 /// What layer_norm and rms_norm give.

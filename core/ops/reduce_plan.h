@@ -28,8 +28,8 @@ struct AxisGroup {
   void offsets(std::int64_t index, int axes, std::int64_t& x, std::int64_t& y) const {
     x = y = 0;
     for (int i = axes - 1; i >= 0; --i) {
-      const std::int64_t at = index % size[i];
-      index /= size[i];
+      const std::int64_t at = i == 0 ? index : index % size[i];  // a division costs as much as a short run
+      if (i > 0) index /= size[i];
       x += at * x_stride[i];
       y += at * y_stride[i];
     }

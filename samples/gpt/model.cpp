@@ -37,6 +37,9 @@ BlockConfig block_config(const GptConfig& config, const TensorOptions& options) 
 }  // namespace
 
 Gpt::Gpt(const GptConfig& config, const TensorOptions& options) : config_(config), dropout_(config.dropout) {
+  if (config.position != "learned" && config.position != "rotary") {
+    throw ConfigError(cat("Gpt: position must be learned or rotary, got '", config.position, "'"), "position");
+  }
   const Init init = Init::normal(0, config.init_std);
   wte_ = std::make_unique<Embedding>(config.vocab_size, config.n_embd, init, options);
   register_module("wte", *wte_);

@@ -1,5 +1,5 @@
-// Replays the training runs that record_losses.py made with PyTorch: small decoders and a small residual network, each
-// over twenty steps from the same weights on the same data.
+// Replays the training runs that record_losses.py made with PyTorch: small decoders and small convolutional networks,
+// each over twenty steps from the same weights on the same data.
 //
 // The models are the samples' own, the steps the strategy's own: what is compared is the whole path of a step, with
 // every module, every gradient and the optimizer. The evaluation at the end reads batch norm's running statistics.
@@ -107,7 +107,7 @@ double apart(double ours, double theirs) { return std::abs(ours - theirs) / std:
 
 }  // namespace
 
-TEST_CASE("losses of small decoders and a residual network follow PyTorch's to 1e-4 at each of twenty steps") {
+TEST_CASE("losses of small decoders and convolutional networks follow PyTorch's to 1e-4 at each of twenty steps") {
   const Types registry;
   const Json recorded = test::recorded_file("losses.json");
   REQUIRE(recorded.at("steps") == 20);

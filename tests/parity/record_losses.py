@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-# ------------------------------------------------------------------------------------------------ the residual network
+# ---------------------------------------------------------------------------------------------- the image classifiers
 
 
 class ResidualBlock(nn.Module):
@@ -203,6 +203,21 @@ class ResidualNetwork(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class LeNet(nn.Module):
+    def __init__(self, options):
+        super().__init__()
+        width = options['width']
+        self.conv1 = nn.Conv2d(1, width, 5, padding=2)
+        self.conv2 = nn.Conv2d(width, 2 * width, 5, padding=2)
+        self.fc1 = nn.Linear(2 * width * 7 * 7, 128)
+        self.fc2 = nn.Linear(128, options['num_classes'])
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
 # ---------------------------------------------------------------------------------------------------- recording losses
 
 GPT = {'n_layer': 2, 'n_head': 4, 'n_kv_head': 0, 'n_embd': 32, 'n_hidden': 128, 'block_size': 24, 'vocab_size': 61,
@@ -222,7 +237,10 @@ RUNS = [
     {'name': 'residual network with batch norm', 'model': {'type': 'ResNet', 'width': 4, 'num_classes': 10},
      'optimizer': {'type': 'SGD', 'lr': 0.02, 'momentum': 0.9, 'weight_decay': 5e-4},
      'data': {'batch': 16, 'side': 12, 'classes': 10}},
+    {'name': 'convolutions with biases and max pooling', 'model': {'type': 'LeNet', 'width': 3, 'num_classes': 10},
+     'optimizer': {'type': 'Adam', 'lr': 2e-3}, 'data': {'batch': 6, 'side': 28, 'classes': 10}},
 ]
+MODELS = {'Gpt': Decoder, 'ResNet': ResidualNetwork, 'LeNet': LeNet}
 
 
 def optimizer_of(options, parameters):
@@ -246,8 +264,7 @@ def batch_of(data, number, dtype):
 
 def play(run, dtype):
     """The losses of STEPS training steps, then of one evaluation on the first batch; the parameters' list."""
-    make = Decoder if run['model']['type'] == 'Gpt' else ResidualNetwork
-    model = make(run['model'])
+    model = MODELS[run['model']['type']](run['model'])
     parameters = []
     for name, parameter in model.named_parameters():
         offset, scale = start_of(name, parameter.shape)

@@ -119,6 +119,9 @@ TEST_CASE("options change what the GPT is made of") {
   config = small_gpt();
   config.norm = "batch";
   CHECK_THROWS_AS(Gpt{config}, ConfigError);
+  config = small_gpt();
+  config.position = "relative";
+  CHECK_THROWS_AS(Gpt{config}, ConfigError);
 }
 
 TEST_CASE("a token's logits depend on the tokens up to it only") {

@@ -3,6 +3,7 @@
 #include "strategy/runner/runner.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <filesystem>
 #include <functional>
@@ -332,6 +333,35 @@ TEST_CASE("a work folder that cannot be made ends in an IoError before anything 
     CHECK(std::string(error.what()).find("a part of the path is a file where a folder is needed: check the path") !=
           std::string::npos);
   }
+}
+
+TEST_CASE(
+    "a disk that refuses the weights ends the run with an IoError that says what to do, and holds no half of them") {
+  const test::TempDir folder = test::TempDir::in_memory();
+  // No file may grow beyond 48 KiB: the log fits, the weights do not.
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit small = before;
+  small.rlim_cur = 48 << 10;
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &small);
+  int code = 0;
+  std::string text;
+  try {
+    const Run types({"train_cfg.max_epochs=1", "default_hooks.checkpoint={type: CheckpointHook, save_last: false}"});
+    types.train(test::tiny_config(folder.path().string(), {"model.width=2000"}));
+  } catch (const IoError& error) {
+    code = error.code;
+    text = error.what();
+  }
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  CHECK(code == EFBIG);
+  CHECK(text.find("model.safetensors") != std::string::npos);
+  CHECK(text.find("the file would exceed the size limit") != std::string::npos);
+  const std::vector<DirectoryEntry> left = list_directory(folder.path().string());
+  REQUIRE(left.size() == 1);
+  CHECK(left[0].name[0] == '2');  // the log's folder
 }
 
 TEST_CASE("a test measures the last saved weights, or those of load_from, and leaves its results in the log folder") {
