@@ -1,5 +1,5 @@
-// Recording and the backward walk. The walk's state is local to one call, so a recomputed segment can run a backward inside a
-// backward.
+// Recording and the backward walk. The walk's state is local to one call, so a recomputed segment can run a backward
+// inside a backward.
 #include "autograd/graph.h"
 
 #include <algorithm>
@@ -52,12 +52,18 @@ class AccumulateSink final : public GradientSink {
 }  // namespace
 
 Node::Node(const char* name, std::vector<Variable> inputs, std::size_t result_count, BackwardFunction backward)
-    : name_(name), sequence_(next_sequence++), inputs_(std::move(inputs)), result_count_(result_count), backward_(std::move(backward)) {}
+    : name_(name),
+      sequence_(next_sequence++),
+      inputs_(std::move(inputs)),
+      result_count_(result_count),
+      backward_(std::move(backward)) {}
 
 BackwardObserverScope::BackwardObserverScope(BackwardObserver& observer) { observers.push_back(&observer); }
 BackwardObserverScope::~BackwardObserverScope() { observers.pop_back(); }
 
-LeafUseScope::LeafUseScope(bool named_only) : named_only_(named_only), outer_(innermost_leaf_use) { innermost_leaf_use = this; }
+LeafUseScope::LeafUseScope(bool named_only) : named_only_(named_only), outer_(innermost_leaf_use) {
+  innermost_leaf_use = this;
+}
 LeafUseScope::~LeafUseScope() { innermost_leaf_use = outer_; }
 
 void note_leaf_uses(const std::vector<Variable>& inputs) {
@@ -73,13 +79,15 @@ void note_leaf_uses(const std::vector<Variable>& inputs) {
 
 bool needs_gradient(std::initializer_list<const Variable*> inputs) {
   if (!is_grad_enabled()) return false;
-  return std::any_of(inputs.begin(), inputs.end(), [](const Variable* input) { return input->defined() && input->requires_grad(); });
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [](const Variable* input) { return input->defined() && input->requires_grad(); });
 }
 
 /// Builds and reads the links between variables and nodes.
 class Graph {
  public:
-  static std::vector<Variable> wrap(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs, BackwardFunction backward) {
+  static std::vector<Variable> wrap(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs,
+                                    BackwardFunction backward) {
     if (innermost_leaf_use != nullptr) note_leaf_uses(inputs);
     const bool is_recorded = is_grad_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const Variable& input) {
                                return input.defined() && input.requires_grad();
@@ -110,7 +118,8 @@ class Graph {
 
   static std::vector<Tensor> call(Node& node, BackwardContext& context) {
     if (!node.backward_) {
-      throw InternalError(cat("backward: what node '", node.name_, "' saved was freed by an earlier backward; pass retain_graph to walk a graph twice"));
+      throw InternalError(cat("backward: what node '", node.name_,
+                              "' saved was freed by an earlier backward; pass retain_graph to walk a graph twice"));
     }
     return node.backward_(context);
   }
@@ -121,8 +130,8 @@ class Graph {
     node.inputs_.clear();
   }
 
-  /// Takes apart what only `node` keeps alive, node by node: destructors that call each other would overflow the stack on a long
-  /// graph that nobody walked.
+  /// Takes apart what only `node` keeps alive, node by node: destructors that call each other would overflow the stack
+  /// on a long graph that nobody walked.
   static void unwind(Node& node) {
     std::vector<Variable> doomed = std::move(node.inputs_);
     while (!doomed.empty()) {
@@ -160,7 +169,9 @@ class Walk {
 
  private:
   struct Newest {
-    bool operator()(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) const { return a->sequence() < b->sequence(); }
+    bool operator()(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) const {
+      return a->sequence() < b->sequence();
+    }
   };
   struct LeafSum {
     std::int64_t uses = 0;
@@ -223,7 +234,8 @@ class Walk {
     context.gradients = std::move(found->second);
     context.is_graph_kept = retain_graph_;
     pending_.erase(found);
-    const bool is_reached = std::any_of(context.gradients.begin(), context.gradients.end(), [](const Tensor& g) { return g.defined(); });
+    const bool is_reached =
+        std::any_of(context.gradients.begin(), context.gradients.end(), [](const Tensor& g) { return g.defined(); });
     std::vector<Tensor> results(node.inputs().size());
     if (is_reached) {
       for (const Variable& input : node.inputs()) context.needs.push_back(input.defined() && input.requires_grad());
@@ -231,7 +243,8 @@ class Walk {
       results = Graph::call(node, context);
       for (auto observer = observers.rbegin(); observer != observers.rend(); ++observer) (*observer)->after(node);
       if (results.size() != node.inputs().size()) {
-        throw InternalError(cat("backward: node '", node.name(), "' has ", node.inputs().size(), " inputs and gave ", results.size(), " gradients"));
+        throw InternalError(cat("backward: node '", node.name(), "' has ", node.inputs().size(), " inputs and gave ",
+                                results.size(), " gradients"));
       }
     }
     context.gradients.clear();
@@ -256,18 +269,21 @@ Variable record(const char* name, Tensor result, std::vector<Variable> inputs, B
   return Graph::wrap(name, std::move(results), std::move(inputs), std::move(backward))[0];
 }
 
-std::vector<Variable> record_all(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs, BackwardFunction backward) {
+std::vector<Variable> record_all(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs,
+                                 BackwardFunction backward) {
   return Graph::wrap(name, std::move(results), std::move(inputs), std::move(backward));
 }
 
-void backward(const std::vector<Variable>& roots, std::vector<Tensor> gradients, GradientSink* sink, bool retain_graph) {
+void backward(const std::vector<Variable>& roots, std::vector<Tensor> gradients, GradientSink* sink,
+              bool retain_graph) {
   AccumulateSink accumulate;
   const NoGradScope no_grad;
   Walk(sink != nullptr ? *sink : accumulate, retain_graph).run(roots, std::move(gradients));
 }
 
 void backward(const Variable& root, const BackwardOptions& options) {
-  if (!root.defined() || !root.requires_grad()) throw InternalError("backward: the root records nothing; was it computed under NoGradScope?");
+  if (!root.defined() || !root.requires_grad())
+    throw InternalError("backward: the root records nothing; was it computed under NoGradScope?");
   Tensor gradient = options.gradient.defined() ? options.gradient : full(root.shape(), 1, root.dtype(), root.device());
   backward(std::vector<Variable>{root}, {std::move(gradient)}, options.sink, options.retain_graph);
 }

@@ -1,9 +1,9 @@
 // The graph of recorded operations and the engine that walks it backwards.
 //
-// An op wrapper computes its result with core, then calls `record` with a function that maps the results' gradients to the
-// inputs'. Backward visits nodes newest first, which is a topological order, on the calling thread, so sums of gradients have
-// one fixed order. A leaf's gradient is delivered once for each backward, when its last use has contributed: that is the
-// micro-batch contribution the first promise speaks of.
+// An op wrapper computes its result with core, then calls `record` with a function that maps the results' gradients to
+// the inputs'. Backward visits nodes newest first, which is a topological order, on the calling thread, so sums of
+// gradients have one fixed order. A leaf's gradient is delivered once for each backward, when its last use has
+// contributed: that is the micro-batch contribution the first promise speaks of.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ namespace castor::autograd {
 
 /// What a backward function sees.
 struct BackwardContext {
-  /// Gradients of the node's results, in order. Undefined where none flowed. A function may take one (std::move) to reuse its bytes.
+  /// Gradients of the node's results, in order. Undefined where none flowed. A function may take one (std::move) to
+  /// reuse its bytes.
   std::vector<Tensor> gradients;
   /// Which inputs want a gradient; the others' may be left undefined.
   std::vector<bool> needs;
@@ -56,10 +57,12 @@ class Node {
 /// True if an op on these inputs would be recorded now: wrappers ask before computing what only backward needs.
 bool needs_gradient(std::initializer_list<const Variable*> inputs);
 
-/// Wraps `result` as the outcome of an operation. Records a node when `needs_gradient`; otherwise `backward` is dropped.
+/// Wraps `result` as the outcome of an operation. Records a node when `needs_gradient`; otherwise `backward` is
+/// dropped.
 Variable record(const char* name, Tensor result, std::vector<Variable> inputs, BackwardFunction backward);
 /// The same for several results.
-std::vector<Variable> record_all(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs, BackwardFunction backward);
+std::vector<Variable> record_all(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs,
+                                 BackwardFunction backward);
 
 /// Receives each leaf's gradient of one backward. The default adds it to `leaf.grad()`.
 class GradientSink {
@@ -91,17 +94,19 @@ struct BackwardOptions {
   bool retain_graph = false;     ///< keep saved tensors for another backward
 };
 
-/// Computes gradients of `root` for every leaf that requires one and delivers each when complete. Frees what the graph saved.
-/// Throws InternalError if root records nothing, or if its graph was freed by an earlier backward.
+/// Computes gradients of `root` for every leaf that requires one and delivers each when complete. Frees what the graph
+/// saved. Throws InternalError if root records nothing, or if its graph was freed by an earlier backward.
 void backward(const Variable& root, const BackwardOptions& options = {});
 /// The same for several roots at once, with their gradients (undefined = no gradient flows from that root).
-void backward(const std::vector<Variable>& roots, std::vector<Tensor> gradients, GradientSink* sink, bool retain_graph = false);
+void backward(const std::vector<Variable>& roots, std::vector<Tensor> gradients, GradientSink* sink,
+              bool retain_graph = false);
 
-/// The leaves that ops used on this thread while the scope lives, recorded or not, in order of first use. Recompute and the
-/// planner learn from it which parameters a stretch of code touches.
+/// The leaves that ops used on this thread while the scope lives, recorded or not, in order of first use. Recompute and
+/// the planner learn from it which parameters a stretch of code touches.
 class LeafUseScope {
  public:
-  /// named_only   leave out leaves without a name, such as the inputs of recomputed segments: a scope keeps what it lists alive
+  /// named_only   leave out leaves without a name, such as the inputs of recomputed segments: a scope keeps what it
+  /// lists alive
   explicit LeafUseScope(bool named_only = false);
   ~LeafUseScope();
   LeafUseScope(const LeafUseScope&) = delete;

@@ -1,6 +1,6 @@
-// Which random numbers a module draws now. A stream is named by (seed, step, micro-batch k, the module's name, how often that
-// module has drawn in this micro-batch), so a mask does not depend on ranks, on other modules, or on whether the
-// forward runs a second time (recompute).
+// Which random numbers a module draws now. A stream is named by (seed, step, micro-batch k, the module's name, how
+// often that module has drawn in this micro-batch), so a mask does not depend on ranks, on other modules, or on whether
+// the forward runs a second time (recompute).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Forward runs the segment unrecorded and notes which leaves it used; backward runs it again, recorded, walks that small graph
-// and hands the leaves' gradients on as its own, so a leaf used inside and outside a segment is still delivered once.
+// Forward runs the segment unrecorded and notes which leaves it used; backward runs it again, recorded, walks that
+// small graph and hands the leaves' gradients on as its own, so a leaf used inside and outside a segment is still
+// delivered once.
 #include "autograd/recompute.h"
 
 #include <map>
@@ -77,7 +78,8 @@ std::vector<Variable> recompute(const Segment& segment, const std::vector<Variab
     CollectSink sink;
     backward(roots, std::move(gradients), &sink);
     std::vector<Tensor> results_gradients;
-    for (const Variable& input : again) results_gradients.push_back(input.defined() ? sink.gradients[input.identity()] : Tensor{});
+    for (const Variable& input : again)
+      results_gradients.push_back(input.defined() ? sink.gradients[input.identity()] : Tensor{});
     for (const Variable& leaf : leaves) results_gradients.push_back(sink.gradients[leaf.identity()]);
     return results_gradients;
   });

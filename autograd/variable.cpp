@@ -13,7 +13,8 @@ NoGradScope::NoGradScope(bool enabled) : previous_(grad_enabled) { grad_enabled 
 NoGradScope::~NoGradScope() { grad_enabled = previous_; }
 
 Variable::Variable(Tensor data, bool requires_grad) : state_(std::make_shared<VariableState>()) {
-  if (requires_grad && !is_floating(data.dtype())) throw DTypeError(cat("variable: only floats have gradients, got ", data));
+  if (requires_grad && !is_floating(data.dtype()))
+    throw DTypeError(cat("variable: only floats have gradients, got ", data));
   state_->data = std::move(data);
   state_->requires_grad = requires_grad;
 }
@@ -25,7 +26,8 @@ const Tensor& Variable::data() const {
 
 void Variable::set_data(Tensor data) const {
   const Tensor& old = this->data();
-  if (old.defined() && !(old.shape() == data.shape())) throw ShapeError(cat("set_data: expected the shape of ", old, ", got ", data));
+  if (old.defined() && !(old.shape() == data.shape()))
+    throw ShapeError(cat("set_data: expected the shape of ", old, ", got ", data));
   if (old.defined() && old.dtype() != data.dtype()) throw DTypeError(cat("set_data: expected ", old, ", got ", data));
   state_->data = std::move(data);
 }
@@ -33,7 +35,9 @@ void Variable::set_data(Tensor data) const {
 bool Variable::requires_grad() const { return state_->requires_grad; }
 
 void Variable::set_requires_grad(bool value) const {
-  if (!is_leaf()) throw InternalError("set_requires_grad: only leaves can be frozen; detach() takes a computed variable out of the graph");
+  if (!is_leaf())
+    throw InternalError(
+        "set_requires_grad: only leaves can be frozen; detach() takes a computed variable out of the graph");
   state_->requires_grad = value;
 }
 
@@ -42,7 +46,9 @@ const Tensor& Variable::grad() const { return state_->grad; }
 void Variable::set_grad(Tensor gradient) const { state_->grad = std::move(gradient); }
 const std::string& Variable::name() const { return state_->name; }
 void Variable::set_name(std::string name) const { state_->name = std::move(name); }
-void Variable::add_gradient_hook(std::function<void(const Variable&)> hook) const { state_->gradient_hooks.push_back(std::move(hook)); }
+void Variable::add_gradient_hook(std::function<void(const Variable&)> hook) const {
+  state_->gradient_hooks.push_back(std::move(hook));
+}
 Variable Variable::detach() const { return Variable(data()); }
 
 }  // namespace castor::autograd

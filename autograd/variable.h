@@ -1,8 +1,8 @@
-// Variable: a tensor with a place in the graph of what was computed. Copies share identity, so a module's parameter, the
-// optimizer's and a hook's are one. Tensors do the storing (core), variables the remembering.
+// Variable: a tensor with a place in the graph of what was computed. Copies share identity, so a module's parameter,
+// the optimizer's and a hook's are one. Tensors do the storing (core), variables the remembering.
 //
-// Delicate: a saved tensor holds its storage by reference. A strategy may drop or re-point a parameter's storage between
-// forward and backward; the backward kernel takes the address it finds at its launch.
+// Delicate: a saved tensor holds its storage by reference. A strategy may drop or re-point a parameter's storage
+// between forward and backward; the backward kernel takes the address it finds at its launch.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,8 @@ class Variable {
 
   bool defined() const { return state_ != nullptr; }
   const Tensor& data() const;
-  /// Puts another tensor in this leaf's place (same shape and dtype, other storage). Throws ShapeError or DTypeError otherwise.
+  /// Puts another tensor in this leaf's place (same shape and dtype, other storage). Throws ShapeError or DTypeError
+  /// otherwise.
   void set_data(Tensor data) const;
   const Shape& shape() const { return data().shape(); }
   std::int64_t size(int axis) const { return data().size(axis); }

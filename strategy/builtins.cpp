@@ -1,5 +1,5 @@
-// Explicit calls, no static initialisers: a linker drops those from static libraries. What the peers have and this version has not is
-// listed too, with the reason, so that nobody meets "unknown type" for a name that exists elsewhere.
+// Explicit calls, no static initialisers: a linker drops those from static libraries. What the peers have and this
+// version has not is listed too, with the reason, so that nobody meets "unknown type" for a name that exists elsewhere.
 #include "strategy/builtins.h"
 
 #include "autograd/optim/adafactor.h"
@@ -29,7 +29,8 @@ template <class V>
 void describe(V& v, SamplerConfig& c) {
   v.field("shuffle", c.shuffle, "a new order each epoch; by default in training only");
   v.field("seed", c.seed, "of the order; by default the run's", at_least(0));
-  v.field("round_up", c.round_up, "repeat the first samples until the last global micro-batch is full; by default in training only");
+  v.field("round_up", c.round_up,
+          "repeat the first samples until the last global micro-batch is full; by default in training only");
 }
 
 SamplerOptions make_sampler(const SamplerConfig& config, const SamplerOptions& from_loader) {
@@ -49,12 +50,19 @@ std::unique_ptr<autograd::Optimizer> make_optimizer(const Config& config) {
 }
 
 void add_optimizers(Registry& registry) {
-  registry.optimizers.add<autograd::SGDConfig>("SGD", "stochastic gradient descent with momentum", make_optimizer<autograd::SGD, autograd::SGDConfig>)
-      .add<autograd::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient", make_optimizer<autograd::Adam, autograd::AdamConfig>)
-      .add<autograd::AdamWConfig>("AdamW", "adaptive moments with decoupled decay", make_optimizer<autograd::AdamW, autograd::AdamWConfig>)
-      .add<autograd::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio", make_optimizer<autograd::Lamb, autograd::LambConfig>)
-      .add<autograd::AdafactorConfig>("Adafactor", "second moments factored into rows and columns", make_optimizer<autograd::Adafactor, autograd::AdafactorConfig>);
-  for (const char* name : {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
+  registry.optimizers
+      .add<autograd::SGDConfig>("SGD", "stochastic gradient descent with momentum",
+                                make_optimizer<autograd::SGD, autograd::SGDConfig>)
+      .add<autograd::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient",
+                                 make_optimizer<autograd::Adam, autograd::AdamConfig>)
+      .add<autograd::AdamWConfig>("AdamW", "adaptive moments with decoupled decay",
+                                  make_optimizer<autograd::AdamW, autograd::AdamWConfig>)
+      .add<autograd::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio",
+                                 make_optimizer<autograd::Lamb, autograd::LambConfig>)
+      .add<autograd::AdafactorConfig>("Adafactor", "second moments factored into rows and columns",
+                                      make_optimizer<autograd::Adafactor, autograd::AdafactorConfig>);
+  for (const char* name :
+       {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
     registry.optimizers.refuse(name, "not in this version; AdamW, Adam, SGD, Lamb and Adafactor are fused here");
   }
 }
@@ -62,17 +70,21 @@ void add_optimizers(Registry& registry) {
 void add_schedulers(Registry& registry) {
   for_each_scheduler([&]<class S>(std::type_identity<S>, const std::string& name, auto summary) {
     registry.param_schedulers.template add<typename S::Config>(
-        name, std::string(summary), [](const typename S::Config& config, const SchedulerContext& context) -> std::unique_ptr<ParamScheduler> {
+        name, std::string(summary),
+        [](const typename S::Config& config, const SchedulerContext& context) -> std::unique_ptr<ParamScheduler> {
           return std::make_unique<S>(context, config);
         });
   });
-  for_each_refused_scheduler([&](std::string_view name, std::string_view reason) { registry.param_schedulers.refuse(std::string(name), std::string(reason)); });
+  for_each_refused_scheduler([&](std::string_view name, std::string_view reason) {
+    registry.param_schedulers.refuse(std::string(name), std::string(reason));
+  });
 }
 
 void add_strategies(Registry& registry) {
   registry.strategies.add<ColossalAIStrategy::Config>(
       "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
-      [](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
+      [](const ColossalAIStrategy::Config& config, const Device& device,
+         std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
         return std::make_unique<ColossalAIStrategy>(device, seed, config.auto_scale_lr.value_or(AutoScaleConfig{}));
       });
   for (const char* name : {"SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy"}) {
@@ -91,10 +103,14 @@ void add_strategies(Registry& registry) {
 void add_builtins(Registry& registry) {
   registry.samplers.add<SamplerConfig>("DefaultSampler", "every sample once an epoch", make_sampler);
   registry.samplers.refuse("InfiniteSampler", "DefaultSampler goes on with the next epoch by itself");
-  registry.metrics.add<Accuracy::Config>("Accuracy", "share of targets among the k largest logits, in percent", make<Accuracy, Metric>);
-  registry.metrics.add<BitsPerByte::Config>("BitsPerByte", "mean negative log2-likelihood of a target byte", make<BitsPerByte, Metric>);
-  registry.hooks.add<LoggerHook::Config>("LoggerHook", "lines of progress, scalars and the progress bar", make<LoggerHook, Hook>);
-  registry.hooks.add<CheckpointHook::Config>("CheckpointHook", "saves weights at intervals and at the end", make<CheckpointHook, Hook>);
+  registry.metrics.add<Accuracy::Config>("Accuracy", "share of targets among the k largest logits, in percent",
+                                         make<Accuracy, Metric>);
+  registry.metrics.add<BitsPerByte::Config>("BitsPerByte", "mean negative log2-likelihood of a target byte",
+                                            make<BitsPerByte, Metric>);
+  registry.hooks.add<LoggerHook::Config>("LoggerHook", "lines of progress, scalars and the progress bar",
+                                         make<LoggerHook, Hook>);
+  registry.hooks.add<CheckpointHook::Config>("CheckpointHook", "saves weights at intervals and at the end",
+                                             make<CheckpointHook, Hook>);
   for (const char* name : {"EMAHook", "EarlyStoppingHook", "ProfilerHook", "EmptyCacheHook", "SyncBuffersHook"}) {
     registry.hooks.refuse(name, "not in this version");
   }

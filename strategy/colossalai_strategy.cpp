@@ -29,7 +29,8 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
   model_ = model({DType::f32, device_});
   autograd::initialize(*model_, seed_);
   if (!options.optimizer) {
-    if (!options.param_schedulers.empty()) throw ConfigError("prepare: param_scheduler needs an optim_wrapper", "param_scheduler");
+    if (!options.param_schedulers.empty())
+      throw ConfigError("prepare: param_scheduler needs an optim_wrapper", "param_scheduler");
     return;
   }
   if (options.accumulative_counts > 1 && !options.dispatch.max_iters) {
@@ -41,14 +42,13 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
   for (const auto& [name, parameter] : model_->named_parameters()) {
     if (parameter.requires_grad()) parameters.push_back({parameter, 0});
   }
-  optim_wrapper_ = std::make_unique<OptimWrapper>(options.optimizer(), std::move(parameters), options.accumulative_counts, options.clip,
-                                                  options.dispatch.max_iters);
+  optim_wrapper_ =
+      std::make_unique<OptimWrapper>(options.optimizer(), std::move(parameters), options.accumulative_counts,
+                                     options.clip, options.dispatch.max_iters);
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
   scale_lr(options);
-  const SchedulerContext context{optim_wrapper_->optimizer().groups(),
-                                 options.dispatch.max_epochs,
-                                 options.dispatch.max_iters,
-                                 options.dispatch.epoch_length,
+  const SchedulerContext context{optim_wrapper_->optimizer().groups(), options.dispatch.max_epochs,
+                                 options.dispatch.max_iters, options.dispatch.epoch_length,
                                  [this] { return optim_wrapper_->stepper().step_count(); }};
   for (const SchedulerFactory& make : options.param_schedulers) schedulers_.push_back(make(context));
 }
@@ -61,7 +61,8 @@ void ColossalAIStrategy::scale_lr(const PrepareOptions& options) {
   for (autograd::ParamGroup& group : optim_wrapper_->optimizer().groups()) {
     const auto found = group.values.find("lr");
     if (found == group.values.end()) {
-      throw ConfigError(cat("auto_scale_lr: ", optim_wrapper_->optimizer().type_name(), " finds its own step size and has no lr to scale; disable one of the two"),
+      throw ConfigError(cat("auto_scale_lr: ", optim_wrapper_->optimizer().type_name(),
+                            " finds its own step size and has no lr to scale; disable one of the two"),
                         "auto_scale_lr");
     }
     double& lr = found->second;

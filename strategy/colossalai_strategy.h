@@ -1,5 +1,5 @@
-// ColossalAIStrategy at world size 1 without a plugin: the whole path of a step, nothing sharded yet. What a plugin will change
-// (where states live, how gradients meet) sits behind OptimWrapper and LocalStepper.
+// ColossalAIStrategy at world size 1 without a plugin: the whole path of a step, nothing sharded yet. What a plugin
+// will change (where states live, how gradients meet) sits behind OptimWrapper and LocalStepper.
 #pragma once
 
 #include <memory>
@@ -49,8 +49,9 @@ class ColossalAIStrategy final : public BaseStrategy {
 template <class V>
 void describe(V& v, ColossalAIStrategy::Config& c) {
   v.field("plugin", c.plugin, "how the model is sharded; null: not at all", registered("plugin"), or_name());
-  v.check("plugin", [&] { return !c.plugin.present(); },
-          "is gemini when left out, which is not in this version; write plugin: null to train in one process");
+  v.check(
+      "plugin", [&] { return !c.plugin.present(); },
+      "is gemini when left out, which is not in this version; write plugin: null to train in one process");
   v.field("auto_scale_lr", c.auto_scale_lr, "as the top-level auto_scale_lr, which wins");
   v.refuse("mixed_precision", "not in this version: trains in fp32");
   v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");

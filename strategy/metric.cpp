@@ -13,13 +13,15 @@ namespace {
 template <class Visit>
 void for_each_row(const char* name, const autograd::Batch& batch, const Tensor& predictions, Visit&& visit) {
   if (predictions.ndim() < 2 || predictions.numel() / predictions.shape().back() != batch.targets.numel()) {
-    throw ShapeError(cat(name, ": expected one row of logits for each target, got ", predictions, " for ", batch.targets));
+    throw ShapeError(
+        cat(name, ": expected one row of logits for each target, got ", predictions, " for ", batch.targets));
   }
   const std::int64_t classes = predictions.shape().back();
   const std::vector<float> logits = contiguous(cast(predictions, DType::f32)).to_vector<float>();
   const std::vector<std::int64_t> targets = contiguous(cast(batch.targets, DType::i64)).to_vector<std::int64_t>();
   for (std::size_t row = 0; row < targets.size(); ++row) {
-    if (targets[row] >= classes) throw ShapeError(cat(name, ": target ", targets[row], " is outside the ", classes, " classes"));
+    if (targets[row] >= classes)
+      throw ShapeError(cat(name, ": target ", targets[row], " is outside the ", classes, " classes"));
     if (targets[row] >= 0) visit(logits.data() + row * static_cast<std::size_t>(classes), classes, targets[row]);
   }
 }
@@ -35,7 +37,8 @@ void Accuracy::process(const autograd::Batch& batch, const Tensor& predictions) 
   for_each_row("Accuracy", batch, predictions, [&](const float* logits, std::int64_t classes, std::int64_t target) {
     // Rank of the target; among equal logits the lower class wins, as argmax does.
     std::int64_t rank = 0;
-    for (std::int64_t c = 0; c < classes; ++c) rank += logits[c] > logits[target] || (logits[c] == logits[target] && c < target) ? 1 : 0;
+    for (std::int64_t c = 0; c < classes; ++c)
+      rank += logits[c] > logits[target] || (logits[c] == logits[target] && c < target) ? 1 : 0;
     for (std::size_t i = 0; i < config_.topk.size(); ++i) hits_[i] += rank < config_.topk[i] ? 1 : 0;
     ++count_;
   });

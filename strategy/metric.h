@@ -42,8 +42,12 @@ class Accuracy final : public Metric {
 template <class V>
 void describe(V& v, Accuracy::Config& c) {
   v.field("topk", c.topk, "a hit is a target among the k largest logits; one result for each k");
-  v.check("topk", [&] { return !c.topk.empty() && std::all_of(c.topk.begin(), c.topk.end(), [](std::int64_t k) { return k >= 1; }); },
-          "must hold at least one number, each at least 1");
+  v.check(
+      "topk",
+      [&] {
+        return !c.topk.empty() && std::all_of(c.topk.begin(), c.topk.end(), [](std::int64_t k) { return k >= 1; });
+      },
+      "must hold at least one number, each at least 1");
 }
 
 /// Mean negative log2-likelihood of a target byte: what an arithmetic coder driven by the model would need.

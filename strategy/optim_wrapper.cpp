@@ -7,15 +7,18 @@
 
 namespace castor::strategy {
 
-OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::vector<autograd::LocalStepper::Parameter> parameters,
-                           std::int64_t accumulative_counts, std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps)
+OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer,
+                           std::vector<autograd::LocalStepper::Parameter> parameters, std::int64_t accumulative_counts,
+                           std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps)
     : optimizer_(std::move(optimizer)),
       parameters_(std::move(parameters)),
       stepper_(*optimizer_, parameters_),
       counts_(accumulative_counts),
       clip_(std::move(clip)),
       max_micro_steps_(max_micro_steps) {
-  if (counts_ < 1) throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", counts_), "optim_wrapper.accumulative_counts");
+  if (counts_ < 1)
+    throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", counts_),
+                      "optim_wrapper.accumulative_counts");
 }
 
 std::vector<autograd::Variable> OptimWrapper::variables() const {
@@ -34,7 +37,8 @@ UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
   const auto window = static_cast<double>(position + 1);
   if (window > 1) {
     for (const auto& parameter : parameters_) {
-      if (parameter.variable.grad().defined()) unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / window, 0);
+      if (parameter.variable.grad().defined())
+        unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / window, 0);
     }
   }
   UpdateResult result{true, {}};

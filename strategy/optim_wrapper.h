@@ -1,7 +1,9 @@
-// When an optimizer steps: gradients of `accumulative_counts` micro-steps are summed, then divided once by their number, clipped and
-// applied. The sum comes first and the division once, so that the result does not depend on how a global batch was cut.
+// When an optimizer steps: gradients of `accumulative_counts` micro-steps are summed, then divided once by their
+// number, clipped and applied. The sum comes first and the division once, so that the result does not depend on how a
+// global batch was cut.
 //
-// The remainder rule is mmengine's: the last window of a run may be shorter than the others and is divided by its own length.
+// The remainder rule is mmengine's: the last window of a run may be shorter than the others and is divided by its own
+// length.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +20,7 @@ namespace castor::strategy {
 /// Limits gradients before a step.
 struct ClipConfig {
   std::string type = "norm";
-  std::optional<double> max_norm;    ///< norm: gradients are scaled so that their L2 norm is at most this
+  std::optional<double> max_norm;  ///< norm: gradients are scaled so that their L2 norm is at most this
   double norm_type = 2.0;
   std::optional<double> clip_value;  ///< value: each element is limited to [-clip_value, clip_value]
 };
@@ -29,8 +31,10 @@ void describe(V& v, ClipConfig& c) {
   v.field("max_norm", c.max_norm, "type norm: largest L2 norm of all gradients", more_than(0));
   v.field("norm_type", c.norm_type, "type norm: the norm's order; only 2", at_least(2), at_most(2));
   v.field("clip_value", c.clip_value, "type value: largest magnitude of an element", more_than(0));
-  v.check("max_norm", [&] { return c.type != "norm" || c.max_norm.has_value(); }, "is needed by type norm");
-  v.check("clip_value", [&] { return c.type != "value" || c.clip_value.has_value(); }, "is needed by type value");
+  v.check(
+      "max_norm", [&] { return c.type != "norm" || c.max_norm.has_value(); }, "is needed by type norm");
+  v.check(
+      "clip_value", [&] { return c.type != "value" || c.clip_value.has_value(); }, "is needed by type value");
 }
 
 /// What one update did.
@@ -41,9 +45,11 @@ struct UpdateResult {
 
 class OptimWrapper {
  public:
-  /// max_micro_steps: of the whole run, for the remainder rule; empty when unknown (then the last window never closes early).
-  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::vector<autograd::LocalStepper::Parameter> parameters,
-               std::int64_t accumulative_counts, std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps);
+  /// max_micro_steps: of the whole run, for the remainder rule; empty when unknown (then the last window never closes
+  /// early).
+  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer,
+               std::vector<autograd::LocalStepper::Parameter> parameters, std::int64_t accumulative_counts,
+               std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps);
 
   /// Backward of `loss` (undivided), and the step where a window ends.
   UpdateResult update_params(const autograd::Variable& loss);

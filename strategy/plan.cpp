@@ -29,7 +29,9 @@ class CostRecorder final : public DispatchObserver {
   std::vector<OpTotal> sorted() const {
     std::vector<OpTotal> ops;
     for (const auto& [name, total] : totals_) ops.push_back(total);
-    std::sort(ops.begin(), ops.end(), [](const OpTotal& a, const OpTotal& b) { return a.flops != b.flops ? a.flops > b.flops : a.bytes > b.bytes; });
+    std::sort(ops.begin(), ops.end(), [](const OpTotal& a, const OpTotal& b) {
+      return a.flops != b.flops ? a.flops > b.flops : a.bytes > b.bytes;
+    });
     return ops;
   }
 
@@ -73,7 +75,8 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
     std::vector<std::string> backward_order;
     for (const auto& [name, parameter] : strategy.model().named_parameters()) {
       parameter.add_gradient_hook([&backward_order, name = name](const autograd::Variable&) {
-        if (std::find(backward_order.begin(), backward_order.end(), name) == backward_order.end()) backward_order.push_back(name);
+        if (std::find(backward_order.begin(), backward_order.end(), name) == backward_order.end())
+          backward_order.push_back(name);
       });
     }
     const ObserverScope observe(recorder);
@@ -93,20 +96,23 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
 
 std::string plan_text(const Plan& plan) {
   std::ostringstream out;
-  out << "plan for " << plan.target << ": " << scaled(static_cast<double>(plan.parameters), "parameters") << ", micro-batch " << plan.micro_batch << " x "
-      << plan.micro_steps << " micro-steps; a step computes " << scaled(plan.flops, "FLOP") << " and moves " << scaled(plan.bytes, "B") << '\n'
-      << std::left << std::setw(28) << "op" << std::right << std::setw(8) << "calls" << std::setw(16) << "compute" << std::setw(14) << "traffic" << '\n';
+  out << "plan for " << plan.target << ": " << scaled(static_cast<double>(plan.parameters), "parameters")
+      << ", micro-batch " << plan.micro_batch << " x " << plan.micro_steps << " micro-steps; a step computes "
+      << scaled(plan.flops, "FLOP") << " and moves " << scaled(plan.bytes, "B") << '\n'
+      << std::left << std::setw(28) << "op" << std::right << std::setw(8) << "calls" << std::setw(16) << "compute"
+      << std::setw(14) << "traffic" << '\n';
   for (const OpTotal& op : plan.ops) {
-    out << std::left << std::setw(28) << op.name << std::right << std::setw(8) << op.calls << std::setw(16) << scaled(op.flops, "FLOP") << std::setw(14)
-        << scaled(op.bytes, "B") << '\n';
+    out << std::left << std::setw(28) << op.name << std::right << std::setw(8) << op.calls << std::setw(16)
+        << scaled(op.flops, "FLOP") << std::setw(14) << scaled(op.bytes, "B") << '\n';
   }
-  out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(14) << "at the top" << '\n';
+  out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(14)
+      << "at the top" << '\n';
   for (int i = 0; i < kCategoryCount; ++i) {
-    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12) << bytes_text(plan.memory.peak[i])
-        << std::setw(14) << bytes_text(plan.memory.at_peak[i]) << '\n';
+    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
+        << bytes_text(plan.memory.peak[i]) << std::setw(14) << bytes_text(plan.memory.at_peak[i]) << '\n';
   }
-  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(plan.memory.peak_total) << "  (" << bytes_text(plan.memory.peak_reserved)
-      << " reserved)";
+  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(plan.memory.peak_total)
+      << "  (" << bytes_text(plan.memory.peak_reserved) << " reserved)";
   return out.str();
 }
 
@@ -119,7 +125,8 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
   json["flops"] = plan.flops;
   json["bytes"] = plan.bytes;
   json["ops"] = nlohmann::ordered_json::array();
-  for (const OpTotal& op : plan.ops) json["ops"].push_back({{"name", op.name}, {"calls", op.calls}, {"flops", op.flops}, {"bytes", op.bytes}});
+  for (const OpTotal& op : plan.ops)
+    json["ops"].push_back({{"name", op.name}, {"calls", op.calls}, {"flops", op.flops}, {"bytes", op.bytes}});
   json["parameter_order"] = plan.parameter_order;
   json["backward_order"] = plan.backward_order;
   for (int i = 0; i < kCategoryCount; ++i) {
@@ -150,12 +157,15 @@ MemoryStats memory_since(const MemoryStats& before, const MemoryStats& now) {
 std::string audit_text(const Plan& plan, const MemoryStats& actual) {
   std::ostringstream out;
   out << "plan against actual after step 1 (peaks)\n"
-      << std::left << std::setw(14) << "category" << std::right << std::setw(12) << "planned" << std::setw(12) << "actual" << std::setw(10) << "off" << '\n';
+      << std::left << std::setw(14) << "category" << std::right << std::setw(12) << "planned" << std::setw(12)
+      << "actual" << std::setw(10) << "off" << '\n';
   const auto line = [&](std::string_view name, std::size_t planned, std::size_t seen) {
-    out << std::left << std::setw(14) << name << std::right << std::setw(12) << bytes_text(planned) << std::setw(12) << bytes_text(seen) << std::setw(9)
-        << std::fixed << std::setprecision(1) << difference_percent(planned, seen) << "%\n";
+    out << std::left << std::setw(14) << name << std::right << std::setw(12) << bytes_text(planned) << std::setw(12)
+        << bytes_text(seen) << std::setw(9) << std::fixed << std::setprecision(1) << difference_percent(planned, seen)
+        << "%\n";
   };
-  for (int i = 0; i < kCategoryCount; ++i) line(category_name(static_cast<Category>(i)), plan.memory.peak[i], actual.peak[i]);
+  for (int i = 0; i < kCategoryCount; ++i)
+    line(category_name(static_cast<Category>(i)), plan.memory.peak[i], actual.peak[i]);
   line("total", plan.memory.peak_total, actual.peak_total);
   std::string text = out.str();
   text.pop_back();

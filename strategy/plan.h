@@ -1,6 +1,6 @@
-// The plan: what a training run will use, found by running one global step on a meta device with the real modules, optimizer and
-// allocator, but no bytes and no kernels. It takes milliseconds, is printed before a run allocates anything, and is compared with
-// what the allocator saw once the first step is done.
+// The plan: what a training run will use, found by running one global step on a meta device with the real modules,
+// optimizer and allocator, but no bytes and no kernels. It takes milliseconds, is printed before a run allocates
+// anything, and is compared with what the allocator saw once the first step is done.
 #pragma once
 
 #include <cstdint>
@@ -44,14 +44,15 @@ std::string plan_text(const Plan& plan);
 /// The plan for machines; keys are the fields' names, memory in bytes by category.
 nlohmann::ordered_json plan_json(const Plan& plan);
 
-/// What was allocated on top of `before`: the peaks of `now` less what was in use then. Data sets and other models of the process are
-/// no part of a plan.
+/// What was allocated on top of `before`: the peaks of `now` less what was in use then. Data sets and other models of
+/// the process are no part of a plan.
 ///   now  statistics of the same allocator, its peaks reset when `before` was taken
 MemoryStats memory_since(const MemoryStats& before, const MemoryStats& now);
 
 /// Prediction against what the allocator saw, a line a category, with the difference in percent.
 std::string audit_text(const Plan& plan, const MemoryStats& actual);
-/// The largest difference of a category's peak, as a share of that category's actual peak; categories below 64 KiB in both are left out.
+/// The largest difference of a category's peak, as a share of that category's actual peak; categories below 64 KiB in
+/// both are left out.
 double audit_worst(const Plan& plan, const MemoryStats& actual);
 
 }  // namespace castor::strategy

@@ -1,8 +1,9 @@
-// BaseStrategy: everything of a run that does not depend on how a model is sharded: environment, seed, folders, and the calls a
-// runner makes. ColossalAIStrategy derives from it.
+// BaseStrategy: everything of a run that does not depend on how a model is sharded: environment, seed, folders, and the
+// calls a runner makes. ColossalAIStrategy derives from it.
 //
-// The names and arguments are mmengine's. One order is fixed for every strategy: environment, model, weights, optimizer, scaled learning
-// rate, then schedulers, so that automatic scaling and schedules never meet in the wrong order.
+// The names and arguments are mmengine's. One order is fixed for every strategy: environment, model, weights,
+// optimizer, scaled learning rate, then schedulers, so that automatic scaling and schedules never meet in the wrong
+// order.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ struct RandomnessConfig {
 template <class V>
 void describe(V& v, RandomnessConfig& c) {
   v.field("seed", c.seed, "starts every random number; null draws one and logs it", at_least(0));
-  v.refuse("diff_rank_seed", "not in this version: random numbers are counted by sample and module, so ranks never share them");
+  v.refuse("diff_rank_seed",
+           "not in this version: random numbers are counted by sample and module, so ranks never share them");
   v.retired("deterministic", ConfigNode(true), "results are always deterministic");
 }
 
@@ -42,8 +44,10 @@ struct AutoScaleConfig {
 template <class V>
 void describe(V& v, AutoScaleConfig& c) {
   v.field("enable", c.enable, "multiply the learning rate by real batch size / base_batch_size");
-  v.field("base_batch_size", c.base_batch_size, "samples: the global batch size that optimizer.lr is meant for", at_least(1));
-  v.check("base_batch_size", [&] { return !c.enable || c.base_batch_size.has_value(); }, "is needed when enable is true");
+  v.field("base_batch_size", c.base_batch_size, "samples: the global batch size that optimizer.lr is meant for",
+          at_least(1));
+  v.check(
+      "base_batch_size", [&] { return !c.enable || c.base_batch_size.has_value(); }, "is needed when enable is true");
 }
 
 /// Facts about the run that `prepare` needs: mmengine's dispatch_kwargs.
@@ -82,7 +86,8 @@ class BaseStrategy {
  public:
   virtual ~BaseStrategy() = default;
 
-  /// Builds the model on `device`, fills its weights from `seed`, and everything `options` asks for. A second call changes nothing.
+  /// Builds the model on `device`, fills its weights from `seed`, and everything `options` asks for. A second call
+  /// changes nothing.
   virtual void prepare(const ModelFactory& model, const PrepareOptions& options) = 0;
   /// Forward, backward, and the update where an accumulation window ends.
   virtual StepResult train_step(const autograd::Batch& batch) = 0;

@@ -13,7 +13,9 @@
 namespace castor::autograd {
 namespace {
 
-std::string join(const std::string& prefix, const std::string& name) { return prefix.empty() ? name : prefix + "." + name; }
+std::string join(const std::string& prefix, const std::string& name) {
+  return prefix.empty() ? name : prefix + "." + name;
+}
 
 }  // namespace
 
@@ -22,14 +24,17 @@ Init Init::fan_in_uniform(std::int64_t fan_in) {
   return uniform(-bound, bound);
 }
 
-Variable Module::register_parameter(std::string name, const Shape& shape, const Init& init, const TensorOptions& options) {
+Variable Module::register_parameter(std::string name, const Shape& shape, const Init& init,
+                                    const TensorOptions& options) {
   const CategoryScope category(Category::parameters);
   Variable parameter(Tensor::empty(shape, options.dtype, options.device), true);
   parameters_.push_back({std::move(name), parameter, init});
   return parameter;
 }
 
-void Module::register_parameter(std::string name, Variable parameter) { parameters_.push_back({std::move(name), std::move(parameter), {}}); }
+void Module::register_parameter(std::string name, Variable parameter) {
+  parameters_.push_back({std::move(name), std::move(parameter), {}});
+}
 
 Variable Module::register_buffer(std::string name, const Shape& shape, const Init& init, const TensorOptions& options) {
   const CategoryScope category(Category::buffers);
@@ -98,7 +103,9 @@ void Module::train(bool is_training) {
   for (auto& [name, child] : children_) child->train(is_training);
 }
 
-void Module::add_forward_hook(ForwardHook before, ForwardHook after) { hooks_.emplace_back(std::move(before), std::move(after)); }
+void Module::add_forward_hook(ForwardHook before, ForwardHook after) {
+  hooks_.emplace_back(std::move(before), std::move(after));
+}
 
 ForwardScope::ForwardScope(Module& module) : module_(module), exceptions_(std::uncaught_exceptions()) {
   for (auto& [before, after] : module_.hooks_) {
@@ -141,7 +148,8 @@ void initialize(Module& root, std::uint64_t seed) {
       case Init::Kind::uniform:
         return fill_uniform(x, key, entry.init.a, entry.init.b);
       case Init::Kind::truncated_normal:
-        return fill_truncated_normal(x, key, entry.init.a, entry.init.b, entry.init.a - 2 * entry.init.b, entry.init.a + 2 * entry.init.b);
+        return fill_truncated_normal(x, key, entry.init.a, entry.init.b, entry.init.a - 2 * entry.init.b,
+                                     entry.init.a + 2 * entry.init.b);
     }
   };
   for (auto& [name, module] : root.named_modules()) {

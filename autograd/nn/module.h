@@ -2,8 +2,8 @@
 // arguments, and opens it with a ForwardScope, where strategies hook in.
 //
 // The dotted name ("blocks.3.attn.qkv.weight") is the key everywhere: checkpoints, random numbers, logs and errors.
-// Parameters are allocated by the constructor and filled later, by `initialize`, from a counter: what a weight starts as depends on
-// the seed, its name and the element's position only, so a shard can be filled without the rest.
+// Parameters are allocated by the constructor and filled later, by `initialize`, from a counter: what a weight starts
+// as depends on the seed, its name and the element's position only, so a shard can be filled without the rest.
 #pragma once
 
 #include <functional>

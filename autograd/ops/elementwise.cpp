@@ -23,7 +23,8 @@ Variable unary(UnaryOp op, const Variable& x, double a, double b) {
   const bool by_output = slope_uses_output_only(op);
   Tensor saved = by_output ? y : x.data();
   return record("unary", y, {x}, [=](BackwardContext& context) -> std::vector<Tensor> {
-    return {castor::unary_backward(op, by_output ? Tensor{} : saved, by_output ? saved : Tensor{}, context.gradients[0], a, b)};
+    return {castor::unary_backward(op, by_output ? Tensor{} : saved, by_output ? saved : Tensor{}, context.gradients[0],
+                                   a, b)};
   });
 }
 
@@ -56,13 +57,16 @@ Variable binary(BinaryOp op, const Variable& x, const Variable& y) {
         if (needs_y) dy = scale(castor::div(castor::mul(dz, saved_x), castor::mul(saved_y, saved_y)), -1);
         break;
       case BinaryOp::pow:
-        if (needs_x) dx = castor::mul(dz, castor::mul(saved_y, castor::binary(BinaryOp::pow, saved_x, castor::unary(UnaryOp::affine, saved_y, 1, -1))));
+        if (needs_x)
+          dx = castor::mul(dz, castor::mul(saved_y, castor::binary(BinaryOp::pow, saved_x,
+                                                                   castor::unary(UnaryOp::affine, saved_y, 1, -1))));
         if (needs_y) dy = castor::mul(dz, castor::mul(saved_z, castor::unary(UnaryOp::log, saved_x)));
         break;
       case BinaryOp::maximum:
       case BinaryOp::minimum: {
         // Ties give the whole gradient to x.
-        const Tensor takes_x = castor::compare(op == BinaryOp::maximum ? CompareOp::ge : CompareOp::le, saved_x, saved_y);
+        const Tensor takes_x =
+            castor::compare(op == BinaryOp::maximum ? CompareOp::ge : CompareOp::le, saved_x, saved_y);
         const Tensor zero = full({}, 0, dz.dtype(), dz.device());
         if (needs_x) dx = castor::where(takes_x, dz, zero);
         if (needs_y) dy = castor::where(takes_x, zero, dz);
@@ -75,37 +79,43 @@ Variable binary(BinaryOp op, const Variable& x, const Variable& y) {
 
 Variable where(const Tensor& condition, const Variable& x, const Variable& y) {
   const Shape shape_x = x.shape(), shape_y = y.shape();
-  return record("where", castor::where(condition, x.data(), y.data()), {x, y}, [=](BackwardContext& context) -> std::vector<Tensor> {
-    const Tensor& dz = context.gradients[0];
-    const Tensor zero = full({}, 0, dz.dtype(), dz.device());
-    return {context.needs[0] ? sum_to(castor::where(condition, dz, zero), shape_x) : Tensor{},
-            context.needs[1] ? sum_to(castor::where(condition, zero, dz), shape_y) : Tensor{}};
-  });
+  return record("where", castor::where(condition, x.data(), y.data()), {x, y},
+                [=](BackwardContext& context) -> std::vector<Tensor> {
+                  const Tensor& dz = context.gradients[0];
+                  const Tensor zero = full({}, 0, dz.dtype(), dz.device());
+                  return {context.needs[0] ? sum_to(castor::where(condition, dz, zero), shape_x) : Tensor{},
+                          context.needs[1] ? sum_to(castor::where(condition, zero, dz), shape_y) : Tensor{}};
+                });
 }
 
 Variable cast(const Variable& x, DType dtype) {
   if (x.dtype() == dtype) return x;
   const DType from = x.dtype();
-  return record("cast", castor::cast(x.data(), dtype), {x},
-                [=](BackwardContext& context) -> std::vector<Tensor> { return {castor::cast(context.gradients[0], from)}; });
+  return record("cast", castor::cast(x.data(), dtype), {x}, [=](BackwardContext& context) -> std::vector<Tensor> {
+    return {castor::cast(context.gradients[0], from)};
+  });
 }
 
 Variable reshape(const Variable& x, const Shape& shape) {
   const Shape from = x.shape();
-  return record("reshape", castor::reshape(x.data(), shape), {x},
-                [=](BackwardContext& context) -> std::vector<Tensor> { return {castor::reshape(context.gradients[0], from)}; });
+  return record("reshape", castor::reshape(x.data(), shape), {x}, [=](BackwardContext& context) -> std::vector<Tensor> {
+    return {castor::reshape(context.gradients[0], from)};
+  });
 }
 
 Variable permute(const Variable& x, const Shape& axes) {
   Shape inverse = axes;
   for (int i = 0; i < axes.ndim(); ++i) inverse[x.shape().axis(static_cast<int>(axes[i]), "permute")] = i;
-  return record("permute", x.data().permute(axes), {x},
-                [=](BackwardContext& context) -> std::vector<Tensor> { return {context.gradients[0].permute(inverse)}; });
+  return record("permute", x.data().permute(axes), {x}, [=](BackwardContext& context) -> std::vector<Tensor> {
+    return {context.gradients[0].permute(inverse)};
+  });
 }
 
 Variable transpose(const Variable& x, int axis_a, int axis_b) {
   return record("transpose", x.data().transpose(axis_a, axis_b), {x},
-                [=](BackwardContext& context) -> std::vector<Tensor> { return {context.gradients[0].transpose(axis_a, axis_b)}; });
+                [=](BackwardContext& context) -> std::vector<Tensor> {
+                  return {context.gradients[0].transpose(axis_a, axis_b)};
+                });
 }
 
 }  // namespace castor::autograd

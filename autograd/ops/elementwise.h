@@ -1,5 +1,5 @@
-// Differentiable elementwise ops. Shapes, dtypes and errors are those of core/ops/elementwise.h; gradients of broadcast operands
-// are summed back to the operand's shape.
+// Differentiable elementwise ops. Shapes, dtypes and errors are those of core/ops/elementwise.h; gradients of broadcast
+// operands are summed back to the operand's shape.
 #pragma once
 
 #include "autograd/variable.h"
@@ -38,7 +38,9 @@ inline Variable operator/(const Variable& x, const Variable& y) { return div(x, 
 /// a x + b.
 inline Variable affine(const Variable& x, double a, double b) { return unary(UnaryOp::affine, x, a, b); }
 inline Variable relu(const Variable& x) { return unary(UnaryOp::relu, x); }
-inline Variable gelu(const Variable& x, bool is_tanh = false) { return unary(is_tanh ? UnaryOp::gelu_tanh : UnaryOp::gelu_erf, x); }
+inline Variable gelu(const Variable& x, bool is_tanh = false) {
+  return unary(is_tanh ? UnaryOp::gelu_tanh : UnaryOp::gelu_erf, x);
+}
 inline Variable silu(const Variable& x) { return unary(UnaryOp::silu, x); }
 inline Variable sigmoid(const Variable& x) { return unary(UnaryOp::sigmoid, x); }
 inline Variable tanh(const Variable& x) { return unary(UnaryOp::tanh, x); }

@@ -47,9 +47,11 @@ CASTOR_HOST_DEVICE To bit_cast(From from) {
 }
 
 // Rounds an f32 to a small format with `kMantissa` stored bits and exponent bias `kBias`; returns its bits without the
-// sign. Values at or above `limit_bits` (the first magnitude, as f32 bits, that does not round to a finite one) give `overflow`.
+// sign. Values at or above `limit_bits` (the first magnitude, as f32 bits, that does not round to a finite one) give
+// `overflow`.
 template <int kMantissa, int kBias>
-CASTOR_HOST_DEVICE std::uint32_t round_small_float(std::uint32_t magnitude, std::uint32_t limit_bits, std::uint32_t overflow) {
+CASTOR_HOST_DEVICE std::uint32_t round_small_float(std::uint32_t magnitude, std::uint32_t limit_bits,
+                                                   std::uint32_t overflow) {
   constexpr int kShift = 23 - kMantissa;
   const std::uint32_t smallest_normal = static_cast<std::uint32_t>(127 - kBias + 1) << 23;
   // Normal: add half an ulp minus one plus the kept bit, then shift and re-bias.
@@ -64,7 +66,9 @@ CASTOR_HOST_DEVICE std::uint32_t round_small_float(std::uint32_t magnitude, std:
 }
 }  // namespace detail
 
-CASTOR_HOST_DEVICE float to_float(BFloat16 x) { return detail::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+CASTOR_HOST_DEVICE float to_float(BFloat16 x) {
+  return detail::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
 
 CASTOR_HOST_DEVICE float to_float(Half x) {
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
@@ -98,7 +102,8 @@ CASTOR_HOST_DEVICE BFloat16 to_bfloat16(float value) {
 CASTOR_HOST_DEVICE Half to_half(float value) {
   const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
-  const std::uint32_t finite = detail::round_small_float<10, 15>(magnitude, 0x477FF000u, 0x7C00u);  // 65520 and above: infinity
+  const std::uint32_t finite =
+      detail::round_small_float<10, 15>(magnitude, 0x477FF000u, 0x7C00u);  // 65520 and above: infinity
   const std::uint32_t small = magnitude > 0x7F800000u ? 0x7E00u : finite;
   return {static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | small)};
 }
@@ -106,7 +111,8 @@ CASTOR_HOST_DEVICE Half to_half(float value) {
 CASTOR_HOST_DEVICE Float8E5M2 to_float8_e5m2(float value) {
   const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
-  const std::uint32_t finite = detail::round_small_float<2, 15>(magnitude, 0x47700000u, 0x7Cu);  // 61440 and above: infinity
+  const std::uint32_t finite =
+      detail::round_small_float<2, 15>(magnitude, 0x47700000u, 0x7Cu);  // 61440 and above: infinity
   const std::uint32_t small = magnitude > 0x7F800000u ? 0x7Eu : finite;
   return {static_cast<std::uint8_t>(((bits >> 24) & 0x80u) | small)};
 }
@@ -114,7 +120,8 @@ CASTOR_HOST_DEVICE Float8E5M2 to_float8_e5m2(float value) {
 CASTOR_HOST_DEVICE Float8E4M3 to_float8_e4m3(float value) {
   const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
-  const std::uint32_t finite = detail::round_small_float<3, 7>(magnitude, 0x43E80000u, 0x7Eu);  // 464 and above: saturate at 448
+  const std::uint32_t finite =
+      detail::round_small_float<3, 7>(magnitude, 0x43E80000u, 0x7Eu);  // 464 and above: saturate at 448
   const std::uint32_t small = magnitude > 0x7F800000u ? 0x7Fu : finite;
   return {static_cast<std::uint8_t>(((bits >> 24) & 0x80u) | small)};
 }
@@ -218,7 +225,8 @@ struct TypeTag {
   using type = T;
 };
 
-/// Calls f(TypeTag<T>{}) for dtype in {f32, f16, bf16}: what training kernels take. Throws DTypeError naming `op` otherwise.
+/// Calls f(TypeTag<T>{}) for dtype in {f32, f16, bf16}: what training kernels take. Throws DTypeError naming `op`
+/// otherwise.
 template <class F>
 decltype(auto) visit_training_float(DType dtype, const char* op, F&& f) {
   switch (dtype) {

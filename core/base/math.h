@@ -1,8 +1,8 @@
-// Elementary functions in f32 that give the same bits in scalar code, AVX2, AVX-512 and CUDA: branch-free, explicit fma,
-// no table, so compilers vectorise loops over them. f64 goes to the C library.
+// Elementary functions in f32 that give the same bits in scalar code, AVX2, AVX-512 and CUDA: branch-free, explicit
+// fma, no table, so compilers vectorise loops over them. f64 goes to the C library.
 //
-// Delicate: do not reassociate; each expression is part of the numerics key. Errors are at most 3 units in the last place over
-// the stated ranges (tests/unit/math_test.cpp measures them).
+// Delicate: do not reassociate; each expression is part of the numerics key. Errors are at most 3 units in the last
+// place over the stated ranges (tests/unit/math_test.cpp measures them).
 #pragma once
 
 #include <cmath>

@@ -1,9 +1,9 @@
 // The OpenMP side of parallel.h. Ranges are cut evenly by thread index, so which thread runs which range is fixed.
 #include "core/base/parallel.h"
 
-#include <omp.h>
-
 #include <exception>
+
+#include <omp.h>
 
 namespace castor {
 
@@ -14,13 +14,14 @@ void set_num_threads(int count) { omp_set_num_threads(std::max(1, count)); }
 namespace detail {
 
 void parallel_ranges(std::int64_t count, std::int64_t grain, void* context, RangeBody body) {
-  const std::int64_t wanted = std::min<std::int64_t>(num_threads(), (count + grain - 1) / std::max<std::int64_t>(grain, 1));
+  const std::int64_t wanted =
+      std::min<std::int64_t>(num_threads(), (count + grain - 1) / std::max<std::int64_t>(grain, 1));
   if (wanted <= 1 || omp_in_parallel()) {
     body(context, 0, count);
     return;
   }
   std::exception_ptr failure;
-#pragma omp parallel num_threads(static_cast<int>(wanted))
+#pragma omp parallel num_threads(static_cast <int>(wanted))
   {
     const std::int64_t parts = omp_get_num_threads();
     const std::int64_t part = omp_get_thread_num();

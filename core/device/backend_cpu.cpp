@@ -2,11 +2,11 @@
 // when kernels stream through hundreds of megabytes.
 #include "core/device/backend_cpu.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdlib>
 #include <cstring>
+
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace castor {
 

@@ -1,4 +1,5 @@
-// The CPU's implementation of Backend. Kept in a header of its own so that tests can derive a fake second device from it.
+// The CPU's implementation of Backend. Kept in a header of its own so that tests can derive a fake second device from
+// it.
 #pragma once
 
 #include "core/device/backend.h"

@@ -1,5 +1,5 @@
-// Best fit over two pools of segments: small blocks (up to 1 MiB) share 2 MiB segments, larger ones share 32 MiB segments
-// or have one of their own. Free neighbours coalesce, so a segment that holds no block is one free block.
+// Best fit over two pools of segments: small blocks (up to 1 MiB) share 2 MiB segments, larger ones share 32 MiB
+// segments or have one of their own. Free neighbours coalesce, so a segment that holds no block is one free block.
 #include "core/device/caching_allocator.h"
 
 #include <iomanip>
@@ -140,10 +140,11 @@ CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t by
   if (data == nullptr) {
     const std::size_t total = limit_ != 0 ? limit_ : backend_.total_bytes();
     const std::size_t left = total > stats_.reserved ? total - stats_.reserved : 0;
-    throw OutOfMemory(cat("allocate on ", device_, ": ", bytes_text(bytes), " for ", category_name(current_category), " does not fit: ",
-                          bytes_text(left), " free of ", limit_ != 0 ? "the limit of " : "", bytes_text(total), "\n", memory_table(stats_),
-                          "Use a smaller micro-batch, recompute activations, or a larger limit."),
-                      bytes, left, total);
+    throw OutOfMemory(
+        cat("allocate on ", device_, ": ", bytes_text(bytes), " for ", category_name(current_category),
+            " does not fit: ", bytes_text(left), " free of ", limit_ != 0 ? "the limit of " : "", bytes_text(total),
+            "\n", memory_table(stats_), "Use a smaller micro-batch, recompute activations, or a larger limit."),
+        bytes, left, total);
   }
   auto segment = std::make_unique<Segment>();
   segment->serial = next_segment_++;
@@ -246,15 +247,17 @@ std::string bytes_text(std::size_t bytes) {
 
 std::string memory_table(const MemoryStats& stats) {
   std::ostringstream out;
-  out << std::left << std::setw(14) << "category" << std::right << std::setw(12) << "now" << std::setw(12) << "peak" << std::setw(12) << "at peak" << '\n';
+  out << std::left << std::setw(14) << "category" << std::right << std::setw(12) << "now" << std::setw(12) << "peak"
+      << std::setw(12) << "at peak" << '\n';
   for (int i = 0; i < kCategoryCount; ++i) {
-    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12) << bytes_text(stats.current[i])
-        << std::setw(12) << bytes_text(stats.peak[i]) << std::setw(12) << bytes_text(stats.at_peak[i]) << '\n';
+    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
+        << bytes_text(stats.current[i]) << std::setw(12) << bytes_text(stats.peak[i]) << std::setw(12)
+        << bytes_text(stats.at_peak[i]) << '\n';
   }
-  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(stats.current_total) << std::setw(12)
-      << bytes_text(stats.peak_total) << std::setw(12) << bytes_text(stats.peak_total) << '\n'
-      << std::left << std::setw(14) << "reserved" << std::right << std::setw(12) << bytes_text(stats.reserved) << std::setw(12)
-      << bytes_text(stats.peak_reserved) << '\n';
+  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(stats.current_total)
+      << std::setw(12) << bytes_text(stats.peak_total) << std::setw(12) << bytes_text(stats.peak_total) << '\n'
+      << std::left << std::setw(14) << "reserved" << std::right << std::setw(12) << bytes_text(stats.reserved)
+      << std::setw(12) << bytes_text(stats.peak_reserved) << '\n';
   return out.str();
 }
 

@@ -3,8 +3,8 @@
 // category, and refuses to grow beyond a hard limit. The planner runs the same class over a backend without bytes: that
 // is why its prediction and the real run agree.
 //
-// Delicate: best fit with splitting and coalescing must be a pure function of the sequence of calls (no addresses in the
-// ordering), or plan and run would differ.
+// Delicate: best fit with splitting and coalescing must be a pure function of the sequence of calls (no addresses in
+// the ordering), or plan and run would differ.
 #pragma once
 
 #include <array>
@@ -49,7 +49,7 @@ struct MemoryStats {
   std::array<std::size_t, kCategoryCount> at_peak{};  ///< each category at the moment of peak_total
   std::size_t current_total = 0;
   std::size_t peak_total = 0;
-  std::size_t reserved = 0;       ///< taken from the backend now
+  std::size_t reserved = 0;  ///< taken from the backend now
   std::size_t peak_reserved = 0;
   std::uint64_t allocations = 0;         ///< blocks handed out so far
   std::uint64_t system_allocations = 0;  ///< segments taken from the backend so far

@@ -5,7 +5,9 @@ namespace castor {
 
 thread_local ObserverScope* innermost_observer = nullptr;
 
-ObserverScope::ObserverScope(DispatchObserver& observer) : observer_(observer), outer_(innermost_observer) { innermost_observer = this; }
+ObserverScope::ObserverScope(DispatchObserver& observer) : observer_(observer), outer_(innermost_observer) {
+  innermost_observer = this;
+}
 
 ObserverScope::~ObserverScope() { innermost_observer = outer_; }
 

@@ -1,6 +1,6 @@
-// The one choke point between an op's contract and its kernels. Picks the kernel by overload, so a missing one is a link
-// error; on meta it only notes the cost. Observers (tracer, FLOP counter, planner) see every call; without one the price
-// is a thread-local load.
+// The one choke point between an op's contract and its kernels. Picks the kernel by overload, so a missing one is a
+// link error; on meta it only notes the cost. Observers (tracer, FLOP counter, planner) see every call; without one the
+// price is a thread-local load.
 #pragma once
 
 #include <cstddef>

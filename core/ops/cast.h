@@ -24,7 +24,8 @@ Tensor contiguous(const Tensor& x);
 /// A row-major copy of x.
 Tensor clone(const Tensor& x);
 
-/// Copies x's values over y's, converting dtypes. Throws ShapeError unless the shapes are equal, DeviceError unless on one device.
+/// Copies x's values over y's, converting dtypes. Throws ShapeError unless the shapes are equal, DeviceError unless on
+/// one device.
 void copy_into(const Tensor& x, const Tensor& y);
 
 /// x on `device`, row-major; x itself when it is there. Copies through host memory between devices.

@@ -14,11 +14,13 @@ Cost streamed(std::initializer_list<const View*> views, double flops_each) {
 }
 
 void check_float(const char* op, const Tensor& x) {
-  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1) throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
+  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1)
+    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
 }
 
 void check_same_dtype(const char* op, const Tensor& x, const Tensor& y) {
-  if (x.dtype() != y.dtype()) throw DTypeError(cat(op, ": expected operands of one dtype, got ", x, " and ", y, "; cast one of them"));
+  if (x.dtype() != y.dtype())
+    throw DTypeError(cat(op, ": expected operands of one dtype, got ", x, " and ", y, "; cast one of them"));
 }
 
 }  // namespace
@@ -61,11 +63,13 @@ Tensor unary_backward(UnaryOp op, const Tensor& x, const Tensor& y, const Tensor
   if (!saved.defined()) throw InternalError("unary_backward: the tensor the slope needs is undefined");
   check_float("unary_backward", saved);
   check_same_dtype("unary_backward", saved, dy);
-  if (!(saved.shape() == dy.shape())) throw ShapeError(cat("unary_backward: shapes differ: saved ", saved, ", gradient ", dy));
+  if (!(saved.shape() == dy.shape()))
+    throw ShapeError(cat("unary_backward: shapes differ: saved ", saved, ", gradient ", dy));
   const Device device = common_device("unary_backward", {&saved, &dy});
   Tensor dx = empty_like_strided(saved);
   const bool by_output = slope_uses_output_only(op);
-  dispatch(device, UnaryBackwardArgs{by_output ? View{} : x.view(), by_output ? y.view() : View{}, dy.view(), dx.view(), op, a, b});
+  dispatch(device, UnaryBackwardArgs{by_output ? View{} : x.view(), by_output ? y.view() : View{}, dy.view(), dx.view(),
+                                     op, a, b});
   return dx;
 }
 

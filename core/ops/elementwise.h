@@ -1,5 +1,5 @@
-// Elementwise ops: one input, two inputs with broadcasting, comparison, selection. The maths is in pointwise.h; this is what
-// a caller and a kernel author both need. Floats of 16 bits are computed in f32 and rounded once.
+// Elementwise ops: one input, two inputs with broadcasting, comparison, selection. The maths is in pointwise.h; this is
+// what a caller and a kernel author both need. Floats of 16 bits are computed in f32 and rounded once.
 #pragma once
 
 #include "core/device/dispatch.h"
@@ -19,7 +19,8 @@ Cost cost(const UnaryArgs& args);
 void run(const Cpu& cpu, const UnaryArgs& args);
 void run(const Cuda& cuda, const UnaryArgs& args);
 
-/// dx = dy * op'(x, y). `x` is absent for ops whose slope uses the output only; `y` is absent for the others. dx may be dy.
+/// dx = dy * op'(x, y). `x` is absent for ops whose slope uses the output only; `y` is absent for the others. dx may be
+/// dy.
 struct UnaryBackwardArgs {
   static constexpr const char* kName = "unary_backward";
   View x, y, dy, dx;
@@ -30,7 +31,8 @@ Cost cost(const UnaryBackwardArgs& args);
 void run(const Cpu& cpu, const UnaryBackwardArgs& args);
 void run(const Cuda& cuda, const UnaryBackwardArgs& args);
 
-/// z = op(x, y); equal shapes after expansion, one dtype: f32|bf16|f16|f64, and i64|i32 except div and pow. z may be x or y.
+/// z = op(x, y); equal shapes after expansion, one dtype: f32|bf16|f16|f64, and i64|i32 except div and pow. z may be x
+/// or y.
 struct BinaryArgs {
   static constexpr const char* kName = "binary";
   View x, y, z;
@@ -88,7 +90,8 @@ inline Tensor div(const Tensor& x, const Tensor& y) { return binary(BinaryOp::di
 /// factor * x.
 inline Tensor scale(const Tensor& x, double factor) { return unary(UnaryOp::affine, x, factor, 0); }
 
-/// New uninitialised tensor of `like`'s shape and dtype whose axes lie in memory in the same order as `like`'s (channels-last stays so).
+/// New uninitialised tensor of `like`'s shape and dtype whose axes lie in memory in the same order as `like`'s
+/// (channels-last stays so).
 Tensor empty_like_strided(const Tensor& like);
 
 }  // namespace castor

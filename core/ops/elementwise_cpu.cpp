@@ -1,5 +1,5 @@
-// Elementwise kernels on the CPU: memory-bound, so one plain loop for each (op, dtype) that the compiler vectorises; unit
-// strides get a loop of their own, and a second operand broadcast along the run (stride 0) another.
+// Elementwise kernels on the CPU: memory-bound, so one plain loop for each (op, dtype) that the compiler vectorises;
+// unit strides get a loop of their own, and a second operand broadcast along the run (stride 0) another.
 #include "core/ops/elementwise.h"
 #include "core/ops/strided_loop.h"
 
@@ -49,7 +49,8 @@ void run(const Cpu&, const UnaryArgs& args) {
     const auto a = static_cast<Computed<T>>(args.a), b = static_cast<Computed<T>>(args.b);
     visit_unary(args.op, [&](auto op) {
       loop.for_each_run([&](const std::int64_t* at, const std::int64_t* step, std::int64_t n) {
-        map_run(args.x.as<T>() + at[0], step[0], args.y.as<T>() + at[1], step[1], n, [=](auto x) { return op.value(x, a, b); });
+        map_run(args.x.as<T>() + at[0], step[0], args.y.as<T>() + at[1], step[1], n,
+                [=](auto x) { return op.value(x, a, b); });
       });
     });
   });
@@ -88,7 +89,8 @@ void run(const Cpu&, const BinaryArgs& args) {
   }
   visit_binary(args.op, [&](auto op) {
     if constexpr (std::is_same_v<decltype(op), pointwise::Div> || std::is_same_v<decltype(op), pointwise::Pow>) {
-      throw DTypeError(cat("binary: division and power of integers are not defined, got ", args.x.dtype, "; cast to a float dtype"));
+      throw DTypeError(
+          cat("binary: division and power of integers are not defined, got ", args.x.dtype, "; cast to a float dtype"));
     } else {
       args.x.dtype == DType::i64 ? compute(TypeTag<std::int64_t>{}, op) : compute(TypeTag<std::int32_t>{}, op);
     }

@@ -10,10 +10,23 @@ namespace castor {
 
 /// Unary ops. In brackets, the meaning of the scalar parameters a and b.
 enum class UnaryOp : std::uint8_t {
-  affine,      ///< a x + b
-  clamp,       ///< x limited to [a, b]
-  pow,         ///< x^a
-  abs, exp, log, sqrt, rsqrt, reciprocal, square, erf, tanh, sigmoid, relu, gelu_erf, gelu_tanh, silu
+  affine,  ///< a x + b
+  clamp,   ///< x limited to [a, b]
+  pow,     ///< x^a
+  abs,
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  reciprocal,
+  square,
+  erf,
+  tanh,
+  sigmoid,
+  relu,
+  gelu_erf,
+  gelu_tanh,
+  silu
 };
 
 /// Binary ops on operands of one dtype.
@@ -94,23 +107,40 @@ struct Ge { template <class T> CASTOR_HOST_DEVICE static bool value(T x, T y) { 
 template <class F>
 decltype(auto) visit_unary(UnaryOp op, F&& f) {
   switch (op) {
-    case UnaryOp::affine: return f(pointwise::Affine{});
-    case UnaryOp::clamp: return f(pointwise::Clamp{});
-    case UnaryOp::pow: return f(pointwise::PowScalar{});
-    case UnaryOp::abs: return f(pointwise::Abs{});
-    case UnaryOp::exp: return f(pointwise::Exp{});
-    case UnaryOp::log: return f(pointwise::Log{});
-    case UnaryOp::sqrt: return f(pointwise::Sqrt{});
-    case UnaryOp::rsqrt: return f(pointwise::Rsqrt{});
-    case UnaryOp::reciprocal: return f(pointwise::Reciprocal{});
-    case UnaryOp::square: return f(pointwise::Square{});
-    case UnaryOp::erf: return f(pointwise::Erf{});
-    case UnaryOp::tanh: return f(pointwise::Tanh{});
-    case UnaryOp::sigmoid: return f(pointwise::Sigmoid{});
-    case UnaryOp::relu: return f(pointwise::Relu{});
-    case UnaryOp::gelu_erf: return f(pointwise::GeluErf{});
-    case UnaryOp::gelu_tanh: return f(pointwise::GeluTanh{});
-    case UnaryOp::silu: return f(pointwise::Silu{});
+    case UnaryOp::affine:
+      return f(pointwise::Affine{});
+    case UnaryOp::clamp:
+      return f(pointwise::Clamp{});
+    case UnaryOp::pow:
+      return f(pointwise::PowScalar{});
+    case UnaryOp::abs:
+      return f(pointwise::Abs{});
+    case UnaryOp::exp:
+      return f(pointwise::Exp{});
+    case UnaryOp::log:
+      return f(pointwise::Log{});
+    case UnaryOp::sqrt:
+      return f(pointwise::Sqrt{});
+    case UnaryOp::rsqrt:
+      return f(pointwise::Rsqrt{});
+    case UnaryOp::reciprocal:
+      return f(pointwise::Reciprocal{});
+    case UnaryOp::square:
+      return f(pointwise::Square{});
+    case UnaryOp::erf:
+      return f(pointwise::Erf{});
+    case UnaryOp::tanh:
+      return f(pointwise::Tanh{});
+    case UnaryOp::sigmoid:
+      return f(pointwise::Sigmoid{});
+    case UnaryOp::relu:
+      return f(pointwise::Relu{});
+    case UnaryOp::gelu_erf:
+      return f(pointwise::GeluErf{});
+    case UnaryOp::gelu_tanh:
+      return f(pointwise::GeluTanh{});
+    case UnaryOp::silu:
+      return f(pointwise::Silu{});
   }
   throw InternalError("visit_unary: an op outside the enumeration");
 }
@@ -119,13 +149,20 @@ decltype(auto) visit_unary(UnaryOp op, F&& f) {
 template <class F>
 decltype(auto) visit_binary(BinaryOp op, F&& f) {
   switch (op) {
-    case BinaryOp::add: return f(pointwise::Add{});
-    case BinaryOp::sub: return f(pointwise::Sub{});
-    case BinaryOp::mul: return f(pointwise::Mul{});
-    case BinaryOp::div: return f(pointwise::Div{});
-    case BinaryOp::pow: return f(pointwise::Pow{});
-    case BinaryOp::maximum: return f(pointwise::Maximum{});
-    case BinaryOp::minimum: return f(pointwise::Minimum{});
+    case BinaryOp::add:
+      return f(pointwise::Add{});
+    case BinaryOp::sub:
+      return f(pointwise::Sub{});
+    case BinaryOp::mul:
+      return f(pointwise::Mul{});
+    case BinaryOp::div:
+      return f(pointwise::Div{});
+    case BinaryOp::pow:
+      return f(pointwise::Pow{});
+    case BinaryOp::maximum:
+      return f(pointwise::Maximum{});
+    case BinaryOp::minimum:
+      return f(pointwise::Minimum{});
   }
   throw InternalError("visit_binary: an op outside the enumeration");
 }
@@ -134,20 +171,26 @@ decltype(auto) visit_binary(BinaryOp op, F&& f) {
 template <class F>
 decltype(auto) visit_compare(CompareOp op, F&& f) {
   switch (op) {
-    case CompareOp::eq: return f(pointwise::Eq{});
-    case CompareOp::ne: return f(pointwise::Ne{});
-    case CompareOp::lt: return f(pointwise::Lt{});
-    case CompareOp::le: return f(pointwise::Le{});
-    case CompareOp::gt: return f(pointwise::Gt{});
-    case CompareOp::ge: return f(pointwise::Ge{});
+    case CompareOp::eq:
+      return f(pointwise::Eq{});
+    case CompareOp::ne:
+      return f(pointwise::Ne{});
+    case CompareOp::lt:
+      return f(pointwise::Lt{});
+    case CompareOp::le:
+      return f(pointwise::Le{});
+    case CompareOp::gt:
+      return f(pointwise::Gt{});
+    case CompareOp::ge:
+      return f(pointwise::Ge{});
   }
   throw InternalError("visit_compare: an op outside the enumeration");
 }
 
 /// True where the derivative needs only the result (so the input need not be saved for backward).
 constexpr bool slope_uses_output_only(UnaryOp op) {
-  return op == UnaryOp::exp || op == UnaryOp::sqrt || op == UnaryOp::rsqrt || op == UnaryOp::reciprocal || op == UnaryOp::tanh ||
-         op == UnaryOp::sigmoid;
+  return op == UnaryOp::exp || op == UnaryOp::sqrt || op == UnaryOp::rsqrt || op == UnaryOp::reciprocal ||
+         op == UnaryOp::tanh || op == UnaryOp::sigmoid;
 }
 
 }  // namespace castor

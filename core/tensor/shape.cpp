@@ -14,7 +14,8 @@ Shape::Shape(std::span<const std::int64_t> values) {
 }
 
 void Shape::push_back(std::int64_t value) {
-  if (count_ == kMaxDims) throw ShapeError(cat("shape: at most ", kMaxDims, " dimensions, got more: ", *this, " and ", value));
+  if (count_ == kMaxDims)
+    throw ShapeError(cat("shape: at most ", kMaxDims, " dimensions, got more: ", *this, " and ", value));
   values_[static_cast<std::size_t>(count_++)] = value;
 }
 
@@ -31,7 +32,8 @@ void Shape::erase(int axis) {
 std::int64_t Shape::numel() const {
   std::int64_t product = 1;
   for (const std::int64_t value : *this) {
-    if (__builtin_mul_overflow(product, value, &product)) throw ShapeError(cat("shape: the number of elements of ", *this, " overflows"));
+    if (__builtin_mul_overflow(product, value, &product))
+      throw ShapeError(cat("shape: the number of elements of ", *this, " overflows"));
   }
   return product;
 }

@@ -31,7 +31,8 @@ class Storage {
 
   /// The address, at launch. Throws DeviceError with the history when the storage has no bytes.
   void* data() const {
-    if (data_ == nullptr) [[unlikely]] throw_no_data();
+    if (data_ == nullptr) [[unlikely]]
+      throw_no_data();
     return data_;
   }
 

@@ -3,7 +3,8 @@
 
 namespace castor {
 
-Tensor::Tensor(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides, std::int64_t offset, DType dtype)
+Tensor::Tensor(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides, std::int64_t offset,
+               DType dtype)
     : storage_(std::move(storage)), shape_(shape), strides_(strides), offset_(offset), dtype_(dtype) {}
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
@@ -65,7 +66,8 @@ Tensor Tensor::reshape(const Shape& wanted) const {
     }
   }
   if (unknown >= 0 && known != 0) target[unknown] = numel() / known;
-  if (target.numel() != numel()) throw ShapeError(cat("reshape: ", describe(), " has ", numel(), " elements, shape ", wanted, " does not"));
+  if (target.numel() != numel())
+    throw ShapeError(cat("reshape: ", describe(), " has ", numel(), " elements, shape ", wanted, " does not"));
   if (is_contiguous() || numel() == 0) return {storage_, target, target.contiguous_strides(), offset_, dtype_};
   // Walk both shapes from the end, matching runs of source axes that are dense among themselves.
   Shape strides = target;
@@ -91,7 +93,9 @@ Tensor Tensor::reshape(const Shape& wanted) const {
       run /= target[axis];
       --axis;
     }
-    if (run != 1) throw ShapeError(cat("reshape: ", describe(), " with strides ", strides_, " cannot be viewed as ", wanted, "; make it contiguous first"));
+    if (run != 1)
+      throw ShapeError(cat("reshape: ", describe(), " with strides ", strides_, " cannot be viewed as ", wanted,
+                           "; make it contiguous first"));
     source = first - 1;
     while (axis >= 0 && target[axis] == 1) strides[axis--] = step;
   }
@@ -170,11 +174,13 @@ Tensor Tensor::expand(const Shape& shape) const {
 }
 
 Tensor Tensor::as_strided(const Shape& shape, const Shape& strides, std::int64_t offset) const {
-  if (shape.ndim() != strides.ndim()) throw ShapeError(cat("as_strided: shape ", shape, " and strides ", strides, " differ in length"));
+  if (shape.ndim() != strides.ndim())
+    throw ShapeError(cat("as_strided: shape ", shape, " and strides ", strides, " differ in length"));
   std::int64_t last = offset_ + offset;
   for (int i = 0; i < shape.ndim(); ++i) last += strides[i] * std::max<std::int64_t>(shape[i] - 1, 0);
   if (shape.numel() > 0 && (static_cast<std::size_t>(last) + 1) * dtype_size(dtype_) > storage_->bytes()) {
-    throw ShapeError(cat("as_strided: shape ", shape, " with strides ", strides, " reaches beyond the storage of ", storage_->bytes(), " bytes"));
+    throw ShapeError(cat("as_strided: shape ", shape, " with strides ", strides, " reaches beyond the storage of ",
+                         storage_->bytes(), " bytes"));
   }
   return {storage_, shape, strides, offset_ + offset, dtype_};
 }
@@ -184,20 +190,26 @@ void Tensor::check_dtype(DType wanted) const {
 }
 
 void Tensor::check_host_access(DType wanted) const {
-  if (!device().is_cpu()) throw DeviceError(cat("tensor access: ", describe(), " is on ", device(), "; its values can be addressed only on cpu"));
+  if (!device().is_cpu())
+    throw DeviceError(
+        cat("tensor access: ", describe(), " is on ", device(), "; its values can be addressed only on cpu"));
   check_dtype(wanted);
 }
 
 void Tensor::copy_from_host(const void* from, std::size_t bytes) const {
   const std::size_t own = static_cast<std::size_t>(numel()) * dtype_size(dtype_);
-  if (bytes != own || !is_contiguous()) throw ShapeError(cat("copy from host: ", describe(), " takes ", own, " contiguous bytes, got ", bytes));
+  if (bytes != own || !is_contiguous())
+    throw ShapeError(cat("copy from host: ", describe(), " takes ", own, " contiguous bytes, got ", bytes));
   if (own != 0) backend(device()).copy_from_host(view().data, from, own);
 }
 
 void Tensor::copy_to_host(void* to, std::size_t bytes) const {
   const std::size_t own = static_cast<std::size_t>(numel()) * dtype_size(dtype_);
-  if (device().is_meta()) throw DeviceError(cat("read: ", describe(), " is on a meta device and has no values; run on cpu or cuda to read them"));
-  if (bytes != own || !is_contiguous()) throw ShapeError(cat("copy to host: ", describe(), " gives ", own, " contiguous bytes, asked for ", bytes));
+  if (device().is_meta())
+    throw DeviceError(
+        cat("read: ", describe(), " is on a meta device and has no values; run on cpu or cuda to read them"));
+  if (bytes != own || !is_contiguous())
+    throw ShapeError(cat("copy to host: ", describe(), " gives ", own, " contiguous bytes, asked for ", bytes));
   if (own != 0) backend(device()).copy_to_host(to, view().data, own);
 }
 
@@ -211,7 +223,8 @@ double Tensor::item() const {
 }
 
 void Tensor::fill_zero() const {
-  if (!is_contiguous()) throw ShapeError(cat("fill_zero: expected a contiguous tensor, got ", describe(), " with strides ", strides_));
+  if (!is_contiguous())
+    throw ShapeError(cat("fill_zero: expected a contiguous tensor, got ", describe(), " with strides ", strides_));
   const std::size_t bytes = static_cast<std::size_t>(numel()) * dtype_size(dtype_);
   if (bytes != 0) backend(device()).fill_zero(view().data, bytes);
 }
@@ -222,7 +235,8 @@ Device common_device(const char* op, std::initializer_list<const Tensor*> tensor
     if (!tensor->defined()) continue;
     if (first == nullptr) first = tensor;
     if (!(tensor->device() == first->device())) {
-      throw DeviceError(cat(op, ": operands on different devices: ", *first, " on ", first->device(), ", ", *tensor, " on ", tensor->device()));
+      throw DeviceError(cat(op, ": operands on different devices: ", *first, " on ", first->device(), ", ", *tensor,
+                            " on ", tensor->device()));
     }
   }
   if (first == nullptr) throw InternalError(cat(op, ": no operand"));

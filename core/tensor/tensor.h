@@ -15,8 +15,8 @@
 
 namespace castor {
 
-/// A tensor as a kernel sees it: trivially copyable, raw address taken at launch. A null `data` with sizes means that an
-/// optional operand is absent (`defined()` is false).
+/// A tensor as a kernel sees it: trivially copyable, raw address taken at launch. A null `data` with sizes means that
+/// an optional operand is absent (`defined()` is false).
 struct View {
   void* data = nullptr;
   DType dtype = DType::f32;
@@ -86,11 +86,13 @@ class Tensor {
   /// "f32[2,3]", for error texts.
   std::string describe() const;
 
-  /// What a kernel sees. Throws DeviceError when the storage has no bytes. On meta, `data` is an address nobody may touch.
+  /// What a kernel sees. Throws DeviceError when the storage has no bytes. On meta, `data` is an address nobody may
+  /// touch.
   View view() const;
 
   // Views of the same storage; none copies. Negative axes count from the end. All throw ShapeError.
-  Tensor reshape(const Shape& shape) const;  ///< one size may be -1; the tensor must be viewable so (contiguous suffices)
+  Tensor reshape(
+      const Shape& shape) const;  ///< one size may be -1; the tensor must be viewable so (contiguous suffices)
   Tensor permute(const Shape& axes) const;
   Tensor transpose(int axis_a, int axis_b) const;
   Tensor narrow(int axis, std::int64_t start, std::int64_t length) const;
@@ -98,7 +100,8 @@ class Tensor {
   Tensor unsqueeze(int axis) const;
   Tensor squeeze(int axis) const;
   Tensor expand(const Shape& shape) const;  ///< stride 0 along broadcast axes
-  Tensor as_strided(const Shape& shape, const Shape& strides, std::int64_t offset) const;  ///< offset from this tensor's
+  Tensor as_strided(const Shape& shape, const Shape& strides,
+                    std::int64_t offset) const;  ///< offset from this tensor's
 
   // Host access.
   /// Typed address of the first element. Throws DTypeError, or DeviceError unless on cpu.
@@ -107,7 +110,8 @@ class Tensor {
     check_host_access(DTypeOf<T>::value);
     return static_cast<T*>(storage_->data()) + offset_;
   }
-  /// Copies row-major bytes in or out of a contiguous tensor on any device. Throw DeviceError on meta, ShapeError on a size that differs.
+  /// Copies row-major bytes in or out of a contiguous tensor on any device. Throw DeviceError on meta, ShapeError on a
+  /// size that differs.
   void copy_from_host(const void* from, std::size_t bytes) const;
   void copy_to_host(void* to, std::size_t bytes) const;
   /// All elements in row-major order; the tensor must be contiguous.

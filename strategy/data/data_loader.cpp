@@ -20,7 +20,8 @@ autograd::Batch DataLoader::next() {
 
 void DataLoader::seek(const SamplerCursor& cursor) {
   if (cursor.epoch < 0 || cursor.micro_step < 0 || cursor.micro_step >= length()) {
-    throw ConfigError(cat("dataloader: cursor (epoch ", cursor.epoch, ", micro-step ", cursor.micro_step, ") is outside epochs of ", length(), " micro-steps"),
+    throw ConfigError(cat("dataloader: cursor (epoch ", cursor.epoch, ", micro-step ", cursor.micro_step,
+                          ") is outside epochs of ", length(), " micro-steps"),
                       "train_dataloader");
   }
   cursor_ = cursor;

@@ -1,5 +1,5 @@
-// Feeds micro-batches in the sampler's order from a cursor. Making a batch costs microseconds beside a training step on the same
-// cores, so it happens on the calling thread.
+// Feeds micro-batches in the sampler's order from a cursor. Making a batch costs microseconds beside a training step on
+// the same cores, so it happens on the calling thread.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// What a data set owes the loader: how many samples, and a batch of chosen ones. Data sets are values of the config; a user's own
-// derives from Dataset and is registered under a type name (samples/extend).
+// What a data set owes the loader: how many samples, and a batch of chosen ones. Data sets are values of the config; a
+// user's own derives from Dataset and is registered under a type name (samples/extend).
 #pragma once
 
 #include <cstdint>

@@ -29,16 +29,19 @@ std::int64_t Permutation::at(std::int64_t position) const {
   return static_cast<std::int64_t>(x);
 }
 
-Sampler::Sampler(std::int64_t sample_count, const SamplerOptions& options) : sample_count_(sample_count), options_(options) {
-  if (options.batch_size < 1) throw ConfigError(cat("dataloader: batch_size must be at least 1, got ", options.batch_size), "batch_size");
+Sampler::Sampler(std::int64_t sample_count, const SamplerOptions& options)
+    : sample_count_(sample_count), options_(options) {
+  if (options.batch_size < 1)
+    throw ConfigError(cat("dataloader: batch_size must be at least 1, got ", options.batch_size), "batch_size");
   if (sample_count < 1) throw ConfigError("dataloader: the dataset has no samples", "dataset");
   const std::int64_t per_step = options.batch_size * options.world_size;
   const std::int64_t whole = sample_count / per_step;
   micro_steps_ = options.drop_last ? whole : whole + (sample_count % per_step != 0 ? 1 : 0);
   if (micro_steps_ == 0) {
-    throw ConfigError(cat("dataloader: ", sample_count, " samples do not fill one micro-batch of ", options.batch_size, " on each of ",
-                          options.world_size, " ranks, and drop_last leaves the rest out; use a smaller batch_size"),
-                      "batch_size");
+    throw ConfigError(
+        cat("dataloader: ", sample_count, " samples do not fill one micro-batch of ", options.batch_size,
+            " on each of ", options.world_size, " ranks, and drop_last leaves the rest out; use a smaller batch_size"),
+        "batch_size");
   }
 }
 

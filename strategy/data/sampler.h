@@ -1,8 +1,9 @@
-// The order in which samples are seen: a pure function of (seed, epoch, position), so that a run can be cut between ranks, stopped
-// and restarted anywhere without replaying anything.
+// The order in which samples are seen: a pure function of (seed, epoch, position), so that a run can be cut between
+// ranks, stopped and restarted anywhere without replaying anything.
 //
-// Micro-batch k of a global step is m * W + r (micro-step m, rank r, world size W). In the global order of an epoch, global micro-batch
-// g = step * (W * M) + k holds positions [g * b, (g + 1) * b): equal W * M gives equal samples, whatever W is.
+// Micro-batch k of a global step is m * W + r (micro-step m, rank r, world size W). In the global order of an epoch,
+// global micro-batch g = step * (W * M) + k holds positions [g * b, (g + 1) * b): equal W * M gives equal samples,
+// whatever W is.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +27,13 @@ class Permutation {
 
 /// What a sampler is told by the config.
 struct SamplerOptions {
-  bool shuffle = true;        ///< false: positions are sample numbers
+  bool shuffle = true;  ///< false: positions are sample numbers
   std::uint64_t seed = 0;
   std::int64_t batch_size = 1;  ///< b: samples of a micro-batch
   std::int64_t world_size = 1;  ///< W
   std::int64_t rank = 0;        ///< r
-  /// true: an epoch's tail that does not fill W micro-batches is left out. false, in training: the order is continued from its
-  /// start until it does (mmengine's round_up).
+  /// true: an epoch's tail that does not fill W micro-batches is left out. false, in training: the order is continued
+  /// from its start until it does (mmengine's round_up).
   bool drop_last = false;
   /// false: nothing is repeated; the last micro-batches are smaller or empty. For exact evaluation.
   bool round_up = true;

@@ -22,10 +22,10 @@ struct RunProgress {
   double step_seconds = 0;        ///< of the last iteration, batch included
   std::int64_t items = 0;         ///< tokens or samples of the last micro-batch
   const char* item_name = "samples";
-  std::optional<double> learning_rate;      ///< of the first group, in the last iteration; unset if its optimizer has none
-  StepResult last;                          ///< of the last iteration
-  std::map<std::string, double> metrics;    ///< of the last validation
-  bool was_stopped = false;                 ///< Ctrl-C or SIGTERM ended the run early
+  std::optional<double> learning_rate;  ///< of the first group, in the last iteration; unset if its optimizer has none
+  StepResult last;                      ///< of the last iteration
+  std::map<std::string, double> metrics;  ///< of the last validation
+  bool was_stopped = false;               ///< Ctrl-C or SIGTERM ended the run early
 };
 
 /// What hooks may do to the run.

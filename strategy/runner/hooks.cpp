@@ -31,7 +31,8 @@ std::string position(const RunProgress& p) {
   std::ostringstream out;
   if (p.by_epoch) {
     const std::int64_t inner = p.iter - p.epoch * p.epoch_length;
-    out << "Epoch(train) [" << p.epoch + 1 << "][" << std::setw(static_cast<int>(total.size())) << inner << '/' << total << ']';
+    out << "Epoch(train) [" << p.epoch + 1 << "][" << std::setw(static_cast<int>(total.size())) << inner << '/' << total
+        << ']';
   } else {
     out << "Iter(train) [" << std::setw(static_cast<int>(total.size())) << p.iter << '/' << total << ']';
   }
@@ -60,9 +61,11 @@ void LoggerHook::after_train_iter(RunControl& run) {
   window_.push_back(p);
   const double tokens_per_second = static_cast<double>(p.items) / std::max(p.step_seconds, 1e-9);
   const MemoryStats memory = allocator(kCpu).stats();
-  if (bar_ == nullptr) bar_ = std::make_unique<ProgressBar>(Console::standard_output(), "train", p.max_iters, p.iter - 1);
-  bar_->update(p.iter, cat("loss ", number(p.last.losses.at("loss"), 4), "  ", number(tokens_per_second, 0), " ", p.item_name, "/s  ",
-                           bytes_text(memory.current_total), " (peak ", bytes_text(memory.peak_total), ")"));
+  if (bar_ == nullptr)
+    bar_ = std::make_unique<ProgressBar>(Console::standard_output(), "train", p.max_iters, p.iter - 1);
+  bar_->update(p.iter,
+               cat("loss ", number(p.last.losses.at("loss"), 4), "  ", number(tokens_per_second, 0), " ", p.item_name,
+                   "/s  ", bytes_text(memory.current_total), " (peak ", bytes_text(memory.peak_total), ")"));
   const std::int64_t inner = p.by_epoch ? p.iter - p.epoch * p.epoch_length : p.iter;
   if (inner % config_.interval != 0 && p.iter != p.max_iters) return;
 
@@ -76,8 +79,10 @@ void LoggerHook::after_train_iter(RunControl& run) {
     for (const auto& [name, value] : each.last.losses) means[name] += value / count;
   }
   const double eta = time / count * static_cast<double>(p.max_iters - p.iter);
-  std::string text = cat(position(p), p.learning_rate ? cat("  lr: ", scientific(*p.learning_rate)) : "", "  eta: ", format_duration(eta), "  time: ", number(time / count, 4),
-                         "  data_time: ", number(data_time / count, 4), "  memory: ", memory.peak_total >> 20, "  ", p.item_name, "/s: ", number(items / time, 0));
+  std::string text = cat(position(p), p.learning_rate ? cat("  lr: ", scientific(*p.learning_rate)) : "",
+                         "  eta: ", format_duration(eta), "  time: ", number(time / count, 4),
+                         "  data_time: ", number(data_time / count, 4), "  memory: ", memory.peak_total >> 20, "  ",
+                         p.item_name, "/s: ", number(items / time, 0));
   text += cat("  loss: ", number(means.at("loss"), 4));
   for (const auto& [name, value] : means) {
     if (name != "loss") text += cat("  ", name, ": ", number(value, 4));

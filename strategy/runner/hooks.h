@@ -13,8 +13,8 @@
 
 namespace castor::strategy {
 
-/// Writes a line every `interval` iterations, a JSON line for each into vis_data/scalars.json, the results of a test into
-/// <timestamp>.json beside the log, and keeps a progress bar on a terminal.
+/// Writes a line every `interval` iterations, a JSON line for each into vis_data/scalars.json, the results of a test
+/// into <timestamp>.json beside the log, and keeps a progress bar on a terminal.
 class LoggerHook final : public Hook {
  public:
   struct Config {
@@ -67,9 +67,11 @@ void describe(V& v, CheckpointHook::Config& c) {
   v.field("interval", c.interval, "epochs or iterations between two saves; -1: only the last", at_least(-1));
   v.field("by_epoch", c.by_epoch, "what interval counts; as the loop counts when left out");
   v.field("save_last", c.save_last, "save when the run ends or is stopped");
-  for (const char* name : {"save_optimizer", "save_param_scheduler"}) v.retired(name, ConfigNode(true), "not in this version: weights only are saved");
+  for (const char* name : {"save_optimizer", "save_param_scheduler"})
+    v.retired(name, ConfigNode(true), "not in this version: weights only are saved");
   v.retired("max_keep_ckpts", ConfigNode(-1), "not in this version: nothing is deleted");
-  for (const char* name : {"save_best", "rule", "out_dir", "filename_tmpl", "published_keys", "save_begin", "greater_keys", "less_keys"}) {
+  for (const char* name :
+       {"save_best", "rule", "out_dir", "filename_tmpl", "published_keys", "save_begin", "greater_keys", "less_keys"}) {
     v.refuse(name, "not in this version");
   }
 }

@@ -1,11 +1,11 @@
 // The loops and the order of building; see runner.h.
 #include "strategy/runner/runner.h"
 
-#include <sys/resource.h>
-
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
+
+#include <sys/resource.h>
 
 #include "autograd/optim/optimizer.h"
 #include "build_config.h"
@@ -78,7 +78,8 @@ PrepareOptions Runner::prepare_options() const {
   options.accumulative_counts = wrapper.accumulative_counts;
   options.clip = wrapper.clip_grad;
   for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
-    options.param_schedulers.push_back([this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
+    options.param_schedulers.push_back(
+        [this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
   }
   options.auto_scale_lr = config_.auto_scale_lr;
   options.dispatch.max_iters = progress_.max_iters;
@@ -98,7 +99,8 @@ void Runner::set_up_environment() {
   log.level = log_level_from_name(config_.log_level);
   log.file = log_file_path(config_.work_dir, stamp);
   set_process_logger(std::make_shared<Logger>(log));
-  logger().info("castor ", kVersion, ", experiment ", config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
+  logger().info("castor ", kVersion, ", experiment ",
+                config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
                 num_threads(), " compute threads, work folder ", config_.work_dir);
   write_file_atomically(join_path(log_dir_, kConfigFile), effective_yaml());
 }
@@ -114,13 +116,17 @@ void Runner::set_up_run() {
 }
 
 Plan Runner::plan() {
-  if (!config_.train_cfg) throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
+  if (!config_.train_cfg)
+    throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
+                      "train_cfg");
   set_up_run();
   return make_plan(model_factory(), prepare_options(), train_loader_->at(0, 0));
 }
 
 bool Runner::train() {
-  if (!config_.train_cfg) throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
+  if (!config_.train_cfg)
+    throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
+                      "train_cfg");
   set_up_environment();
   const Plan planned = plan();
   logger().info(plan_text(planned));
@@ -161,7 +167,8 @@ bool Runner::train() {
     progress_.was_stopped = stop_requested();
     const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
     const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
-    if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin && (count % val_interval == 0)) {
+    if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin &&
+        (count % val_interval == 0)) {
       validate();
       was_validated = true;
     }
@@ -179,7 +186,9 @@ void Runner::make_hooks() {
   for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
 }
 
-std::int64_t Runner::optim_window_end() const { return std::min(config_.optim_wrapper->accumulative_counts, progress_.max_iters); }
+std::int64_t Runner::optim_window_end() const {
+  return std::min(config_.optim_wrapper->accumulative_counts, progress_.max_iters);
+}
 
 void Runner::train_one_iteration() {
   const auto start = Clock::now();
@@ -200,7 +209,8 @@ void Runner::train_one_iteration() {
   for (auto& hook : hooks_) hook->after_train_iter(*this);
 }
 
-bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label) {
+bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics,
+                      const char* label) {
   for (const auto& metric : metrics) metric->reset();
   ProgressBar bar(Console::standard_output(), label, loader.length());
   for (std::int64_t i = 0; i < loader.length(); ++i) {
@@ -228,7 +238,8 @@ void Runner::validate() {
 }
 
 std::map<std::string, double> Runner::test() {
-  if (!config_.test_dataloader) throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
+  if (!config_.test_dataloader)
+    throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
   set_up_environment();
   progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);

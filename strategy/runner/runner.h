@@ -1,5 +1,5 @@
-// Runner: from a checked config to a trained model. Builds the parts in one fixed order (seed, data, plan, model, optimizer, schedules,
-// hooks), runs the loops, and leaves a work folder behind.
+// Runner: from a checked config to a trained model. Builds the parts in one fixed order (seed, data, plan, model,
+// optimizer, schedules, hooks), runs the loops, and leaves a work folder behind.
 #pragma once
 
 #include <memory>
@@ -23,12 +23,13 @@ class Runner final : private RunControl {
   Runner(const ConfigNode& config, const std::string& what, const Registry& registry);
   ~Runner() override;
 
-  /// Trains as train_cfg says, validating where asked. Returns false if a stop was requested on the way; what was trained is saved.
+  /// Trains as train_cfg says, validating where asked. Returns false if a stop was requested on the way; what was
+  /// trained is saved.
   bool train();
   /// The plan of a training step. Reads data only for the shape of one batch.
   Plan plan();
-  /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric. Empty if a stop was
-  /// requested on the way.
+  /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric.
+  /// Empty if a stop was requested on the way.
   std::map<std::string, double> test();
 
   const RunnerConfig& config() const { return config_; }

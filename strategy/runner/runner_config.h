@@ -1,5 +1,5 @@
-// The top level of a training config: mmengine's runner keys. Each works or is refused as not in this version; none is unknown and
-// none is ignored.
+// The top level of a training config: mmengine's runner keys. Each works or is refused as not in this version; none is
+// unknown and none is ignored.
 #pragma once
 
 #include <cstdint>
@@ -49,18 +49,28 @@ struct TrainConfig {
 
 template <class V>
 void describe(V& v, TrainConfig& c) {
-  v.field("type", c.type, "the loop; by_epoch chooses it when left out", one_of({"EpochBasedTrainLoop", "IterBasedTrainLoop"}));
+  v.field("type", c.type, "the loop; by_epoch chooses it when left out",
+          one_of({"EpochBasedTrainLoop", "IterBasedTrainLoop"}));
   v.field("by_epoch", c.by_epoch, "count in epochs (default) or iterations");
   v.field("max_epochs", c.max_epochs, "epochs to train, by epoch", at_least(1));
   v.field("max_iters", c.max_iters, "iterations (micro-steps) to train, by iteration", at_least(1));
   v.field("val_begin", c.val_begin, "first epoch or iteration after which validation may run", at_least(0));
-  v.field("val_interval", c.val_interval, "validate every so many epochs (default 1) or iterations (default 1000)", at_least(1));
+  v.field("val_interval", c.val_interval, "validate every so many epochs (default 1) or iterations (default 1000)",
+          at_least(1));
   v.refuse("dynamic_intervals", "not in this version");
-  v.check("by_epoch", [&] { return !c.type || !c.by_epoch || *c.by_epoch == (*c.type == "EpochBasedTrainLoop"); }, "contradicts type");
-  v.check("max_epochs", [&] { return !c.is_by_epoch() || c.max_epochs; }, "is needed by a loop that counts epochs");
-  v.check("max_iters", [&] { return c.is_by_epoch() || c.max_iters; }, "is needed by a loop that counts iterations");
-  v.check("max_iters", [&] { return !c.is_by_epoch() || !c.max_iters; }, "has no meaning in a loop that counts epochs; set max_epochs, or by_epoch: false");
-  v.check("max_epochs", [&] { return c.is_by_epoch() || !c.max_epochs; }, "has no meaning in a loop that counts iterations; set max_iters, or by_epoch: true");
+  v.check(
+      "by_epoch", [&] { return !c.type || !c.by_epoch || *c.by_epoch == (*c.type == "EpochBasedTrainLoop"); },
+      "contradicts type");
+  v.check(
+      "max_epochs", [&] { return !c.is_by_epoch() || c.max_epochs; }, "is needed by a loop that counts epochs");
+  v.check(
+      "max_iters", [&] { return c.is_by_epoch() || c.max_iters; }, "is needed by a loop that counts iterations");
+  v.check(
+      "max_iters", [&] { return !c.is_by_epoch() || !c.max_iters; },
+      "has no meaning in a loop that counts epochs; set max_epochs, or by_epoch: false");
+  v.check(
+      "max_epochs", [&] { return c.is_by_epoch() || !c.max_epochs; },
+      "has no meaning in a loop that counts iterations; set max_iters, or by_epoch: true");
 }
 
 /// `val_cfg`, `test_cfg`: nothing to choose yet.
@@ -86,8 +96,10 @@ template <class V>
 void describe(V& v, OptimWrapperConfig& c) {
   v.field("type", c.type, "the wrapper; a strategy of ColossalAI takes no other", one_of({"ColossalAIOptimWrapper"}));
   v.field("optimizer", c.optimizer, "what updates the weights", required, registered("optimizer"));
-  v.field("accumulative_counts", c.accumulative_counts, "micro-steps whose gradients are summed before an update", at_least(1));
-  v.field("clip_grad", c.clip_grad, "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
+  v.field("accumulative_counts", c.accumulative_counts, "micro-steps whose gradients are summed before an update",
+          at_least(1));
+  v.field("clip_grad", c.clip_grad,
+          "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
   v.refuse("paramwise_cfg", "not in this version");
   v.refuse("constructor", "not in this version");
 }
@@ -115,9 +127,11 @@ struct EnvConfig {
 
 template <class V>
 void describe(V& v, EnvConfig& c) {
-  v.field("resource_limit", c.resource_limit, "open files: the soft limit is raised to this, up to the hard one", at_least(1));
+  v.field("resource_limit", c.resource_limit, "open files: the soft limit is raised to this, up to the hard one",
+          at_least(1));
   v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1));
-  v.retired("cudnn_benchmark", ConfigNode(false), "a kernel is chosen by shape alone, so results do not change from run to run");
+  v.retired("cudnn_benchmark", ConfigNode(false),
+            "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");
   v.refuse("dist_cfg", "not in this version: trains in one process");
 }
@@ -153,7 +167,8 @@ void describe(V& v, RunnerConfig& c) {
   v.field("train_dataloader", c.train_dataloader, "training data; goes with train_cfg and optim_wrapper");
   v.field("train_cfg", c.train_cfg, "how long to train and when to validate");
   v.field("optim_wrapper", c.optim_wrapper, "how weights are updated");
-  v.field("param_scheduler", c.param_scheduler, "schedules of hyper-parameters, one or a list", registered("param_scheduler"));
+  v.field("param_scheduler", c.param_scheduler, "schedules of hyper-parameters, one or a list",
+          registered("param_scheduler"));
   v.field("val_dataloader", c.val_dataloader, "validation data; goes with val_cfg and val_evaluator");
   v.field("val_cfg", c.val_cfg, "the validation loop");
   v.field("val_evaluator", c.val_evaluator, "metrics of validation, one or a list", registered("metric"));
@@ -167,23 +182,32 @@ void describe(V& v, RunnerConfig& c) {
   v.field("env_cfg", c.env_cfg, "the process");
   v.field("randomness", c.randomness, "the seed");
   v.field("launcher", c.launcher, "how ranks were started; this version has one", one_of({"none"}));
-  v.field("log_level", c.log_level, "least important line to show", one_of({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}));
+  v.field("log_level", c.log_level, "least important line to show",
+          one_of({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}));
   v.field("work_dir", c.work_dir, "folder of logs, plan and weights", non_empty());
   v.field("experiment_name", c.experiment_name, "heads the log; the run's time stamp is added");
   v.field("load_from", c.load_from, "weights to start from: a saved iter_N or epoch_N folder, or a safetensors file");
-  v.retired("resume", ConfigNode(false), "not in this version: checkpoints hold weights only; use load_from to start from them");
+  v.retired("resume", ConfigNode(false),
+            "not in this version: checkpoints hold weights only; use load_from to start from them");
   v.retired("default_scope", ConfigNode("castor"), "there is one registry");
   v.refuse("data_preprocessor", "not in this version: data sets give what the model takes");
   v.refuse("log_processor", "not in this version");
   v.refuse("visualizer", "not in this version: scalars go to vis_data/scalars.json");
   const auto all_or_none = [](bool a, bool b, bool d) { return (a == b) && (b == d); };
-  v.check("train_cfg", [&] { return all_or_none(c.train_dataloader.has_value(), c.train_cfg.has_value(), c.optim_wrapper.has_value()); },
-          "train_dataloader, train_cfg and optim_wrapper go together: give all or none");
-  v.check("val_cfg", [&] { return all_or_none(c.val_dataloader.has_value(), c.val_cfg.has_value(), c.val_evaluator.has_value()); },
-          "val_dataloader, val_cfg and val_evaluator go together: give all or none");
-  v.check("test_cfg", [&] { return all_or_none(c.test_dataloader.has_value(), c.test_cfg.has_value(), c.test_evaluator.has_value()); },
-          "test_dataloader, test_cfg and test_evaluator go together: give all or none");
-  v.check("param_scheduler", [&] { return !c.param_scheduler || c.optim_wrapper.has_value(); }, "needs an optim_wrapper");
+  v.check(
+      "train_cfg",
+      [&] { return all_or_none(c.train_dataloader.has_value(), c.train_cfg.has_value(), c.optim_wrapper.has_value()); },
+      "train_dataloader, train_cfg and optim_wrapper go together: give all or none");
+  v.check(
+      "val_cfg",
+      [&] { return all_or_none(c.val_dataloader.has_value(), c.val_cfg.has_value(), c.val_evaluator.has_value()); },
+      "val_dataloader, val_cfg and val_evaluator go together: give all or none");
+  v.check(
+      "test_cfg",
+      [&] { return all_or_none(c.test_dataloader.has_value(), c.test_cfg.has_value(), c.test_evaluator.has_value()); },
+      "test_dataloader, test_cfg and test_evaluator go together: give all or none");
+  v.check(
+      "param_scheduler", [&] { return !c.param_scheduler || c.optim_wrapper.has_value(); }, "needs an optim_wrapper");
 }
 
 /// The maps of such a field, in order.

@@ -1,11 +1,11 @@
 // The allocator's promises: reuse, a hard limit, honest statistics, and the same decisions on meta as on a real device.
 #include "core/device/caching_allocator.h"
 
-#include <doctest/doctest.h>
-
 #include <cstdint>
 #include <map>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include "core/base/error.h"
 #include "core/base/philox.h"

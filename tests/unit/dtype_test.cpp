@@ -1,11 +1,11 @@
-// The small number formats, bit by bit: every value of each format survives a round trip, and rounding is to nearest even. The
-// reference rounds in f64 from the formats' definitions, not from the code under test.
+// The small number formats, bit by bit: every value of each format survives a round trip, and rounding is to nearest
+// even. The reference rounds in f64 from the formats' definitions, not from the code under test.
 #include "core/base/dtype.h"
-
-#include <doctest/doctest.h>
 
 #include <cmath>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 using namespace castor;
 
@@ -18,7 +18,8 @@ std::vector<double> positive_values(int exponent_bits, int mantissa_bits, int fi
   for (int bits = 0; bits < finite_patterns; ++bits) {
     const int exponent = bits >> mantissa_bits, mantissa = bits & ((1 << mantissa_bits) - 1);
     const double scale = std::ldexp(1.0, -mantissa_bits);
-    values.push_back(exponent == 0 ? std::ldexp(mantissa * scale, 1 - bias) : std::ldexp(1.0 + mantissa * scale, exponent - bias));
+    values.push_back(exponent == 0 ? std::ldexp(mantissa * scale, 1 - bias)
+                                   : std::ldexp(1.0 + mantissa * scale, exponent - bias));
   }
   return values;
 }
@@ -43,7 +44,8 @@ void check_format(const std::vector<double>& values, Convert convert) {
     for (const double share : {0.25, 0.5, 0.75}) {
       const auto between = static_cast<float>(values[i] + share * (values[i + 1] - values[i]));
       REQUIRE(convert(between) == nearest(values, static_cast<double>(between)));
-      REQUIRE(convert(std::nextafter(between, 0.0f)) == nearest(values, static_cast<double>(std::nextafter(between, 0.0f))));
+      REQUIRE(convert(std::nextafter(between, 0.0f)) ==
+              nearest(values, static_cast<double>(std::nextafter(between, 0.0f))));
     }
   }
 }
@@ -75,7 +77,8 @@ TEST_CASE("f8e4m3 holds each of its values, rounds to nearest even and saturates
   const auto values = positive_values(4, 3, 0x7F);
   CHECK(values.back() == 448.0);
   check_format(values, [](float x) { return static_cast<std::size_t>(to_float8_e4m3(x).bits); });
-  for (std::size_t i = 0; i < values.size(); ++i) REQUIRE(to_float(Float8E4M3{static_cast<std::uint8_t>(i)}) == values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    REQUIRE(to_float(Float8E4M3{static_cast<std::uint8_t>(i)}) == values[i]);
   CHECK(to_float(to_float8_e4m3(1e9f)) == 448.0f);
   CHECK(to_float(to_float8_e4m3(-INFINITY)) == -448.0f);
   CHECK(std::isnan(to_float(to_float8_e4m3(NAN))));
@@ -85,14 +88,16 @@ TEST_CASE("f8e5m2 holds each of its values, rounds to nearest even and overflows
   const auto values = positive_values(5, 2, 0x7C);
   CHECK(values.back() == 57344.0);
   check_format(values, [](float x) { return static_cast<std::size_t>(to_float8_e5m2(x).bits); });
-  for (std::size_t i = 0; i < values.size(); ++i) REQUIRE(to_float(Float8E5M2{static_cast<std::uint8_t>(i)}) == values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    REQUIRE(to_float(Float8E5M2{static_cast<std::uint8_t>(i)}) == values[i]);
   CHECK(to_float8_e5m2(61439.0f).bits == 0x7B);
   CHECK(to_float8_e5m2(61440.0f).bits == 0x7C);
   CHECK(std::isnan(to_float(to_float8_e5m2(NAN))));
 }
 
 TEST_CASE("a dtype is found by its name and an unknown name lists the valid ones") {
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f8e5m2, DType::f64, DType::i64, DType::i32, DType::u8, DType::boolean}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f8e5m2, DType::f64, DType::i64,
+                            DType::i32, DType::u8, DType::boolean}) {
     CHECK(dtype_from_name(dtype_name(dtype)) == dtype);
   }
   CHECK_THROWS_WITH_AS(dtype_from_name("float"), doctest::Contains("bf16"), DTypeError);

@@ -1,10 +1,10 @@
 // Accuracy of the shared elementary functions against the C library in f64, over the ranges their docs promise.
 #include "core/base/math.h"
 
-#include <doctest/doctest.h>
-
 #include <cmath>
 #include <limits>
+
+#include <doctest/doctest.h>
 
 #include "core/base/philox.h"
 
@@ -33,13 +33,21 @@ double worst_ulps(float low, float high, Ours ours, Theirs theirs) {
 }  // namespace
 
 TEST_CASE("exp, log, tanh, sigmoid and erf are within 3 units in the last place") {
-  CHECK(worst_ulps(-87.0f, 88.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) <= 3);
-  CHECK(worst_ulps(-1.0f, 1.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) <= 3);
-  CHECK(worst_ulps(1e-30f, 3.0f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) <= 3);
-  CHECK(worst_ulps(0.5f, 1e30f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) <= 3);
-  CHECK(worst_ulps(-9.0f, 9.0f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) <= 3);
-  CHECK(worst_ulps(-20.0f, 20.0f, [](float x) { return math::sigmoid(x); }, [](double x) { return 1.0 / (1.0 + std::exp(-x)); }) <= 3);
-  CHECK(worst_ulps(-5.0f, 5.0f, [](float x) { return math::erf(x); }, [](double x) { return std::erf(x); }) <= 3);
+  CHECK(worst_ulps(
+            -87.0f, 88.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) <= 3);
+  CHECK(worst_ulps(
+            -1.0f, 1.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) <= 3);
+  CHECK(worst_ulps(
+            1e-30f, 3.0f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) <= 3);
+  CHECK(worst_ulps(
+            0.5f, 1e30f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) <= 3);
+  CHECK(worst_ulps(
+            -9.0f, 9.0f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) <= 3);
+  CHECK(worst_ulps(
+            -20.0f, 20.0f, [](float x) { return math::sigmoid(x); },
+            [](double x) { return 1.0 / (1.0 + std::exp(-x)); }) <= 3);
+  CHECK(worst_ulps(
+            -5.0f, 5.0f, [](float x) { return math::erf(x); }, [](double x) { return std::erf(x); }) <= 3);
 }
 
 TEST_CASE("the elementary functions treat zeros, infinities, subnormals and NaN as IEEE asks") {

@@ -1,10 +1,10 @@
 // The order of samples: a permutation by counter, cut the same way for any number of ranks, and entered anywhere.
 #include "strategy/data/sampler.h"
 
-#include <doctest/doctest.h>
-
 #include <algorithm>
 #include <numeric>
+
+#include <doctest/doctest.h>
 
 #include "core/base/error.h"
 
@@ -77,6 +77,8 @@ TEST_CASE("drop_last leaves the tail out, round_up repeats the start, neither gi
 TEST_CASE("data that cannot fill a batch is refused with the numbers") {
   SamplerOptions dropped = options(8, 2, 0);
   dropped.drop_last = true;
-  CHECK_THROWS_WITH_AS(Sampler(15, dropped), doctest::Contains("15 samples do not fill one micro-batch of 8 on each of 2 ranks"), castor::ConfigError);
+  CHECK_THROWS_WITH_AS(Sampler(15, dropped),
+                       doctest::Contains("15 samples do not fill one micro-batch of 8 on each of 2 ranks"),
+                       castor::ConfigError);
   CHECK_THROWS_AS(Sampler(0, options(1, 1, 0)), castor::ConfigError);
 }

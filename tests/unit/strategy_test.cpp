@@ -1,7 +1,8 @@
-// The steps of ColossalAIStrategy without a plugin: accumulation, clipping, the remainder rule, and equal bits across restarts.
-#include <doctest/doctest.h>
-
+// The steps of ColossalAIStrategy without a plugin: accumulation, clipping, the remainder rule, and equal bits across
+// restarts.
 #include <cmath>
+
+#include <doctest/doctest.h>
 
 #include "autograd/graph.h"
 #include "autograd/nn/layers.h"
@@ -22,7 +23,8 @@ namespace {
 /// Two layers with dropout between them, classifying 8 numbers into 3 classes.
 class SmallModel final : public autograd::TrainableModel {
  public:
-  explicit SmallModel(const autograd::TensorOptions& options) : first_(8, 16, {.tensor = options}), dropout_(0.25), second_(16, 3, {.tensor = options}) {
+  explicit SmallModel(const autograd::TensorOptions& options)
+      : first_(8, 16, {.tensor = options}), dropout_(0.25), second_(16, 3, {.tensor = options}) {
     register_module("first", first_);
     register_module("dropout", dropout_);
     register_module("second", second_);
@@ -74,11 +76,14 @@ PrepareOptions training(std::int64_t counts, std::int64_t max_iters) {
   return options;
 }
 
-const ModelFactory kModel = [](const autograd::TensorOptions& options) { return std::make_shared<SmallModel>(options); };
+const ModelFactory kModel = [](const autograd::TensorOptions& options) {
+  return std::make_shared<SmallModel>(options);
+};
 
 std::vector<std::vector<float>> weights(BaseStrategy& strategy) {
   std::vector<std::vector<float>> values;
-  for (const auto& [name, parameter] : strategy.model().named_parameters()) values.push_back(parameter.data().to_vector<float>());
+  for (const auto& [name, parameter] : strategy.model().named_parameters())
+    values.push_back(parameter.data().to_vector<float>());
   return values;
 }
 
@@ -165,7 +170,8 @@ TEST_CASE("a run stopped and restarted from its cursor gives equal bits") {
   second.prepare(kModel, options);
   const auto from = first.model().named_parameters();
   const auto to = second.model().named_parameters();
-  for (std::size_t i = 0; i < from.size(); ++i) to[i].second.data().copy_from_host(from[i].second.data().view().data, from[i].second.data().view().bytes());
+  for (std::size_t i = 0; i < from.size(); ++i)
+    to[i].second.data().copy_from_host(from[i].second.data().view().data, from[i].second.data().view().bytes());
   const auto states = first.optim_wrapper()->stepper().named_states();
   for (const auto& [name, state] : second.optim_wrapper()->stepper().named_states()) {
     state.copy_from_host(states.at(name).view().data, states.at(name).view().bytes());
@@ -195,7 +201,8 @@ TEST_CASE("clipping by norm scales all gradients together and reports the norm b
     double moved = 0;
     const auto after = weights(strategy);
     for (std::size_t i = 0; i < after.size(); ++i) {
-      for (std::size_t j = 0; j < after[i].size(); ++j) moved += std::pow(static_cast<double>(after[i][j]) - static_cast<double>(before[i][j]), 2);
+      for (std::size_t j = 0; j < after[i].size(); ++j)
+        moved += std::pow(static_cast<double>(after[i][j]) - static_cast<double>(before[i][j]), 2);
     }
     return std::sqrt(moved);
   };

@@ -1,9 +1,9 @@
 // Views, storages that move, and the errors a wrong use meets.
 #include "core/tensor/tensor.h"
 
-#include <doctest/doctest.h>
-
 #include <numeric>
+
+#include <doctest/doctest.h>
 
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"

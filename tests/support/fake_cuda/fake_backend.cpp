@@ -1,5 +1,5 @@
 // Memory and stream of the fake device.
-#include "fake_cuda/fake_backend.h"
+#include "tests/support/fake_cuda/fake_backend.h"
 
 #include <cstring>
 #include <memory>
@@ -7,7 +7,7 @@
 #include "core/base/error.h"
 #include "core/device/backend_cpu.h"
 #include "core/device/backend_cuda.h"
-#include "fake_cuda/fake_launch.h"
+#include "tests/support/fake_cuda/fake_launch.h"
 
 namespace castor {
 namespace {

@@ -14,7 +14,7 @@
 #include "core/ops/reduce.h"
 #include "core/ops/rotary.h"
 #include "core/ops/softmax.h"
-#include "fake_cuda/fake_launch.h"
+#include "tests/support/fake_cuda/fake_launch.h"
 
 namespace castor {
 

@@ -5,7 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "core/ops/elementwise.h"
-#include "fake_cuda/fake_backend.h"
+#include "tests/support/fake_cuda/fake_backend.h"
 #include "tests/support/op_check.h"
 
 namespace {
