@@ -102,9 +102,8 @@ void check_channels(const char* op, const Tensor& x) {
   if (x.ndim() < 2) throw ShapeError(cat(op, ": expected [N, C, ...], got ", x));
 }
 
-/// Partial results of a sum by channel on the CPU, two numbers each.
+/// Partial results of a sum by channel, two numbers each; kernels of every device may use them.
 std::int64_t channel_partials(const Tensor& x) {
-  if (kernel_type(x.device()) != DeviceType::cpu) return 0;
   View y = x.view();
   for (int i = 0; i < y.ndim; ++i) {
     if (i != 1) y.size[i] = 1;

@@ -115,18 +115,17 @@ GemmAlgorithm choose(const GemmProblem& p) {
   // Without AVX-512 oneDNN has one kernel, and with bf16 its first choice is the one for matrix registers.
   if (p.dtype != DType::f32 || p.batch > 1 || !instruction_set().starts_with("avx512")) return GemmAlgorithm::first;
   const bool is_a_transposed = p.a_row == 1 && p.a_column != 1, is_b_transposed = p.b_row == 1 && p.b_column != 1;
-  constexpr std::int64_t kManyRows = 512;
+  constexpr std::int64_t kManyRows = 1024;
   if (is_a_transposed) {
-    // Weight gradients: many rows are summed. Packing pays for large results.
-    const bool is_large = p.k >= kManyRows && p.m * p.n >= 400'000;
-    return is_large ? GemmAlgorithm::packed_weights : GemmAlgorithm::blas;
+    // Weight gradients. Packing pays where many rows are summed into a large result.
+    return p.k >= kManyRows && p.m * p.n >= 400'000 ? GemmAlgorithm::packed_weights : GemmAlgorithm::blas;
   }
   if (is_b_transposed) {
     if (p.m < kManyRows) return GemmAlgorithm::first;
     return p.n >= 1024 ? GemmAlgorithm::blas : GemmAlgorithm::packed_weights;
   }
-  // Data gradients: long sums over a tall b, whose rows are far apart, want it packed.
-  return p.m >= kManyRows && p.k > 2 * p.n ? GemmAlgorithm::packed_weights : GemmAlgorithm::blas;
+  // Data gradients. A narrow b is cheap to pack.
+  return p.m >= kManyRows && p.n <= 512 ? GemmAlgorithm::packed_weights : GemmAlgorithm::blas;
 }
 
 Gemm& gemm(const GemmProblem& problem) {

@@ -43,7 +43,7 @@ Reduced reduce_with(ReduceOp op, const Tensor& x, const Shape& axes, bool keepdi
   Reduced result;
   result.y = Tensor::empty(with_ones, x.dtype(), x.device());
   if (wants_mean) result.mean = Tensor::empty(with_ones, x.dtype() == DType::f64 ? DType::f64 : DType::f32, x.device());
-  const std::int64_t doubles = reduce_workspace(kernel_type(x.device()), x.view(), op, mask);
+  const std::int64_t doubles = reduce_workspace(x.view(), op, mask);
   Tensor workspace;
   if (doubles > 0) {
     const CategoryScope category(Category::workspace);
@@ -86,8 +86,7 @@ unsigned axis_mask(const Shape& axes, int ndim, const char* op) {
   return mask;
 }
 
-std::int64_t reduce_workspace(DeviceType target, const View& x, ReduceOp op, unsigned axes) {
-  if (target != DeviceType::cpu) return 0;  // CUDA kernels meet in shared memory and a second launch over y
+std::int64_t reduce_workspace(const View& x, ReduceOp op, unsigned axes) {
   View y = x;
   std::int64_t step = 1;
   for (int i = x.ndim - 1; i >= 0; --i) {

@@ -61,8 +61,8 @@ Cost cost(const ArgmaxArgs& args);
 void run(const Cpu& cpu, const ArgmaxArgs& args);
 void run(const Cuda& cuda, const ArgmaxArgs& args);
 
-/// f64 elements of workspace that a reduction of x over `axes` (bit i: axis i) on `target` uses.
-std::int64_t reduce_workspace(DeviceType target, const View& x, ReduceOp op, unsigned axes);
+/// f64 elements of workspace that a reduction of x over `axes` (bit i: axis i) may use, on any device.
+std::int64_t reduce_workspace(const View& x, ReduceOp op, unsigned axes);
 
 /// op over `axes` (negative ones count from the end; none = all) in a new row-major tensor of x's dtype.
 ///   x        f32|bf16|f16|f64, any shape and strides

@@ -23,6 +23,12 @@ using namespace castor::test;
 
 const std::vector<DType> kAllFloats = {DType::f32, DType::bf16, DType::f16, DType::f64};
 
+/// The options with their mask on the operands' device.
+AttentionOptions on_device(AttentionOptions options, Device device) {
+  if (options.mask.defined()) options.mask = to_device(options.mask, device);
+  return options;
+}
+
 /// All scores, then rows of weights, then sums: nothing in blocks.
 Arrays reference_attention(const Array& q, const Array& k, const Array& v, const AttentionOptions& options) {
   const std::int64_t batch = q.shape[0], queries = q.shape[1], heads = q.shape[2], dim = q.shape[3];
@@ -87,7 +93,9 @@ void check_attention(const char* name, const AttentionOptions& options, const st
   check.scale = 0.25;  // averages of values in [-1, 1) cancel
   check.any_threads = true;
   check.on_meta = on_meta;  // a mask lies on the CPU
-  check.run = [&](const Tensors& in) { return Tensors{attention(in[0], in[1], in[2], options).out}; };
+  check.run = [&](const Tensors& in) {
+    return Tensors{attention(in[0], in[1], in[2], on_device(options, in[0].device())).out};
+  };
   check.reference = [&](const Arrays& in) { return Arrays{reference_attention(in[0], in[1], in[2], options)[0]}; };
   std::vector<OpCase> cases;
   for (const Sizes& s : sizes) cases.push_back(case_of(s));
@@ -96,8 +104,9 @@ void check_attention(const char* name, const AttentionOptions& options, const st
 
 TensorBackward backward_with(const AttentionOptions& options) {
   return [options](const Tensors& in, const Tensors& dout) {
-    const AttentionResult forward = attention(in[0], in[1], in[2], options);
-    const AttentionGradients g = attention_backward(in[0], in[1], in[2], forward, dout[0], options);
+    const AttentionOptions here = on_device(options, in[0].device());
+    const AttentionResult forward = attention(in[0], in[1], in[2], here);
+    const AttentionGradients g = attention_backward(in[0], in[1], in[2], forward, dout[0], here);
     return Tensors{g.dq, g.dk, g.dv};
   };
 }
@@ -107,7 +116,9 @@ void check_attention_gradient(const char* name, const AttentionOptions& options,
   check.op = name;
   check.slack = 4;
   check.scale = 0.25;
-  check.forward = [&](const Tensors& in) { return Tensors{attention(in[0], in[1], in[2], options).out}; };
+  check.forward = [&](const Tensors& in) {
+    return Tensors{attention(in[0], in[1], in[2], on_device(options, in[0].device())).out};
+  };
   check.backward = backward_with(options);
   std::vector<OpCase> cases;
   for (const Sizes& s : sizes) cases.push_back(case_of(s));
@@ -321,7 +332,9 @@ TEST_CASE("packed attention splits a projection, turns it and gives one gradient
       how.first_position = 3;
       if (!turns && table_dtype == DType::f32) continue;
       GradientCheck check = variable_check("packed attention", [&](const std::vector<autograd::Variable>& in) {
-        return std::vector<autograd::Variable>{autograd::packed_attention(in[0], how)};
+        autograd::PackedAttention here = how;
+        if (turns) here.rotary = {to_device(how.rotary.cos, in[0].device()), to_device(how.rotary.sin, in[0].device())};
+        return std::vector<autograd::Variable>{autograd::packed_attention(in[0], here)};
       });
       // A table serves f64 or the others: numeric differences with the one, nothing else to compare with.
       check.numeric_dtype = turns ? table_dtype : DType::f64;

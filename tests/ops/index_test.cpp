@@ -264,13 +264,17 @@ TEST_CASE("gradients of the index family match central differences") {
   const auto one = [](const Shape& shape) { return std::vector<OpCase>{{"one", {{shape}}}}; };
   const auto two = [](const Shape& a, const Shape& b) { return std::vector<OpCase>{{"two", {{a}, {b}}}}; };
   check_of(
-      "embedding", [&](const auto& in) { return autograd::embedding(in[0], index); }, one({5, 3}));
+      "embedding", [&](const auto& in) { return autograd::embedding(in[0], to_device(index, in[0].device())); },
+      one({5, 3}));
   check_of(
-      "index_select", [&](const auto& in) { return autograd::index_select(in[0], 1, ids); }, one({3, 5, 4}));
+      "index_select", [&](const auto& in) { return autograd::index_select(in[0], 1, to_device(ids, in[0].device())); },
+      one({3, 5, 4}));
   check_of(
-      "gather", [&](const auto& in) { return autograd::gather(in[0], 1, index); }, one({3, 5}));
+      "gather", [&](const auto& in) { return autograd::gather(in[0], 1, to_device(index, in[0].device())); },
+      one({3, 5}));
   check_of(
-      "scatter_add", [&](const auto& in) { return autograd::scatter_add(in[0], 1, index, in[1]); },
+      "scatter_add",
+      [&](const auto& in) { return autograd::scatter_add(in[0], 1, to_device(index, in[0].device()), in[1]); },
       two({3, 5}, {2, 7}));
   check_of(
       "concat",

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include "autograd/graph.h"
+#include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/norm.h"
 #include "tests/support/op_check.h"
@@ -207,7 +208,9 @@ TEST_CASE("weight gradients of layer norm have the same bits for any number of t
   check.strided = check.on_meta = false;
   check.any_threads = true;
   check.run = [&](const Tensors& in) {
-    const NormGradients gradients = layer_norm_backward(in[0], weight, normed.mean, normed.rstd, dy);
+    const auto here = [&](const Tensor& tensor) { return to_device(tensor, in[0].device()); };
+    const NormGradients gradients =
+        layer_norm_backward(in[0], here(weight), here(normed.mean), here(normed.rstd), here(dy));
     return Tensors{gradients.x, gradients.weight, gradients.bias};
   };
   check.reference = [&](const Arrays& in) {
@@ -310,8 +313,8 @@ TEST_CASE("gradients of batch norm match differences in both memory orders") {
                   if (is_training)
                     return Variables{autograd::batch_norm_training(x, in[1], in[2], kEps, residual, has_relu).y};
                   const DType dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-                  const Tensor mean = make_tensor(random_array({shape[1]}, 5, -0.5, 1), dtype);
-                  const Tensor variance = make_tensor(random_array({shape[1]}, 6, 0.5, 2), dtype);
+                  const Tensor mean = make_tensor(random_array({shape[1]}, 5, -0.5, 1), dtype, x.device());
+                  const Tensor variance = make_tensor(random_array({shape[1]}, 6, 0.5, 2), dtype, x.device());
                   return Variables{
                       autograd::batch_norm_evaluation(x, in[1], in[2], mean, variance, kEps, residual, has_relu)};
                 });

@@ -219,6 +219,30 @@ TEST_CASE("the classifiers learn a batch, dropout and all") {
   }
 }
 
+TEST_CASE("four micro-steps leave the sum of the four micro-batches' gradients, added in order") {
+  const Batch whole = image_batch(20);
+  const auto gradients_of = [&](TrainableModel& model, std::int64_t k) {
+    backward(
+        total_loss(model.loss({clone(whole.inputs.narrow(0, 5 * k, 5)), clone(whole.targets.narrow(0, 5 * k, 5))})));
+    std::vector<Values> gradients;
+    for (const auto& [name, parameter] : model.named_parameters()) gradients.push_back(values_of(parameter.grad()));
+    return gradients;
+  };
+  LeNet model({.width = 4});
+  initialize(model, 5);
+  std::vector<Values> accumulated, sums;
+  for (std::int64_t k = 0; k < 4; ++k) accumulated = gradients_of(model, k);
+  for (std::int64_t k = 0; k < 4; ++k) {
+    for (const auto& [name, parameter] : model.named_parameters()) parameter.set_grad({});
+    const std::vector<Values> alone = gradients_of(model, k);
+    if (k == 0) sums = alone;
+    for (std::size_t i = 0; k > 0 && i < sums.size(); ++i) {
+      for (std::size_t j = 0; j < sums[i].size(); ++j) sums[i][j] += alone[i][j];
+    }
+  }
+  CHECK(accumulated == sums);
+}
+
 TEST_CASE("two runs of one seed give the same bits") {
   const Batch batch = image_batch(8);
   ResNet one({.width = 4, .dropout = 0.2}), other({.width = 4, .dropout = 0.2});
