@@ -43,7 +43,9 @@ Shape Shape::contiguous_strides() const {
   std::int64_t step = 1;
   for (int i = count_ - 1; i >= 0; --i) {
     strides[i] = step;
-    step *= std::max<std::int64_t>((*this)[i], 1);
+    if (i > 0 && __builtin_mul_overflow(step, std::max<std::int64_t>((*this)[i], 1), &step)) {
+      throw ShapeError(cat("shape: the strides of ", *this, " overflow"));
+    }
   }
   return strides;
 }

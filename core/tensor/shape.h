@@ -31,7 +31,7 @@ class Shape {
 
   /// The product of all values; 1 when there are none.
   std::int64_t numel() const;
-  /// Row-major strides for these sizes.
+  /// Row-major strides for these sizes. Throws ShapeError if one overflows.
   Shape contiguous_strides() const;
   /// Maps -ndim..ndim-1 to 0..ndim-1. Throws ShapeError naming `op` outside that.
   int axis(int index, const char* op) const;

@@ -89,5 +89,6 @@ TEST_CASE("wrong shapes, dtypes and axes end in typed errors that show both side
   CHECK_THROWS_AS(a.data<double>(), DTypeError);
   CHECK_THROWS_AS(Tensor::empty({-1}, DType::f32), ShapeError);
   CHECK_THROWS_AS(Tensor::empty({std::int64_t{1} << 40, std::int64_t{1} << 40}, DType::f32), ShapeError);
+  CHECK_THROWS_AS(Tensor::empty({0, std::int64_t{1} << 40, std::int64_t{1} << 40}, DType::f32), ShapeError);
   CHECK_THROWS_AS(Tensor::empty({1}, DType::f32, {DeviceType::cuda, 0}), DeviceError);
 }
