@@ -36,16 +36,16 @@ using Overrides = std::vector<std::string>;
 class WatchingHook final : public Hook {
  public:
   using Watch = std::function<void(const char*, RunControl&)>;
-  explicit WatchingHook(const Watch& watch) : watch(watch) {}
-  void before_run(RunControl& run) override { watch("before_run", run); }
-  void after_train_iter(RunControl& run) override { watch("iter", run); }
-  void after_train_epoch(RunControl& run) override { watch("epoch", run); }
-  void after_val(RunControl& run) override { watch("val", run); }
-  void after_test(RunControl& run) override { watch("test", run); }
-  void after_run(RunControl& run) override { watch("after_run", run); }
+  explicit WatchingHook(const Watch& watch) : watch_(watch) {}
+  void before_run(RunControl& run) override { watch_("before_run", run); }
+  void after_train_iter(RunControl& run) override { watch_("iter", run); }
+  void after_train_epoch(RunControl& run) override { watch_("epoch", run); }
+  void after_val(RunControl& run) override { watch_("val", run); }
+  void after_test(RunControl& run) override { watch_("test", run); }
+  void after_run(RunControl& run) override { watch_("after_run", run); }
 
  private:
-  const Watch& watch;
+  const Watch& watch_;
 };
 
 /// A runner sets the process's logger; this takes it back.
@@ -56,13 +56,13 @@ struct ProcessLogReset {
 /// One work folder, and what a run leaves there.
 struct Run {
   /// Trains a tiny config. `watch`, if given, sees every hook call.
-  explicit Run(const Overrides& overrides = {}, WatchingHook::Watch watch = {}) : watch(std::move(watch)) {
+  explicit Run(const Overrides& overrides = {}, WatchingHook::Watch watch = {}) : watching(std::move(watch)) {
     test::add_tiny_types(registry);
     registry.hooks.add<NoOptions>(
         "WatchingHook", "calls a test back",
-        [this](const NoOptions&) -> std::unique_ptr<Hook> { return std::make_unique<WatchingHook>(watch); });
+        [this](const NoOptions&) -> std::unique_ptr<Hook> { return std::make_unique<WatchingHook>(watching); });
     config = test::tiny_config(folder.path().string(), overrides);
-    if (watch) config.set("custom_hooks", ConfigNode(ConfigNode::List{TypedConfig("WatchingHook").node}));
+    if (watching) config.set("custom_hooks", ConfigNode(ConfigNode::List{TypedConfig("WatchingHook").node}));
     was_finished = train(config);
   }
   /// Trains another config with this one's types.
@@ -116,7 +116,7 @@ struct Run {
   Registry registry;
   ConfigNode config;
   bool was_finished = false;
-  WatchingHook::Watch watch;
+  WatchingHook::Watch watching;
 };
 
 TEST_CASE("a run by epoch validates after each, logs every line, and saves the last weights") {
