@@ -4,6 +4,8 @@
 // five streams are too many for the processor's own prefetcher to keep memory busy (about a fifth slower without).
 #pragma once
 
+#include <immintrin.h>
+
 #include "core/base/math.h"
 #include "core/base/parallel.h"
 #include "core/ops/lane_fold.h"
@@ -14,6 +16,9 @@ namespace castor::optim_cpu {
 inline constexpr std::int64_t kGrainBlocks = 16;
 inline constexpr std::int64_t kStretch = 64;  // elements updated at a time; divides kStatisticsBlock
 inline constexpr std::int64_t kAhead = 512;   // how many elements ahead memory is asked for
+// From this many elements on, a copy goes past the caches: it would not stay in them, and its lines need not be read
+// first.
+inline constexpr std::int64_t kLeastUncached = std::int64_t{1} << 20;
 
 alignas(64) inline constexpr float kZeros[kStatisticsBlock] = {};
 
@@ -39,16 +44,26 @@ inline const float* gradient_block(const View& gradient, std::int64_t begin, std
   });
 }
 
-/// Writes the parameter's 16-bit copy, if there is one (C is not float).
+/// Writes the parameter's 16-bit copy.
 template <class C>
-[[gnu::always_inline]] inline void write_copy(const View& copy, std::int64_t begin, std::int64_t count,
-                                              const float* parameter) {
-  if constexpr (!std::is_same_v<C, float>) {
-    C* to = copy.as<C>() + begin;
+[[gnu::always_inline]] inline void write_copy(C* to, std::int64_t count, const float* parameter) {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) to[i] = store<C>(parameter[i]);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = store<C>(parameter[i]);
+}
+
+/// The same for a whole stretch, past the caches. `to` is a multiple of 32 bytes; wait_for_uncached() must follow at
+/// the end.
+template <class C>
+[[gnu::always_inline]] inline void write_copy_uncached(C* to, const float* parameter) {
+  alignas(32) C rounded[kStretch];
+  write_copy(rounded, kStretch, parameter);
+  for (std::int64_t i = 0; i < kStretch; i += 32 / static_cast<std::int64_t>(sizeof(C))) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), *reinterpret_cast<const __m256i*>(rounded + i));
   }
 }
+
+/// Orders what went past the caches before everything this thread does next.
+inline void wait_for_uncached() { _mm_sfence(); }
 
 inline float* block_of(const View& view, std::int64_t begin) {
   return view.defined() ? view.as<float>() + begin : nullptr;
@@ -78,29 +93,31 @@ template <class T>
 
 /// Updates blocks [first, last) of `total` elements. An Update has `p`, the parameter; fetch(begin), which fetches its
 /// other streams ahead; and operator()(g, begin, count, scratch), where g[i] is the gradient of element begin + i and
-/// scratch may be g.
+/// scratch may be g. C is float where there is no copy.
 template <class G, class C, class Update>
 void update_blocks(const Update& update, const View& gradient, const View& copy, std::int64_t first, std::int64_t last,
                    std::int64_t total) {
-  const Update own =
-      update;  // a copy of this thread's: stores to memory cannot change it, so its scalars stay in registers
+  constexpr bool kCopies = !std::is_same_v<C, float>;
+  const Update own = update;  // this thread's: stores cannot change it, so its scalars stay in registers
   alignas(64) float scratch[kStretch];
   const std::int64_t end = std::min(total, last * kStatisticsBlock);
   std::int64_t begin = first * kStatisticsBlock;
   const G* g = gradient.as<const G>();
-  const C* c = copy.as<const C>();
+  C* c = copy.as<C>();
+  const bool is_uncached = kCopies && total >= kLeastUncached && reinterpret_cast<std::uintptr_t>(c) % 32 == 0;
   // Whole stretches apart, so that the compiler sees their loops' constant length.
   for (; begin + kStretch <= end; begin += kStretch) {
     fetch_ahead(own.p, begin);
     fetch_ahead(g, begin);
-    fetch_ahead(c, begin);
     own.fetch(begin);
     own(gradient_at<G>(gradient, begin, kStretch, scratch), begin, kStretch, scratch);
-    write_copy<C>(copy, begin, kStretch, own.p + begin);
+    if constexpr (kCopies)
+      is_uncached ? write_copy_uncached(c + begin, own.p + begin) : write_copy(c + begin, kStretch, own.p + begin);
   }
+  if (is_uncached) wait_for_uncached();
   if (begin < end) {
     own(gradient_at<G>(gradient, begin, end - begin, scratch), begin, end - begin, scratch);
-    write_copy<C>(copy, begin, end - begin, own.p + begin);
+    if constexpr (kCopies) write_copy(c + begin, end - begin, own.p + begin);
   }
 }
 
