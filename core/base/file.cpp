@@ -33,12 +33,6 @@ std::string progress_text(std::uint64_t done, std::uint64_t total, std::uint64_t
   return cat(done, " of ", total, " bytes at offset ", offset);
 }
 
-IoError ended_early(const std::string& path, std::uint64_t expected, std::uint64_t offset, std::uint64_t got) {
-  return {cat("read ", quote_name(path, 4096), ": expected ", expected, " bytes at offset ", offset,
-              ", the file ends after ", got, " of them: it was cut short or changed while it was read"),
-          path, ENODATA};
-}
-
 }  // namespace
 
 File::File(std::unique_ptr<OpenFile> open_file, std::string path, FileSystem& files)
@@ -70,10 +64,10 @@ std::uint64_t File::size() const {
   return result.value;
 }
 
-std::size_t File::read_up_to(std::span<std::byte> out, std::uint64_t offset) const {
+std::size_t File::read_until(std::span<std::byte> out, std::uint64_t offset, std::size_t enough) const {
   OpenFile& file = handle();
   std::size_t done = 0;
-  while (done < out.size()) {
+  while (done < enough) {
     if (offset + done > kMaxOffset) break;
     const IoResult result = file.read(out.subspan(done), offset + done);
     if (result.error == EINTR) continue;
@@ -86,9 +80,14 @@ std::size_t File::read_up_to(std::span<std::byte> out, std::uint64_t offset) con
   return done;
 }
 
-void File::read_exact(std::span<std::byte> out, std::uint64_t offset) const {
-  const std::size_t done = read_up_to(out, offset);
-  if (done < out.size()) throw ended_early(path_, out.size(), offset, done);
+std::size_t File::read_up_to(std::span<std::byte> out, std::uint64_t offset) const {
+  return read_until(out, offset, out.size());
+}
+
+std::size_t File::read_at_least(std::span<std::byte> out, std::uint64_t offset, std::size_t enough) const {
+  const std::size_t done = read_until(out, offset, enough);
+  if (done < enough) throw ended_early(path_, enough, offset, done);
+  return done;
 }
 
 void File::write_exact(std::span<const std::byte> data, std::uint64_t offset) {
@@ -107,6 +106,8 @@ void File::write_exact(std::span<const std::byte> data, std::uint64_t offset) {
     done += result.value;
   }
 }
+
+bool File::set_direct(bool direct) { return handle().set_direct(direct); }
 
 void File::sync() {
   OpenFile& file = handle();

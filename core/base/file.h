@@ -42,11 +42,18 @@ class File {
   /// Fills `out` from `offset` as far as the file goes; returns the bytes read, fewer than out.size() only at the end.
   std::size_t read_up_to(std::span<std::byte> out, std::uint64_t offset) const;
   /// Fills all of `out` from `offset`. Throws IoError with code ENODATA if the file ends before.
-  void read_exact(std::span<std::byte> out, std::uint64_t offset) const;
+  void read_exact(std::span<std::byte> out, std::uint64_t offset) const { read_at_least(out, offset, out.size()); }
+  /// Asks for all of `out` but is content with its first `enough` bytes, as direct transfers must be at the file's end.
+  /// Returns the bytes read, from `enough` to out.size(). Throws IoError with code ENODATA if the file ends before.
+  std::size_t read_at_least(std::span<std::byte> out, std::uint64_t offset, std::size_t enough) const;
   /// Writes all of `data` at `offset`; the file grows as needed, a gap reads as zeros.
   void write_exact(std::span<const std::byte> data, std::uint64_t offset);
   /// Says how large the file will be, so that a full disk can be reported with the bytes that were still needed.
   void expect_bytes(std::uint64_t total) { expected_bytes_ = total; }
+  /// Asks that transfers bypass the system's page cache (offset, length and address aligned to kDirectAlignment of
+  /// core/base/file_stream.h; others go through the cache), or no longer do. Returns whether they will. Not while a
+  /// transfer runs.
+  bool set_direct(bool direct);
   /// Makes the contents survive a power loss. After a failure the contents are unknown: write another file, do not
   /// retry.
   void sync();
@@ -57,6 +64,7 @@ class File {
   friend class MappedFile;
   File(std::unique_ptr<OpenFile> open_file, std::string path, FileSystem& files);
   OpenFile& handle() const;
+  std::size_t read_until(std::span<std::byte> out, std::uint64_t offset, std::size_t enough) const;
 
   std::unique_ptr<OpenFile> file_;
   std::string path_;

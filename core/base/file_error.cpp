@@ -121,4 +121,10 @@ IoError io_error(FileSystem& files, std::string_view operation, const std::strin
   return {text, path, error};
 }
 
+IoError ended_early(const std::string& path, std::uint64_t expected, std::uint64_t offset, std::uint64_t got) {
+  return {cat("read ", quote_name(path, 4096), ": expected ", expected, " bytes at offset ", offset,
+              ", the file ends after ", got, " of them: it was cut short or changed while it was read"),
+          path, ENODATA};
+}
+
 }  // namespace castor

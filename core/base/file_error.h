@@ -27,4 +27,7 @@ std::string quote_name(std::string_view text, std::size_t limit = 200);
 IoError io_error(FileSystem& files, std::string_view operation, const std::string& path, int error,
                  std::string_view progress = {}, std::uint64_t needed_bytes = 0);
 
+/// The IoError with code ENODATA for a read of `expected` bytes at `offset` of which the file held only `got`.
+IoError ended_early(const std::string& path, std::uint64_t expected, std::uint64_t offset, std::uint64_t got);
+
 }  // namespace castor

@@ -44,6 +44,7 @@ class FaultFile : public OpenFile {
     const auto verdict = files_.judge({FileOperationKind::map, path_, {}, 0, bytes});
     return verdict.error != 0 ? verdict.error : below_->map(bytes, view);
   }
+  bool set_direct(bool direct) override { return below_->set_direct(direct); }
   int close() override {
     const auto verdict = files_.judge({FileOperationKind::close, path_, {}, 0, 0});
     return verdict.error != 0 ? verdict.error : below_->close();

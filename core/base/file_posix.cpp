@@ -2,6 +2,7 @@
 //
 // Delicate: every descriptor is close-on-exec (ranks are started as processes), opening never blocks on a pipe, and
 // positions are always explicit (pread, pwrite), so that one file can be read by several threads.
+#include <atomic>
 #include <cerrno>
 #include <limits>
 #include <string_view>
@@ -41,10 +42,19 @@ class PosixFile : public OpenFile {
   }
 
   IoResult read(std::span<std::byte> out, std::uint64_t offset) override {
-    return transferred(::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset)));
+    return or_through_cache(
+        [&] { return transferred(::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset))); });
   }
   IoResult write(std::span<const std::byte> data, std::uint64_t offset) override {
-    return transferred(::pwrite(descriptor_, data.data(), data.size(), static_cast<off_t>(offset)));
+    return or_through_cache(
+        [&] { return transferred(::pwrite(descriptor_, data.data(), data.size(), static_cast<off_t>(offset))); });
+  }
+  bool set_direct(bool direct) override {
+    if (direct == direct_) return direct;
+    const int flags = ::fcntl(descriptor_, F_GETFL);
+    if (flags < 0 || ::fcntl(descriptor_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) != 0) return direct_;
+    direct_ = direct;
+    return direct;
   }
   int sync() override { return ::fsync(descriptor_) == 0 ? 0 : errno; }
   IoResult size() override {
@@ -67,7 +77,17 @@ class PosixFile : public OpenFile {
   }
 
  private:
+  // Direct transfers that the file system does not take (alignment, mostly) are refused as a whole with EINVAL.
+  template <class Transfer>
+  IoResult or_through_cache(const Transfer& transfer) {
+    const bool was_direct = direct_;
+    const IoResult result = transfer();
+    if (result.error != EINVAL || !was_direct || set_direct(false)) return result;
+    return transfer();
+  }
+
   int descriptor_;
+  std::atomic<bool> direct_ = false;
 };
 
 int flags_of(OpenMode mode) {

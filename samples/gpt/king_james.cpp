@@ -3,7 +3,6 @@
 #include "samples/gpt/king_james.h"
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -12,8 +11,8 @@
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <xxhash.h>
 
+#include "core/base/digest.h"
 #include "core/base/file_error.h"
 
 namespace castor::samples {
@@ -91,10 +90,7 @@ pid_t start(const TextProgram& program, int output) {
 
 /// "4404412 0123456789abcdef": what lies beside the text.
 std::string digest_line(std::span<const std::byte> text) {
-  char digest[32];
-  std::snprintf(digest, sizeof digest, "%016llx",
-                static_cast<unsigned long long>(XXH3_64bits(text.data(), text.size())));
-  return cat(text.size(), " ", digest, "\n");
+  return cat(text.size(), " ", hex_of_digest(xxh3(text)), "\n");
 }
 
 bool is_intact(const std::string& text_path, const std::string& digest_path, FileSystem& files) {
