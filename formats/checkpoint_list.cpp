@@ -61,7 +61,8 @@ std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const 
     const std::string& name = list.checkpoints[i].name;
     const bool is_recent = static_cast<std::int64_t>(i) < std::max<std::int64_t>(1, retention.keep_last.value_or(1));
     const bool is_nth = retention.keep_every && number_of(name) && *number_of(name) % *retention.keep_every == 0;
-    if (is_recent || is_nth) kept.insert(name);
+    // A name that no run gives was chosen by a person.
+    if (is_recent || is_nth || !number_of(name)) kept.insert(name);
   }
   if (retention.keep_best) {
     std::vector<std::pair<double, std::string>> scored;  // best first; of equals the newer
@@ -85,10 +86,17 @@ std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const 
 
 std::uint64_t remove_checkpoint(const std::string& folder, FileSystem& files) {
   const std::uint64_t bytes = Checkpoint::open(folder, files).total_bytes();
+  const std::string directory = directory_of(folder);
+  for (const DirectoryEntry& entry : list_directory(directory, files)) {
+    const std::string other = join_path(directory, entry.name);
+    if (entry.kind != FileKind::directory || entry.name == file_name_of(folder)) continue;
+    if (exists(join_path(other, kManifestName), files)) sync_directory(other, files);
+  }
+  sync_directory(directory, files);
   remove_file(join_path(folder, kManifestName), files);
   sync_directory(folder, files);
   remove_tree(folder, files);
-  sync_directory(directory_of(folder), files);
+  sync_directory(directory, files);
   return bytes;
 }
 

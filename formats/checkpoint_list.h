@@ -50,10 +50,12 @@ struct Retention {
   bool greater_is_better = true;
 };
 
-/// The names that may go under `retention`, oldest first; the newest checkpoint is never among them.
+/// The names that may go under `retention`, oldest first: never the newest checkpoint, nor one that is not called iter_N
+/// or epoch_N.
 std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const Retention& retention);
 
-/// Removes a checkpoint durably, manifest first. Returns the bytes freed. Throws IoError.
+/// Removes a checkpoint durably, manifest first, once the names of those beside it are durable: a program that ended
+/// before its last sync may have left the newest one un-synced. Returns the bytes freed. Throws IoError.
 std::uint64_t remove_checkpoint(const std::string& folder, FileSystem& files = posix_file_system());
 
 }  // namespace castor::formats

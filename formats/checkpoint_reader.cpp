@@ -79,7 +79,8 @@ void add_parts(const Checkpoint::Request& request, std::map<std::uint32_t, std::
 }
 
 // Reads parts of one file, in the order of the file. Returns the bytes fetched.
-std::uint64_t read_parts(StreamReader& reader, std::vector<Part>& parts, const OnWrongBlock& on_wrong) {
+std::uint64_t read_parts(StreamReader& reader, std::vector<Part>& parts, const OnWrongBlock& on_wrong,
+                         const std::function<void(std::uint64_t bytes)>& on_bytes = {}) {
   std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
     return std::tuple(a.slice->begin + a.from, a.to) < std::tuple(b.slice->begin + b.from, b.to);
   });
@@ -92,6 +93,7 @@ std::uint64_t read_parts(StreamReader& reader, std::vector<Part>& parts, const O
     const Part& part = parts[range];
     if (part.request != nullptr && part.request->sink) part.request->sink(part.at + at, bytes);
     check.take(part, part.from + at, bytes, on_wrong);
+    if (on_bytes) on_bytes(bytes.size());
   });
   return reader.bytes_asked() - before;
 }
@@ -152,6 +154,12 @@ void Checkpoint::read(const LogicalTensor& tensor, std::int64_t offset, std::spa
   read(std::span(&request, 1));
 }
 
+bool Checkpoint::has_text(std::string_view stem, std::string_view extension) const {
+  return std::any_of(manifest_.files.begin(), manifest_.files.end(), [&](const CheckpointFile& file) {
+    return file.name == cat(stem, ".", extension) || file.name == cat(stem, ".2.", extension);
+  });
+}
+
 std::string Checkpoint::read_text(std::string_view stem, std::string_view extension) const {
   for (const CheckpointFile& file : manifest_.files) {
     if (file.name != cat(stem, ".", extension) && file.name != cat(stem, ".2.", extension)) continue;
@@ -193,14 +201,19 @@ std::vector<Damage> Checkpoint::verify(const std::function<void(std::uint64_t by
         damage.push_back({file.name, "", cat("bytes [0, ", file.head_bytes, ") have another digest")});
       }
       std::vector<Part>& parts = by_file[number];
-      read_parts(reader, parts, [&](const Part& part, std::uint64_t begin, std::uint64_t end) {
-        damage.push_back(
-            {file.name, title_of(*part.tensor), cat("bytes [", begin, ", ", end, ") have another digest")});
-      });
+      read_parts(
+          reader, parts,
+          [&](const Part& part, std::uint64_t begin, std::uint64_t end) {
+            damage.push_back(
+                {file.name, title_of(*part.tensor), cat("bytes [", begin, ", ", end, ") have another digest")});
+          },
+          [&](std::uint64_t bytes) {
+            if (progress) progress(done += bytes);
+          });
+      done += file.head_bytes;
     } catch (const IoError& error) {
       damage.push_back({file.name, "", error.what()});
     }
-    done += file.bytes;
     bytes_read_ += file.bytes;
     if (progress) progress(done);
   }

@@ -55,6 +55,8 @@ class Checkpoint {
   /// The whole of a file that holds no tensors ("state.json"), found by stem and extension whatever its suffix. Throws
   /// FormatError if there is none or its digest does not match, IoError.
   std::string read_text(std::string_view stem, std::string_view extension) const;
+  /// True if there is such a file.
+  bool has_text(std::string_view stem, std::string_view extension) const;
 
   /// Checks every byte against its digest and returns what is wrong, in the order of the manifest's files; empty: all
   /// is as it was written.

@@ -89,6 +89,9 @@ void check_piece(const TensorPiece& piece, const std::string& path) {
 std::string free_suffix(const std::string& folder, FileSystem& files) {
   const std::string path = join_path(folder, kManifestName);
   if (!exists(path, files)) return "";
+  // A program that ended before its last sync may have left it un-synced. If it is lost after this save has begun, the
+  // one before it counts again, whose files this save would be writing over.
+  sync_directory(folder, files);
   try {
     const Manifest manifest = parse_manifest(read_text_file(path, kMaxManifestBytes, files), path);
     const auto has_suffix = [](const CheckpointFile& file) { return file.name.find(".2.") != std::string::npos; };
@@ -209,10 +212,18 @@ void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart
   write_file_atomically(path, text, files);
   sync_directory(directory_of(folder), files);
 
-  std::set<std::string, std::less<>> kept;
+  std::set<std::string> kept;
   for (const CheckpointFile& file : manifest.files) kept.insert(file.name);
+  std::vector<DirectoryEntry> entries;
+  files.list(folder, entries);
+  for (const DirectoryEntry& entry : entries) {
+    if (entry.kind == FileKind::file && (is_temporary_name(entry.name) || entry.name.ends_with(".safetensors"))) {
+      replaced.push_back(entry.name);
+    }
+  }
+  // Best effort: the checkpoint stands, and what cannot be removed now the next save will try again.
   for (const std::string& name : replaced) {
-    if (!kept.contains(name)) remove_file(join_path(folder, name), files);
+    if (!kept.contains(name)) files.unlink(join_path(folder, name));
   }
 }
 

@@ -49,7 +49,8 @@ struct SaveLocation {
 };
 
 /// What to put into the names of a save's files so that they are not those of the checkpoint that is in `folder` now:
-/// "" where there is none, else "" or "2", whichever is free. Throws IoError.
+/// "" where there is none, else "" or "2", whichever is free. Makes that checkpoint's names durable first. Throws
+/// IoError.
 std::string free_suffix(const std::string& folder, FileSystem& files = posix_file_system());
 
 /// The name of a data file: "model.safetensors", of several ranks "model-00001-of-00004.safetensors", with a suffix
@@ -73,10 +74,11 @@ void write_text(CheckpointPart& part, std::string_view stem, std::string_view ex
 std::string part_text(const CheckpointPart& part);
 CheckpointPart parse_part(std::string_view text);
 
-/// Makes the parts of all ranks one checkpoint: syncs the folder's names, writes the manifest, then removes files of
-/// the checkpoint it replaces. When it returns the checkpoint survives any crash; if it throws, the folder is what it
-/// was, except after an error of the very last sync (see write_file_atomically). Throws FormatError if the parts do not
-/// make whole tensors; IoError.
+/// Makes the parts of all ranks one checkpoint: syncs the folder's names, writes the manifest, then removes, as far as
+/// it can, files of the checkpoint it replaces and data and temporary files that interrupted saves left. When it
+/// returns the checkpoint survives any crash; if it throws, the folder is what it was, except after an error of the
+/// last two syncs, of the folder and of its own name (see write_file_atomically). Throws FormatError if the parts do
+/// not make whole tensors; IoError.
 void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart> parts,
                        const std::map<std::string, std::string>& aliases, std::uint64_t save_number,
                        FileSystem& files = posix_file_system());

@@ -1,11 +1,15 @@
 // prepare and the steps; see colossalai_strategy.h.
 #include "strategy/colossalai_strategy.h"
 
+#include <nlohmann/json.hpp>
+
 #include "autograd/graph.h"
 #include "autograd/random_state.h"
 #include "core/base/log.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
+#include "strategy/checkpoint/fill.h"
+#include "strategy/checkpoint/training_state.h"
 
 namespace castor::strategy {
 namespace {
@@ -46,6 +50,11 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
       std::make_unique<OptimWrapper>(options.optimizer(), std::move(parameters), options.accumulative_counts,
                                      options.clip, options.dispatch.max_iters);
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
+  optim_wrapper_->stepper().set_before_update([this](const autograd::Variable& parameter, const auto& states) {
+    saver_.before_change(parameter.data());
+    for (const auto& [name, state] : states) saver_.before_change(state);
+  });
+  micro_batch_ = options.dispatch.train_micro_batch_size_per_gpu;
   scale_lr(options);
   const SchedulerContext context{optim_wrapper_->optimizer().groups(), options.dispatch.max_epochs,
                                  options.dispatch.max_iters, options.dispatch.epoch_length,
@@ -85,12 +94,104 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
   result.update = optim_wrapper_->update_params(total);
-  if (result.update.did_update) buffer_updates_.apply();
+  if (result.update.did_update) {
+    for (const auto& [name, buffer] : model_->named_buffers()) saver_.before_change(buffer.data());
+    buffer_updates_.apply();
+  }
   if (!device_.is_meta()) {
     for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
     result.losses["loss"] = total.data().item();
   }
   return result;
+}
+
+void ColossalAIStrategy::reserve_saves() {
+  saver_.reserve(Snapshot::bytes_of(state_tensors(model(), optim_wrapper_.get())));
+}
+
+void ColossalAIStrategy::save_checkpoint(const std::string& filename, const SaveOptions& options) {
+  if (optim_wrapper_ != nullptr && optim_wrapper_->window_position() != 0) {
+    throw InternalError(cat("save_checkpoint: called after micro-step ", optim_wrapper_->window_position(), " of ",
+                            optim_wrapper_->accumulative_counts(), " of an accumulation window; save at its end"));
+  }
+  CheckpointContents contents;
+  if (options.extra_ckpt != nullptr) contents.state() = *options.extra_ckpt;
+  Json& state = contents.state();
+  state["seed"] = seed_;
+  if (optim_wrapper_ != nullptr) {
+    state["inner_count"] = optim_wrapper_->inner_count();
+    state["numerics"] = numerics_key(micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
+    if (options.save_optimizer) state["optimizer"] = optimizer_state(*optim_wrapper_);
+    if (options.save_param_scheduler) state["param_schedulers"] = scheduler_states(schedulers_);
+  }
+  if (options.callback) options.callback(contents);
+
+  SaveRequest request;
+  request.folder = filename;
+  request.tensors = state_tensors(model(), options.save_optimizer ? optim_wrapper_.get() : nullptr);
+  for (const auto& [role, tensors] : contents.tensors) {
+    for (const auto& [name, tensor] : tensors) request.tensors.push_back({name, role, contiguous(tensor)});
+  }
+  for (const auto& [other, first] : model().aliases()) request.aliases[other] = first;
+  request.state = dump_json(state, 2) + "\n";
+  request.config_yaml = options.config_yaml;
+  request.asynchronous = options.asynchronous;
+  request.committed = options.committed;
+  saver_.save(std::move(request));
+}
+
+LoadReport ColossalAIStrategy::load_checkpoint(const std::string& filename, const LoadOptions& options) {
+  saver_.wait();
+  LoadReport report = load_weights(model(), filename, options);
+  if (optim_wrapper_ != nullptr) optim_wrapper_->stepper().refresh_masters();
+  return report;
+}
+
+CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const ResumeOptions& options) {
+  saver_.wait();
+  const LoadSource source = LoadSource::open(filename);
+  const std::string& path = source.path;
+  CheckpointContents contents = read_contents(source, options.map_location, device_);
+  contents.names = revised_names(source, {});
+  if (options.callback) options.callback(contents);
+  const Json& state = contents.state();
+  const auto require = [&](const char* key, const char* otherwise) {
+    if (!state.contains(key)) {
+      throw FormatError(cat("resume from ", path, ": it holds no ", key, otherwise), path, 0);
+    }
+  };
+  require("seed", "; it has weights only: start from them with load_from");
+  const bool wants_optimizer = options.resume_optimizer && optim_wrapper_ != nullptr;
+  const bool wants_schedulers = options.resume_param_scheduler && optim_wrapper_ != nullptr;
+  if (wants_optimizer) require("optimizer", " (saved with save_optimizer: false); resume with resume_optimizer: false");
+  if (wants_schedulers) {
+    require("param_schedulers", " (saved with save_param_scheduler: false); resume with resume_param_scheduler: false");
+  }
+
+  LoadReport report;
+  std::vector<Fill> fills = match_weights(source, model(), contents.names, report);
+  if (!report.fits()) {
+    throw FormatError(cat("resume from ", path, ": the checkpoint does not fit the model:", report.text()), path, 0);
+  }
+  if (wants_optimizer) {
+    const std::vector<Fill> states = match_optimizer(source, state, *optim_wrapper_);
+    fills.insert(fills.end(), states.begin(), states.end());
+  }
+  if (wants_schedulers) load_scheduler_states(state.at("param_schedulers"), path, schedulers_);
+  if (wants_optimizer) load_optimizer_state(state, path, *optim_wrapper_);
+  fill(source, fills);
+  if (optim_wrapper_ != nullptr) {
+    if (!wants_optimizer) {
+      optim_wrapper_->stepper().refresh_masters();
+      optim_wrapper_->set_inner_count(JsonCursor(state, path).at("inner_count").integer(0));
+    }
+    if (state.contains("numerics")) {
+      warn_about_numerics(state.at("numerics"),
+                          numerics_key(micro_batch_, optim_wrapper_->accumulative_counts(), world_size()));
+    }
+  }
+  seed_ = JsonCursor(state, path).at("seed").unsigned_integer();
+  return contents;
 }
 
 Tensor ColossalAIStrategy::val_step(const autograd::Batch& batch) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "autograd/nn/buffer_update.h"
+#include "strategy/checkpoint/saver.h"
 #include "strategy/config/typed_config.h"
 #include "strategy/strategy.h"
 
@@ -27,6 +28,12 @@ class ColossalAIStrategy final : public BaseStrategy {
   void prepare(const ModelFactory& model, const PrepareOptions& options) override;
   StepResult train_step(const autograd::Batch& batch) override;
   Tensor val_step(const autograd::Batch& batch) override;
+  void save_checkpoint(const std::string& filename, const SaveOptions& options = {}) override;
+  void wait_for_saves() override { saver_.wait(); }
+  LoadReport load_checkpoint(const std::string& filename, const LoadOptions& options = {}) override;
+  CheckpointContents resume(const std::string& filename, const ResumeOptions& options = {}) override;
+  /// Allocates what asynchronous saves copy into, so that the first one is as quick as the others.
+  void reserve_saves();
   /// Random numbers of later steps start from here: what a resume does with the saved run's seed.
   void set_seed(std::uint64_t seed) { seed_ = seed; }
   autograd::TrainableModel& model() override;
@@ -39,10 +46,12 @@ class ColossalAIStrategy final : public BaseStrategy {
   Device device_;
   std::uint64_t seed_;
   AutoScaleConfig auto_scale_lr_;
+  std::int64_t micro_batch_ = 1;
   autograd::PendingBufferUpdates buffer_updates_;
   std::shared_ptr<autograd::TrainableModel> model_;
   std::unique_ptr<OptimWrapper> optim_wrapper_;
   std::vector<std::unique_ptr<ParamScheduler>> schedulers_;
+  CheckpointSaver saver_;
 };
 
 /// The `strategy` block's keys and what this version does with each.

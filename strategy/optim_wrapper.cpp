@@ -1,6 +1,8 @@
 // The accumulation window; see optim_wrapper.h.
 #include "strategy/optim_wrapper.h"
 
+#include <utility>
+
 #include "autograd/graph.h"
 #include "autograd/optim/clip.h"
 #include "core/ops/elementwise.h"
@@ -29,12 +31,12 @@ std::vector<autograd::Variable> OptimWrapper::variables() const {
 
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
   autograd::backward(loss);
-  const std::int64_t position = inner_count_ % counts_;
   ++inner_count_;
+  ++window_count_;
   const bool is_last = max_micro_steps_.has_value() && inner_count_ == *max_micro_steps_;
-  if (position + 1 < counts_ && !is_last) return {};
+  if (inner_count_ % counts_ != 0 && !is_last) return {};
 
-  const auto window = static_cast<double>(position + 1);
+  const auto window = static_cast<double>(std::exchange(window_count_, 0));
   if (window > 1) {
     for (const auto& parameter : parameters_) {
       if (parameter.variable.grad().defined())

@@ -60,9 +60,13 @@ class OptimWrapper {
   std::int64_t accumulative_counts() const { return counts_; }
   /// Micro-steps done so far; set after a resume.
   std::int64_t inner_count() const { return inner_count_; }
-  void set_inner_count(std::int64_t count) { inner_count_ = count; }
+  /// Continues after `count` micro-steps, of which the last `window_position` wait in an open window.
+  void set_inner_count(std::int64_t count, std::int64_t window_position = 0) {
+    inner_count_ = count;
+    window_count_ = window_position;
+  }
   /// Position within the accumulation window of the next micro-step, from 0.
-  std::int64_t window_position() const { return inner_count_ % counts_; }
+  std::int64_t window_position() const { return window_count_; }
 
  private:
   std::vector<autograd::Variable> variables() const;
@@ -74,6 +78,7 @@ class OptimWrapper {
   std::optional<ClipConfig> clip_;
   std::optional<std::int64_t> max_micro_steps_;
   std::int64_t inner_count_ = 0;
+  std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
 };
 
 }  // namespace castor::strategy

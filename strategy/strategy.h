@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "autograd/nn/trainable.h"
+#include "strategy/checkpoint.h"
 #include "strategy/optim_wrapper.h"
 #include "strategy/scheduler/param_scheduler.h"
 
@@ -93,6 +94,18 @@ class BaseStrategy {
   virtual StepResult train_step(const autograd::Batch& batch) = 0;
   /// Predictions in eval mode.
   virtual Tensor val_step(const autograd::Batch& batch) = 0;
+
+  /// Saves the training state as the folder `filename`. Throws InternalError inside an accumulation window, whose sums
+  /// are not saved: save at its end. Errors of writing: IoError (of an earlier asynchronous save, too).
+  virtual void save_checkpoint(const std::string& filename, const SaveOptions& options = {}) = 0;
+  /// Returns when no save is in progress. Throws the failure of an asynchronous one that nobody was told of yet.
+  virtual void wait_for_saves() = 0;
+  /// As load_weights, into this model; f32 masters follow the loaded weights.
+  virtual LoadReport load_checkpoint(const std::string& filename, const LoadOptions& options = {}) = 0;
+  /// Continues from a checkpoint: weights, and as `options` says optimizer and schedulers, the seed and the counts.
+  /// Returns what it held, for those who saved more in it. Throws FormatError, before anything is changed, for a
+  /// checkpoint without training state or one that does not fit this model and optimizer; IoError; ConfigError.
+  virtual CheckpointContents resume(const std::string& filename, const ResumeOptions& options = {}) = 0;
 
   virtual autograd::TrainableModel& model() = 0;
   virtual OptimWrapper* optim_wrapper() = 0;  ///< null without an optimizer

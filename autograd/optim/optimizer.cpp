@@ -107,6 +107,7 @@ void LocalStepper::step(double gradient_scale) {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const std::vector<Range> ranges = ranges_of(i);
     if (ranges.empty()) continue;
+    if (before_update_) before_update_(parameters_[i].variable, states_[i]);
     Stats finished;
     for (int pass = 0; pass < optimizer_.stats_passes(); ++pass) {
       Stats carry;

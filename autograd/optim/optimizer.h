@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -118,6 +119,10 @@ class LocalStepper {
   /// The L2 norm of all gradients, over fixed blocks in parameter order; the input of gradient clipping.
   double gradient_norm() const;
 
+  /// Called before a step changes a parameter and its states; for those who still read them (a checkpoint in writing).
+  using BeforeUpdate = std::function<void(const Variable& parameter, const std::map<std::string, Tensor>& states)>;
+  void set_before_update(BeforeUpdate before_update) { before_update_ = std::move(before_update); }
+
   void zero_grad();
   /// Takes the masters from the weights again: after weights were loaded without their masters.
   void refresh_masters();
@@ -134,6 +139,7 @@ class LocalStepper {
   std::vector<std::map<std::string, Tensor>> states_;
   std::int64_t cut_elements_;
   std::int64_t step_count_ = 0;
+  BeforeUpdate before_update_;
 };
 
 }  // namespace castor::autograd

@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "core/base/file_error.h"
 
 namespace castor {
@@ -24,6 +26,8 @@ namespace {
 
 // Direct reads smaller than this on average are slower than ordinary ones, which the system reads ahead for.
 constexpr std::uint64_t kSmallFetch = std::uint64_t{256} << 10;
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 std::uint64_t round_down(std::uint64_t value, std::uint64_t multiple) { return value / multiple * multiple; }
 std::uint64_t round_up(std::uint64_t value, std::uint64_t multiple) {
@@ -39,13 +43,24 @@ StreamOptions rounded(StreamOptions options) {
 
 }  // namespace
 
-AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(round_up(bytes, kDirectAlignment)) {
-  start_.reset(static_cast<std::byte*>(::operator new (size_, std::align_val_t{kDirectAlignment})));
+AlignedBuffer::AlignedBuffer(std::size_t bytes) {
+  if (bytes == 0) return;
+  const std::size_t size = round_up(bytes, kDirectAlignment);
+  const std::size_t spare = size >= kHugePage ? kHugePage - kDirectAlignment : 0;
+  void* mapped = ::mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  auto* start = static_cast<std::byte*>(mapped);
+  if (spare > 0) {  // cut to begin at a huge page
+    const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(start) % kHugePage) % kHugePage;
+    if (before > 0) ::munmap(start, before);
+    start += before;
+    if (before < spare) ::munmap(start + size, spare - before);
+    ::madvise(start, size, MADV_HUGEPAGE);  // only a wish: kernels without huge pages refuse it
+  }
+  start_ = {start, Unmap{size}};
 }
 
-void AlignedBuffer::Free::operator()(std::byte* start) const {
-  ::operator delete (start, std::align_val_t{kDirectAlignment});
-}
+void AlignedBuffer::Unmap::operator()(std::byte* start) const { ::munmap(start, bytes); }
 
 // The caller fills buffer `filled_ % buffers`, the thread writes buffer `written_ % buffers`.
 class StreamWriter::Ring {

@@ -22,21 +22,23 @@ namespace castor {
 /// ordinary transfers instead.
 inline constexpr std::size_t kDirectAlignment = 4096;
 
-/// Memory that direct transfers can use: aligned to kDirectAlignment, contents unspecified. Move-only.
+/// Memory that direct transfers can use: aligned to kDirectAlignment, zeros at first. Move-only. From 2 MiB on it lies
+/// in huge pages where the system grants them: a direct transfer then is a few long pieces instead of one a page.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  /// At least `bytes` bytes, rounded up to a multiple of kDirectAlignment.
+  /// At least `bytes` bytes, rounded up to a multiple of kDirectAlignment. Throws std::bad_alloc.
   explicit AlignedBuffer(std::size_t bytes);
 
-  std::span<std::byte> bytes() const { return {start_.get(), size_}; }
+  /// All of it; empty if default-constructed or moved from.
+  std::span<std::byte> bytes() const { return {start_.get(), start_ == nullptr ? 0 : start_.get_deleter().bytes}; }
 
  private:
-  struct Free {
+  struct Unmap {
+    std::size_t bytes;
     void operator()(std::byte* start) const;
   };
-  std::unique_ptr<std::byte[], Free> start_;
-  std::size_t size_ = 0;
+  std::unique_ptr<std::byte[], Unmap> start_;
 };
 
 /// How a stream buffers. Memory held: buffers * buffer_bytes.

@@ -64,9 +64,9 @@ class OpenFile {
   virtual IoResult size() = 0;
   /// Maps the first `bytes` (> 0, at most the size) read only; the memory lives as long as `view`. Returns an errno.
   virtual int map(std::uint64_t bytes, std::shared_ptr<const std::byte>& view) = 0;
-  /// Asks that transfers bypass the system's cache, or no longer do. Returns whether they will from now on: a file system
-  /// may not be able to, and goes back to ordinary ones at the first transfer whose alignment does not allow it. Changes
-  /// speed, never what is read, written or synced; not while a transfer runs.
+  /// Asks that transfers bypass the system's cache, or no longer do. Returns whether they will from now on: a file
+  /// system may not be able to, and goes back to ordinary ones at the first transfer whose alignment does not allow it.
+  /// Changes speed, never what is read, written or synced; not while a transfer runs.
   virtual bool set_direct(bool direct) {
     static_cast<void>(direct);
     return false;

@@ -6,6 +6,7 @@
 // own insertion searches all earlier keys: a manifest of 100 000 tensors would take minutes.
 #include "core/base/json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -134,6 +135,7 @@ class Scanner {
     std::size_t reason = what.find("syntax error");
     if (reason == std::string::npos) reason = what.find("] ") == std::string::npos ? 0 : what.find("] ") + 2;
     const bool at_end = last_token.empty() || what.find("unexpected end of input") != std::string::npos;
+    offset = std::min<std::size_t>(offset, reading_.offset);  // the lexer counts the end as one more byte
     throw FormatError(cat(file_, ":", reading_.line, ": not valid JSON at byte ", offset, ": ",
                           at_end ? std::string("the text ends too early") : what.substr(reason)),
                       file_, offset);

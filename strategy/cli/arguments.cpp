@@ -9,6 +9,10 @@ void ArgumentList::positional(std::string name, std::string& target, std::string
   add({std::move(name), "", std::move(doc), &target, true, "", {}});
 }
 
+void ArgumentList::positional(std::string name, std::vector<std::string>& target, std::string doc) {
+  add({std::move(name), "", std::move(doc), &target, true, "", {}});
+}
+
 void ArgumentList::optional_positional(std::string name, std::optional<std::string>& target, std::string doc) {
   add({std::move(name), "", std::move(doc), &target, false, "", {}});
 }

@@ -30,7 +30,9 @@ class ArgumentList {
  public:
   /// A required value without a flag: CONFIG.
   void positional(std::string name, std::string& target, std::string doc);
-  /// As above, but it may be left out.
+  /// One or more words: PATH ...
+  void positional(std::string name, std::vector<std::string>& target, std::string doc);
+  /// A value without a flag that may be left out.
   void optional_positional(std::string name, std::optional<std::string>& target, std::string doc);
   /// A switch: present is true.
   void flag(std::string name, bool& target, std::string doc);

@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/interrupt.h"
 #include "strategy/cli/check.h"
+#include "strategy/cli/ckpt.h"
 #include "strategy/cli/generate.h"
 #include "strategy/cli/plan.h"
 #include "strategy/cli/test.h"
@@ -19,7 +20,7 @@ namespace castor::strategy {
 
 std::vector<Subcommand> builtin_subcommands() {
   return {train_command(run_train), test_command(run_test), plan_command(run_plan), generate_command(run_generate),
-          check_command()};
+          check_command(), ckpt_command()};
 }
 
 int castor_main(int argc, char** argv, Registry& registry, std::vector<Subcommand> own) {

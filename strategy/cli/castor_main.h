@@ -20,7 +20,7 @@ namespace castor::strategy {
 /// Returns the exit code: 0 ok, 1 run error, 2 config or usage, 130 Ctrl-C. Nothing is thrown.
 int castor_main(int argc, char** argv, Registry& registry, std::vector<Subcommand> own = {});
 
-/// The library's subcommands: train, test, plan, generate, check.
+/// The library's subcommands: train, test, plan, generate, check, ckpt.
 std::vector<Subcommand> builtin_subcommands();
 
 }  // namespace castor::strategy

@@ -103,7 +103,9 @@ std::string command_help(const Subcommand& subcommand, const std::string& comman
     if (is_flag_name(argument.name)) {
       if (!argument.placeholder.empty()) left += " " + argument.placeholder;
     } else {
+      const bool takes_several = std::holds_alternative<std::vector<std::string>*>(argument.target);
       usage += argument.required ? cat(" ", argument.name) : cat(" [", argument.name, "]");
+      if (takes_several) usage += " ...";
     }
     rows.emplace_back(std::move(left), argument.doc + default_text(argument));
   }
@@ -134,7 +136,9 @@ std::string program_help(const std::string& program, const std::vector<Subcomman
   for (const Subcommand& subcommand : subcommands) {
     out += cat("  ", subcommand.name, std::string(columns - subcommand.name.size() + 2, ' '), subcommand.summary, "\n");
   }
-  return out + cat("\n", program, " COMMAND --help explains a command; ", program, " --version prints the version\n");
+  return out + cat("\n", program, " COMMAND --help explains a command",
+                   program.find(' ') == std::string::npos ? cat("; ", program, " --version prints the version") : "",
+                   "\n");
 }
 
 const Subcommand& find_subcommand(const std::string& name, const std::string& program,
@@ -172,6 +176,25 @@ int run_subcommand(const Subcommand& subcommand, const std::string& program, std
   return subcommand.run(registry, out);
 }
 
+// Finds the command that the words name, in a group of commands if it is one, and runs it. `who` becomes its name.
+int run_words(std::string& who, const std::vector<std::string>& words, const std::vector<Subcommand>& subcommands,
+              Registry& registry, std::ostream& out, std::ostream& err) {
+  if (words.empty()) {
+    err << program_help(who, subcommands);
+    return kExitUsage;
+  }
+  if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+    out << program_help(who, subcommands);
+    return kExitOk;
+  }
+  const Subcommand& subcommand = find_subcommand(words[0], who, subcommands);
+  const std::string program = who;
+  who += " " + subcommand.name;
+  std::vector<std::string> rest(words.begin() + 1, words.end());
+  if (!subcommand.children.empty()) return run_words(who, rest, subcommand.children, registry, out, err);
+  return run_subcommand(subcommand, program, std::move(rest), registry, out);
+}
+
 /// The exit code of an error, after its message.
 int report(const std::string& who, const std::string& text, int code, std::ostream& err) {
   err << who << ": " << text << "\n";
@@ -186,21 +209,11 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
   std::string who = program;
   int code = kExitOk;
   try {
-    if (arguments.empty()) {
-      err << program_help(program, subcommands);
-      return kExitUsage;
-    }
-    if (arguments[0] == "--help" || arguments[0] == "-h" || arguments[0] == "help") {
-      out << program_help(program, subcommands);
-      return kExitOk;
-    }
-    if (arguments[0] == "--version") {
+    if (!arguments.empty() && arguments[0] == "--version") {
       out << program << " " << kVersion << "\n";
       return kExitOk;
     }
-    const Subcommand& subcommand = find_subcommand(arguments[0], program, subcommands);
-    who += " " + subcommand.name;
-    code = run_subcommand(subcommand, program, {arguments.begin() + 1, arguments.end()}, registry, out);
+    code = run_words(who, arguments, subcommands, registry, out, err);
     out.flush();
     if (code == kExitOk && !out) code = report(who, "standard output cannot be written", kExitRunError, err);
   } catch (const ConfigError& error) {

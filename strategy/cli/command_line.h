@@ -24,6 +24,7 @@ struct Subcommand {
   std::function<void(ArgumentList&)> configure;  ///< declares the arguments
   /// Does the work. What it computes goes to `out` (standard output); errors are thrown. Returns an exit code.
   std::function<int(Registry&, std::ostream& out)> run;
+  std::vector<Subcommand> children = {};  ///< not empty: the next word picks one of these, and the functions are unused
 };
 
 /// Parses, runs one subcommand and returns the exit code. Nothing is thrown: a ConfigError gives kExitUsage, other

@@ -45,9 +45,13 @@ int run_generate(const GenerateArguments& arguments, Registry& registry, std::os
   const std::shared_ptr<autograd::TrainableModel> model =
       registry.models.build(config.model, autograd::TensorOptions{});
   autograd::name_tree(*model);
-  load_weights(*model, arguments.load_from ? *arguments.load_from
-                       : config.load_from  ? *config.load_from
-                                           : find_last_checkpoint(config.work_dir));
+  LoadOptions loading;
+  loading.strict = true;
+  load_weights(*model,
+               arguments.load_from ? *arguments.load_from
+               : config.load_from  ? *config.load_from
+                                   : find_last_checkpoint(config.work_dir),
+               loading);
   GenerationOptions options;
   options.prompt = arguments.prompt;
   options.max_new_tokens = arguments.max_new_tokens;

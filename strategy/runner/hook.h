@@ -28,6 +28,14 @@ struct RunProgress {
   bool was_stopped = false;               ///< Ctrl-C or SIGTERM ended the run early
 };
 
+/// How a hook wants the run saved.
+struct SaveRules {
+  bool save_optimizer = true;
+  bool save_param_scheduler = true;
+  bool asynchronous = false;
+  formats::Retention retention;  ///< applied once the checkpoint is committed
+};
+
 /// What hooks may do to the run.
 class RunControl {
  public:
@@ -36,8 +44,10 @@ class RunControl {
   virtual const RunProgress& progress() const = 0;
   virtual const std::string& work_dir() const = 0;
   virtual const std::string& log_dir() const = 0;
-  /// Saves the weights as work_dir/name.
-  virtual void save(const std::string& name) = 0;
+  /// False inside an accumulation window, whose sums are not saved.
+  virtual bool can_save() = 0;
+  /// Saves the training state as work_dir/name. Throws as BaseStrategy::save_checkpoint.
+  virtual void save(const std::string& name, const SaveRules& rules) = 0;
 };
 
 /// Derive, override what is needed, register under a type name.
@@ -49,7 +59,11 @@ class Hook {
   virtual void after_train_epoch(RunControl&) {}
   virtual void after_val(RunControl&) {}   ///< results are in progress().metrics
   virtual void after_test(RunControl&) {}  ///< the same; nothing was trained
+  /// After an iteration and the validation that was due after it, if any: all there is to an iteration is done.
+  virtual void after_iteration(RunControl&) {}
   virtual void after_run(RunControl&) {}
+  virtual void before_save_checkpoint(RunControl&, CheckpointContents&) {}  ///< may add to what is saved
+  virtual void after_load_checkpoint(RunControl&, CheckpointContents&) {}   ///< before it goes into the model
 };
 
 }  // namespace castor::strategy

@@ -1,6 +1,7 @@
 // Log lines as mmengine writes them, scalars as JSON lines, and the saving rule.
 #include "strategy/runner/hooks.h"
 
+#include <algorithm>
 #include <iomanip>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -125,20 +126,84 @@ void LoggerHook::after_run(RunControl&) {
   bar_.reset();
 }
 
+namespace {
+
+// mmengine's guess, by what is common in the names of metrics.
+std::optional<bool> greater_is_better(const std::string& metric) {
+  const auto has_any = [&metric](std::initializer_list<const char*> parts) {
+    return std::any_of(parts.begin(), parts.end(),
+                       [&metric](const char* part) { return metric.find(part) != std::string::npos; });
+  };
+  if (has_any({"loss", "bits_per", "perplexity", "error"})) return false;
+  if (has_any({"acc", "top", "auc", "precision", "recall", "mAP", "mDice", "mIoU", "f1"})) return true;
+  return std::nullopt;
+}
+
+std::string checkpoint_name(const RunProgress& p) {
+  const bool whole_epoch = p.by_epoch && p.epoch_length > 0 && p.iter > 0 && p.iter % p.epoch_length == 0;
+  return whole_epoch ? cat("epoch_", p.iter / p.epoch_length) : cat("iter_", p.iter);
+}
+
+}  // namespace
+
+SaveRules CheckpointHook::rules() const {
+  SaveRules rules{config_.save_optimizer, config_.save_param_scheduler, config_.async_save, {}};
+  if (config_.max_keep_ckpts > 0) {
+    rules.retention.keep_last = config_.max_keep_ckpts;
+    rules.retention.keep_every = config_.keep_every;
+    if (config_.save_best) rules.retention.keep_best = config_.keep_best;
+    rules.retention.greater_is_better = greater_is_better_;
+  }
+  return rules;
+}
+
 void CheckpointHook::save(RunControl& run) {
+  is_due_ = false;
+  if (run.progress().iter == saved_iter_) return;
+  run.save(checkpoint_name(run.progress()), rules());
+  saved_iter_ = run.progress().iter;
+}
+
+void CheckpointHook::ask(RunControl& run) {
+  if (run.can_save()) {
+    save(run);
+  } else {
+    is_due_ = true;
+  }
+}
+
+void CheckpointHook::before_run(RunControl& run) {
+  if (run.progress().iter > 0) saved_iter_ = run.progress().iter;  // resumed from there
+  if (config_.save_begin && run.progress().iter == 0 && run.progress().max_iters > 0) save(run);
+}
+
+// After validation, so that what it moved (schedules on plateaus) is saved with what led to it.
+void CheckpointHook::after_iteration(RunControl& run) {
   const RunProgress& p = run.progress();
-  if (p.iter == saved_iter_) return;
-  const bool whole_epoch = p.by_epoch && p.epoch_length > 0 && p.iter % p.epoch_length == 0;
-  run.save(whole_epoch ? cat("epoch_", p.iter / p.epoch_length) : cat("iter_", p.iter));
-  saved_iter_ = p.iter;
+  const bool is_epoch_end = p.iter % p.epoch_length == 0;
+  const bool is_asked = config_.interval > 0 && (by_epoch(run) ? is_epoch_end && p.epoch % config_.interval == 0
+                                                               : p.iter % config_.interval == 0);
+  if (is_asked || is_due_) ask(run);
 }
 
-void CheckpointHook::after_train_iter(RunControl& run) {
-  if (config_.interval > 0 && !by_epoch(run) && run.progress().iter % config_.interval == 0) save(run);
-}
-
-void CheckpointHook::after_train_epoch(RunControl& run) {
-  if (config_.interval > 0 && by_epoch(run) && run.progress().epoch % config_.interval == 0) save(run);
+void CheckpointHook::after_val(RunControl& run) {
+  const auto& metrics = run.progress().metrics;
+  if (!config_.save_best || metrics.empty() || !run.can_save()) return;
+  const auto found = *config_.save_best == "auto" ? metrics.begin() : metrics.find(*config_.save_best);
+  if (found == metrics.end()) {
+    std::string names;
+    for (const auto& [name, value] : metrics) names += cat(names.empty() ? "" : ", ", name);
+    throw ConfigError(cat("save_best: no metric is called ", *config_.save_best, "; there are: ", names), "save_best");
+  }
+  const std::optional<bool> guess = greater_is_better(found->first);
+  if (!config_.rule && !guess) {
+    throw ConfigError(cat("save_best: say rule: greater or rule: less for the metric ", found->first), "rule");
+  }
+  greater_is_better_ = config_.rule ? *config_.rule == "greater" : *guess;
+  if (!is_among_best(run.work_dir(), found->second, config_.keep_best, greater_is_better_)) return;
+  save(run);
+  note_score(run.work_dir(), checkpoint_name(run.progress()), found->second);
+  logger().info("among the best ", config_.keep_best, " by ", found->first, ": ", number(found->second, 4));
 }
 
 void CheckpointHook::after_run(RunControl& run) {

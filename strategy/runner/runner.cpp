@@ -15,8 +15,11 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
+#include "formats/checkpoint_reader.h"
 #include "strategy/checkpoint.h"
+#include "strategy/checkpoint/fill.h"
 #include "strategy/config.h"
+#include "strategy/source/source.h"
 
 namespace castor::strategy {
 namespace {
@@ -128,6 +131,8 @@ bool Runner::train() {
     throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
   set_up_environment();
+  const std::vector<std::string> candidates = resume_candidates();
+  if (!candidates.empty()) take_saved_seed(candidates.front());
   const Plan planned = plan();
   logger().info(plan_text(planned));
   write_file_atomically(join_path(log_dir_, "plan.json"), dump_json(plan_json(planned), 2));
@@ -139,19 +144,17 @@ bool Runner::train() {
   const MemoryStats before = allocator(kCpu).stats();
   strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
   strategy_->prepare(model_factory(), prepare_options());
-  if (config_.load_from) {
-    load_weights(strategy_->model(), *config_.load_from);
-    logger().info("weights loaded from ", *config_.load_from);
-  }
   make_hooks();
+  load_or_resume(candidates);
   for (auto& hook : hooks_) hook->before_run(*this);
 
   const TrainConfig& train = *config_.train_cfg;
   const std::int64_t val_interval = train.val_interval.value_or(progress_.by_epoch ? 1 : 1000);
-  bool was_validated = false;
+  bool was_validated = false, was_audited = false;
   while (progress_.iter < progress_.max_iters && !progress_.was_stopped) {
     train_one_iteration();
-    if (progress_.iter == optim_window_end()) {
+    if (!was_audited && progress_.last.update.did_update) {
+      was_audited = true;
       const std::string audit = audit_text(planned, memory_since(before, allocator(kCpu).stats()));
       logger().info(audit);
       write_file_atomically(join_path(log_dir_, "plan_audit.txt"), audit + "\n");
@@ -164,7 +167,7 @@ bool Runner::train() {
       }
       for (auto& hook : hooks_) hook->after_train_epoch(*this);
     }
-    progress_.was_stopped = stop_requested();
+    progress_.was_stopped = stop_requested() && can_save();
     const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
     const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
     if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin &&
@@ -172,9 +175,11 @@ bool Runner::train() {
       validate();
       was_validated = true;
     }
+    for (auto& hook : hooks_) hook->after_iteration(*this);
   }
   if (val_loader_ && !was_validated && !progress_.was_stopped) validate();
   for (auto& hook : hooks_) hook->after_run(*this);
+  strategy_->wait_for_saves();
   if (progress_.was_stopped) logger().warning("stopped at iteration ", progress_.iter, " of ", progress_.max_iters);
   return !progress_.was_stopped;
 }
@@ -186,8 +191,72 @@ void Runner::make_hooks() {
   for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
 }
 
-std::int64_t Runner::optim_window_end() const {
-  return std::min(config_.optim_wrapper->accumulative_counts, progress_.max_iters);
+std::vector<std::string> Runner::resume_candidates() const {
+  if (!config_.resume) return {};
+  if (config_.load_from) return {*config_.load_from};
+  const formats::CheckpointList list = formats::list_checkpoints(config_.work_dir);
+  for (const formats::TornCheckpoint& torn : list.torn) {
+    logger().warning("skipped ", join_path(config_.work_dir, torn.name), ": ", torn.reason);
+  }
+  std::vector<std::string> folders;
+  for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
+  if (folders.empty()) logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
+  return folders;
+}
+
+void Runner::take_saved_seed(const std::string& checkpoint) {
+  const LoadSource source = LoadSource::open(checkpoint);
+  const Json state = parse_json(source.state_text(), source.path);
+  if (!state.is_object() || !state.contains("seed")) return;  // resume says what is missing
+  const std::uint64_t saved = JsonCursor(state, source.path).at("seed").unsigned_integer();
+  if (saved == seed()) return;
+  logger().info("seed ", saved, " of the resumed run instead of ", seed());
+  config_.randomness.seed = static_cast<std::int64_t>(saved);
+}
+
+CheckpointCallback Runner::loaded_callback() {
+  return [this](CheckpointContents& contents) {
+    for (auto& hook : hooks_) hook->after_load_checkpoint(*this, contents);
+  };
+}
+
+void Runner::load_or_resume(const std::vector<std::string>& candidates) {
+  if (!config_.resume && config_.load_from) {
+    LoadOptions options;
+    options.callback = loaded_callback();
+    const LoadReport report = strategy_->load_checkpoint(*config_.load_from, options);
+    logger().info(report.loaded, " tensors loaded from ", shown_source(*config_.load_from));
+    if (!report.fits()) logger().warning("the file and the model differ:", report.text());
+  }
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    try {
+      resume_from(candidates[i]);
+      return;
+    } catch (const FormatError& error) {
+      // Only damage sends a run back to an older checkpoint; one that does not fit is the user's to decide about.
+      const bool is_last = i + 1 == candidates.size();
+      if (is_last || formats::Checkpoint::open(candidates[i]).verify().empty()) throw;
+      logger().warning("skipped ", candidates[i], ", which is damaged: ", error.what());
+    }
+  }
+}
+
+void Runner::resume_from(const std::string& checkpoint) {
+  ResumeOptions options;
+  options.callback = loaded_callback();
+  const CheckpointContents contents = strategy_->resume(checkpoint, options);
+  const JsonCursor state(contents.state(), checkpoint);
+  progress_.iter = state.at("iter").integer(0);
+  progress_.epoch = progress_.iter / progress_.epoch_length;
+  for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
+  const std::int64_t saved_length = state.at("epoch_length").integer(1);
+  if (saved_length != progress_.epoch_length) {
+    logger().warning("an epoch had ", saved_length, " iterations when ", checkpoint, " was saved, now it has ",
+                     progress_.epoch_length, ": samples are taken up at the same iteration");
+  }
+  train_loader_->seek({progress_.epoch, progress_.iter % progress_.epoch_length});
+  logger().info("resumed from ", shown_source(checkpoint), " at iteration ", progress_.iter, " of ",
+                progress_.max_iters);
 }
 
 void Runner::train_one_iteration() {
@@ -247,8 +316,10 @@ std::map<std::string, double> Runner::test() {
   strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
   strategy_->prepare(model_factory(), {});
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
-  load_weights(strategy_->model(), weights);
-  logger().info("weights loaded from ", weights);
+  LoadOptions options;
+  options.strict = true;
+  load_weights(strategy_->model(), weights, options);
+  logger().info("weights loaded from ", shown_source(weights));
   make_hooks();
   for (auto& hook : hooks_) hook->before_run(*this);
   const bool is_complete = evaluate(*loader, metrics, "test");
@@ -259,9 +330,31 @@ std::map<std::string, double> Runner::test() {
   return is_complete ? progress_.metrics : std::map<std::string, double>{};
 }
 
-void Runner::save(const std::string& name) {
-  const std::string folder = save_weights(strategy_->model(), effective_yaml(), config_.work_dir, name);
-  logger().info("weights saved to ", folder);
+bool Runner::can_save() {
+  return strategy_->optim_wrapper() == nullptr || strategy_->optim_wrapper()->window_position() == 0;
+}
+
+void Runner::save(const std::string& name, const SaveRules& rules) {
+  SaveOptions options;
+  options.save_optimizer = rules.save_optimizer;
+  options.save_param_scheduler = rules.save_param_scheduler;
+  options.asynchronous = rules.asynchronous;
+  options.config_yaml = effective_yaml();
+  Json extra;
+  extra["iter"] = progress_.iter;
+  extra["epoch"] = progress_.epoch;
+  extra["epoch_length"] = progress_.epoch_length;
+  extra["metrics"] = Json::object();
+  for (const auto& [metric, value] : progress_.metrics) extra["metrics"][metric] = value;
+  options.extra_ckpt = std::make_shared<const Json>(std::move(extra));
+  options.callback = [this](CheckpointContents& contents) {
+    for (auto& hook : hooks_) hook->before_save_checkpoint(*this, contents);
+  };
+  options.committed = [work_dir = config_.work_dir, name, retention = rules.retention](const std::string& folder) {
+    finish_save(work_dir, name, retention);
+    logger().info("checkpoint saved to ", folder);
+  };
+  strategy_->save_checkpoint(join_path(config_.work_dir, name), options);
 }
 
 }  // namespace castor::strategy

@@ -41,7 +41,8 @@ class Runner final : private RunControl {
   const RunProgress& progress() const override { return progress_; }
   const std::string& work_dir() const override { return config_.work_dir; }
   const std::string& log_dir() const override { return log_dir_; }
-  void save(const std::string& name) override;
+  bool can_save() override;
+  void save(const std::string& name, const SaveRules& rules) override;
 
   std::unique_ptr<DataLoader> make_loader(const DataLoaderConfig& config, bool is_training) const;
   std::vector<std::unique_ptr<Metric>> make_metrics(const OneOrMany& field) const;
@@ -50,7 +51,13 @@ class Runner final : private RunControl {
   void set_up_environment();
   void set_up_run();
   void make_hooks();
-  std::int64_t optim_window_end() const;  ///< micro-steps of the first global step
+  /// The checkpoints to resume from, the first one that is undamaged wins; empty: start anew.
+  std::vector<std::string> resume_candidates() const;
+  /// Takes the seed of the run that is resumed, before anything is drawn from it.
+  void take_saved_seed(const std::string& checkpoint);
+  void load_or_resume(const std::vector<std::string>& candidates);
+  void resume_from(const std::string& checkpoint);
+  CheckpointCallback loaded_callback();
   void train_one_iteration();
   void validate();
   /// Leaves the results in progress_.metrics. Returns false, without any, if a stop was requested on the way.

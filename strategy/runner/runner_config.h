@@ -159,6 +159,7 @@ struct RunnerConfig {
   std::string work_dir = "work_dirs";
   std::optional<std::string> experiment_name;
   std::optional<std::string> load_from;
+  bool resume = false;
 };
 
 template <class V>
@@ -186,9 +187,11 @@ void describe(V& v, RunnerConfig& c) {
           one_of({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}));
   v.field("work_dir", c.work_dir, "folder of logs, plan and weights", non_empty());
   v.field("experiment_name", c.experiment_name, "heads the log; the run's time stamp is added");
-  v.field("load_from", c.load_from, "weights to start from: a saved iter_N or epoch_N folder, or a safetensors file");
-  v.retired("resume", ConfigNode(false),
-            "not in this version: checkpoints hold weights only; use load_from to start from them");
+  v.field("load_from", c.load_from,
+          "weights to start from: a saved iter_N or epoch_N folder, a safetensors or PyTorch file, or a URL of one");
+  v.field(
+      "resume", c.resume,
+      "continue the run saved in load_from or, where that is left out, in the newest checkpoint of work_dir, if any");
   v.retired("default_scope", ConfigNode("castor"), "there is one registry");
   v.refuse("data_preprocessor", "not in this version: data sets give what the model takes");
   v.refuse("log_processor", "not in this version");

@@ -44,8 +44,8 @@ constexpr std::array<std::string_view, 4> kAutogradOrder{"graph", "ops", "nn", "
 
 // Folders of strategy: plugins, which do not include each other, and those that serve them all.
 constexpr std::array<std::string_view, 3> kPlugins{"ddp", "low_level_zero", "gemini"};
-constexpr std::array<std::string_view, 7> kSharedFolders{"cli",    "config", "data",     "hooks",
-                                                         "metric", "runner", "scheduler"};
+constexpr std::array<std::string_view, 9> kSharedFolders{"checkpoint", "cli",    "config",    "data",  "hooks",
+                                                         "metric",     "runner", "scheduler", "source"};
 
 constexpr std::array<std::string_view, 6> kEmptyWords{"utils", "util", "helpers", "helper", "common", "misc"};
 
@@ -66,7 +66,7 @@ bool has_word(std::string_view stem, std::string_view word) {
   return false;
 }
 
-constexpr std::array<Vendor, 4> kVendors{{
+constexpr std::array<Vendor, 5> kVendors{{
     {"CUDA",
      {"cuda", "cublas", "cudnn", "curand", "cusparse", "cub/", "thrust/", "cutlass/", "cute/", "nvtx3/", "mma.h",
       "cooperative_groups"},
@@ -81,10 +81,12 @@ constexpr std::array<Vendor, 4> kVendors{{
      {"dnnl", "oneapi/dnnl"},
      "*onednn* files",
      [](std::string_view stem) { return has_word(stem, "onednn"); }},
+    {"libcurl", {"curl/"}, "*_curl* files", [](std::string_view stem) { return has_word(stem, "curl"); }},
 }};
 
 // Seconds of compile time each: a header that includes one makes all its users pay.
-constexpr std::array<std::string_view, 5> kHeavyHeaders{"nlohmann/json.hpp", "CLI/", "spdlog/", "yaml-cpp/", "boost/"};
+constexpr std::array<std::string_view, 7> kHeavyHeaders{
+    "nlohmann/json.hpp", "CLI/", "spdlog/", "yaml-cpp/", "boost/", "curl/", "openssl/"};
 
 bool contains(Names names, std::string_view name) { return std::ranges::find(names, name) != names.end(); }
 

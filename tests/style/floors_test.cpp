@@ -122,6 +122,8 @@ TEST_CASE("vendors' headers outside their files are reported") {
   CHECK(broken_rule("dist/comm.cpp", "#include <nccl.h>\n") == "vendor-headers");
   CHECK(broken_rule("dist/comm_nccl.cpp", "#include <nccl.h>\n").empty());
   CHECK(broken_rule("dist/comm_tcp.cpp", "#include <mpi.h>\n") == "vendor-headers");
+  CHECK(broken_rule("strategy/strategy.cpp", "#include <curl/curl.h>\n") == "vendor-headers");
+  CHECK(broken_rule("strategy/source/http_curl.cpp", "#include <curl/curl.h>\n").empty());
 }
 
 TEST_CASE("a heavy header in a header is reported, in a .cpp it is not") {

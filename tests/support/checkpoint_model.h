@@ -80,24 +80,25 @@ struct CheckpointModel {
   }
 
   /// One rank's files.
-  formats::CheckpointPart write_part(const formats::SaveLocation& location, std::uint64_t seed,
-                                     FileSystem& files) const {
+  formats::CheckpointPart write_part(const formats::SaveLocation& location, std::uint64_t seed, FileSystem& files,
+                                     const StreamOptions& stream = {}) const {
     formats::CheckpointPart part;
     if (location.rank == 0) formats::write_text(part, "state", "json", "{\"iter\":7}", location, files);
-    formats::write_pieces(part, "model", pieces_of(location.rank, location.world_size, seed, false), location, files);
-    formats::write_pieces(part, "optimizer", pieces_of(location.rank, location.world_size, seed, true), location,
-                          files);
+    formats::write_pieces(part, "model", pieces_of(location.rank, location.world_size, seed, false), location, files,
+                          stream);
+    formats::write_pieces(part, "optimizer", pieces_of(location.rank, location.world_size, seed, true), location, files,
+                          stream);
     return part;
   }
 
   /// A whole save by `world_size` ranks, one after the other.
-  void save(const std::string& folder, int world_size, std::uint64_t save_number, std::uint64_t seed,
-            FileSystem& files) const {
+  void save(const std::string& folder, int world_size, std::uint64_t save_number, std::uint64_t seed, FileSystem& files,
+            const StreamOptions& stream = {}) const {
     make_directories(folder, files);
     const std::string suffix = formats::free_suffix(folder, files);
     std::vector<formats::CheckpointPart> parts;
     for (int rank = 0; rank < world_size; ++rank) {
-      parts.push_back(write_part({folder, suffix, rank, world_size}, seed, files));
+      parts.push_back(write_part({folder, suffix, rank, world_size}, seed, files, stream));
     }
     formats::commit_checkpoint(folder, parts, {{"tied", "step_scale"}}, save_number, files);
   }

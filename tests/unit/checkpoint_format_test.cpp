@@ -125,6 +125,7 @@ void check_refused(const std::string& body, const std::string& expected) {
   } catch (const FormatError& error) {
     CAPTURE(std::string(error.what()));
     CHECK(std::string(error.what()).find(expected) != std::string::npos);
+    CHECK(error.offset <= sealed(body).size());
   }
 }
 
@@ -160,6 +161,7 @@ TEST_CASE("a sealed manifest that does not hold together is refused, naming what
         kStart + R"("files":[{"name":")" + name + R"(","bytes":0,"head_bytes":0,"head_xxh3":"0123456789abcdef"}],)",
         "expected the name of a file");
   }
+  check_refused(kStart + R"("new":{"a":1,)", "ends too early");
   check_refused(R"({"version":1,"reads":1,)", "format");
   check_refused(R"({"format":"castor-checkpoint",)", "version");
   check_refused(kStart + R"("tensors":[{"name":"w"}],)", "a tensor needs the keys");

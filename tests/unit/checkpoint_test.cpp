@@ -1,5 +1,5 @@
-// Saved weights: equal bits back, every misfit named, and after a crash or a full disk at any operation a whole folder
-// to load or none at all.
+// Saved states: equal bits back, every misfit named, and after a crash or a full disk at any operation a whole
+// checkpoint to load or none at all; the same in the background.
 #include "strategy/checkpoint.h"
 
 #include <cerrno>
@@ -15,7 +15,9 @@
 #include "core/base/file.h"
 #include "core/base/file_fault.h"
 #include "core/base/file_memory.h"
+#include "formats/checkpoint_reader.h"
 #include "formats/safetensors.h"
+#include "strategy/checkpoint/saver.h"
 #include "tests/support/long_run.h"
 
 namespace castor::strategy {
@@ -56,6 +58,33 @@ State state_of(const autograd::Module& module) {
   return state;
 }
 
+// Saves the weights of `model` as work_dir/name, and points to them.
+void save(const autograd::Module& model, const std::string& name, FileSystem& files, CheckpointSaver& saver,
+          bool asynchronous = false) {
+  SaveRequest request;
+  request.folder = join_path("/run", name);
+  for (const auto& [each, variable] : model.named_parameters())
+    request.tensors.push_back({each, "param", variable.data()});
+  for (const auto& [each, variable] : model.named_buffers())
+    request.tensors.push_back({each, "buffer", variable.data()});
+  for (const auto& [other, first] : model.aliases()) request.aliases[other] = first;
+  request.state = "{}";
+  request.config_yaml = "model: small\n";
+  request.asynchronous = asynchronous;
+  request.committed = [&files, name](const std::string&) { finish_save("/run", name, {}, files); };
+  saver.save(std::move(request));
+}
+void save(const autograd::Module& model, const std::string& name, FileSystem& files) {
+  CheckpointSaver saver(files);
+  save(model, name, files, saver);
+}
+
+LoadOptions strictly() {
+  LoadOptions options;
+  options.strict = true;
+  return options;
+}
+
 /// What find_last_checkpoint and load_weights give, or nothing if nothing was saved.
 std::optional<State> last_saved(FileSystem& files) {
   std::string folder;
@@ -66,8 +95,8 @@ std::optional<State> last_saved(FileSystem& files) {
     return {};
   }
   SmallNet net;
-  load_weights(net, folder, files);
-  CHECK(read_text_file(join_path(folder, kConfigFile), 1000, files) == "model: small\n");
+  load_weights(net, folder, strictly(), files);
+  CHECK(formats::Checkpoint::open(folder, files).read_text("config", "yaml") == "model: small\n");
   return state_of(net);
 }
 
@@ -81,17 +110,18 @@ std::vector<std::string> names_in(const std::string& folder, FileSystem& files) 
 TEST_CASE("saved weights and buffers come back bit by bit, tied ones stored once") {
   MemoryFileSystem files;
   const auto net = small_net(1);
-  CHECK(save_weights(*net, "model: small\n", "/run", "epoch_2", files) == "/run/epoch_2");
+  save(*net, "epoch_2", files);
   CHECK(names_in("/run", files) == std::vector<std::string>{"epoch_2", "last_checkpoint"});
-  CHECK(names_in("/run/epoch_2", files) == std::vector<std::string>{"config.yaml", "model.safetensors"});
+  CHECK(names_in("/run/epoch_2", files) ==
+        std::vector<std::string>{"config.yaml", "manifest.json", "model.safetensors", "state.json"});
   CHECK(read_text_file("/run/last_checkpoint", 100, files) == "epoch_2");
   CHECK(find_last_checkpoint("/run", files) == "/run/epoch_2");
   const auto other = small_net(2);
   REQUIRE(state_of(*other) != state_of(*net));
-  load_weights(*other, "/run/epoch_2", files);
+  load_weights(*other, "/run/epoch_2", strictly(), files);
   CHECK(state_of(*other) == state_of(*net));
   const auto by_file = small_net(3);
-  load_weights(*by_file, "/run/epoch_2/model.safetensors", files);
+  load_weights(*by_file, "/run/epoch_2/model.safetensors", strictly(), files);
   CHECK(state_of(*by_file) == state_of(*net));
   const auto source = formats::SafetensorsFile::open("/run/epoch_2/model.safetensors", files);
   CHECK(source.header().find("fc.weight") != nullptr);
@@ -101,9 +131,9 @@ TEST_CASE("saved weights and buffers come back bit by bit, tied ones stored once
 
 TEST_CASE("weights are converted to the model's dtype") {
   MemoryFileSystem files;
-  save_weights(*small_net(1), "model: small\n", "/run", "iter_1", files);
+  save(*small_net(1), "iter_1", files);
   SmallNet half(3, DType::bf16);
-  load_weights(half, "/run/iter_1", files);
+  load_weights(half, "/run/iter_1", strictly(), files);
   const auto exact = small_net(1)->named_parameters().at(0).second.data().to_vector<float>();
   const Tensor& loaded = half.named_parameters().at(0).second.data();
   REQUIRE(loaded.dtype() == DType::bf16);
@@ -126,7 +156,7 @@ TEST_CASE("a file that does not fit the model is refused with every tensor named
   const auto net = small_net(1);
   const State before = state_of(*net);
   try {
-    load_weights(*net, "/run/odd.safetensors", files);
+    load_weights(*net, "/run/odd.safetensors", strictly(), files);
     FAIL("loaded");
   } catch (const FormatError& error) {
     const std::string text = error.what();
@@ -144,38 +174,162 @@ TEST_CASE("a truncated or foreign file is a FormatError, a missing one an IoErro
   MemoryFileSystem files;
   const auto net = small_net(1);
   const State before = state_of(*net);
-  save_weights(*net, "model: small\n", "/run", "iter_1", files);
+  save(*net, "iter_1", files);
   const std::string whole = read_text_file("/run/iter_1/model.safetensors", 100000, files);
   for (const std::size_t length : {std::size_t{0}, std::size_t{7}, std::size_t{100}, whole.size() - 1}) {
     CAPTURE(length);
     write_file_atomically("/run/cut.safetensors", std::string_view(whole).substr(0, length), files);
-    CHECK_THROWS_AS(load_weights(*net, "/run/cut.safetensors", files), FormatError);
+    CHECK_THROWS_AS(load_weights(*net, "/run/cut.safetensors", strictly(), files), FormatError);
   }
   write_file_atomically("/run/text.safetensors", "PK\x03\x04 not what it says it is, though long enough", files);
-  CHECK_THROWS_AS(load_weights(*net, "/run/text.safetensors", files), FormatError);
-  CHECK_THROWS_AS(load_weights(*net, "/run/iter_7", files), IoError);
+  CHECK_THROWS_AS(load_weights(*net, "/run/text.safetensors", strictly(), files), FormatError);
+  CHECK_THROWS_AS(load_weights(*net, "/run/iter_7", strictly(), files), IoError);
   CHECK(state_of(*net) == before);
 }
 
-TEST_CASE("last_checkpoint is trusted with nothing but a name beside it") {
+TEST_CASE("without strict what fits is loaded and the rest is reported; if nothing fits it is an error") {
+  MemoryFileSystem files;
+  save(SmallNet(5), "iter_1", files);
+  const auto net = small_net(1);
+  const State before = state_of(*net);
+  const LoadReport report = load_weights(*net, "/run/iter_1", {}, files);
+  CHECK(report.mismatched.size() == 2);
+  CHECK(report.loaded == 5);
+  CHECK(state_of(*net).at("fc.weight") == before.at("fc.weight"));
+  CHECK_THROWS_AS(load_weights(*net, "/run/iter_1", strictly(), files), FormatError);
+  LoadOptions renamed;
+  renamed.revise_keys = {{"^", "other."}};
+  CHECK_THROWS_WITH_AS(load_weights(*net, "/run/iter_1", renamed, files), doctest::Contains("nothing in it fits"),
+                       FormatError);
+}
+
+TEST_CASE("names are revised in order, a module. prefix goes by default, and no expression is an error") {
+  MemoryFileSystem files;
+  make_directories("/run", files);
+  const auto net = small_net(1), other = small_net(2);
+  std::vector<formats::SafetensorsTensor> arrays;
+  for (const auto& [name, bytes] : state_of(*net)) {
+    for (const auto& [wanted, variable] : net->named_parameters()) {
+      const Shape& shape = variable.shape();
+      if (wanted == name)
+        arrays.push_back({"module." + name, DType::f32, {shape.begin(), shape.end()}, std::span<const std::byte>()});
+    }
+  }
+  const State state = state_of(*net);
+  for (auto& array : arrays) array.data = std::span(state.at(array.name.substr(7)));
+  formats::write_safetensors("/run/wrapped.safetensors", arrays, {}, files);
+  const LoadReport report = load_weights(*other, "/run/wrapped.safetensors", {}, files);
+  CHECK(report.unexpected.empty());
+  CHECK(report.missing ==
+        std::vector<std::string>{"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"});
+  CHECK(state_of(*other).at("fc.weight") == state.at("fc.weight"));
+  LoadOptions keys;
+  keys.revise_keys = {{"^module\\.", ""}, {"^fc", "a"}, {"^a", "b"}};
+  CHECK(load_weights(*other, "/run/wrapped.safetensors", keys, files).unexpected ==
+        std::vector<std::string>{"b.bias", "b.weight"});
+  keys.revise_keys = {{"(", ""}};
+  CHECK_THROWS_AS(load_weights(*other, "/run/wrapped.safetensors", keys, files), ConfigError);
+}
+
+TEST_CASE("a callback sees the file's names and state before anything is loaded, and what it changes counts") {
+  MemoryFileSystem files;
+  save(*small_net(1), "iter_1", files);
+  const auto net = small_net(2);
+  const State before = state_of(*net);
+  LoadOptions options;
+  options.callback = [&](CheckpointContents& contents) {
+    CHECK(state_of(*net) == before);
+    CHECK(contents.names.at("fc.weight") == "fc.weight");
+    contents.names.erase("fc.bias");
+  };
+  const LoadReport report = load_weights(*net, "/run/iter_1", options, files);
+  CHECK(report.missing == std::vector<std::string>{"fc.bias"});
+  CHECK(state_of(*net).at("fc.bias") == before.at("fc.bias"));
+  CHECK(state_of(*net).at("fc.weight") == state_of(*small_net(1)).at("fc.weight"));
+  options.map_location = "cuda:7";
+  CHECK_THROWS_WITH_AS(load_weights(*net, "/run/iter_1", options, files), doctest::Contains("map_location"),
+                       ConfigError);
+}
+
+TEST_CASE("the newest whole checkpoint is found by its number, whatever last_checkpoint says; torn ones are skipped") {
   MemoryFileSystem files;
   make_directories("/run", files);
   CHECK_THROWS_WITH_AS(find_last_checkpoint("/run", files),
                        doctest::Contains("train first, or name the weights with load_from"), IoError);
-  for (const char* bad : {"", "\n", "../other", "/etc", ".iter_1.partial", "a/b"}) {
-    CAPTURE(bad);
-    write_file_atomically("/run/last_checkpoint", bad, files);
-    CHECK_THROWS_AS(find_last_checkpoint("/run", files), FormatError);
+  save(*small_net(1), "iter_9", files);
+  save(*small_net(2), "iter_2", files);
+  write_file_atomically("/run/last_checkpoint", "../etc", files);
+  CHECK(find_last_checkpoint("/run", files) == "/run/iter_2");
+  remove_file("/run/iter_2/model.safetensors", files);
+  CHECK(find_last_checkpoint("/run", files) == "/run/iter_9");
+  remove_file("/run/iter_9/manifest.json", files);
+  CHECK_THROWS_WITH_AS(find_last_checkpoint("/run", files), doctest::Contains("no checkpoint in /run is whole"),
+                       IoError);
+}
+
+TEST_CASE("keep_best goes by noted scores") {
+  MemoryFileSystem files;
+  for (int i = 1; i <= 4; ++i) {
+    save(*small_net(1), cat("iter_", i), files);
+    CHECK(is_among_best("/run", i == 2 ? 0.9 : 0.1 * i, 2, true, files));
+    note_score("/run", cat("iter_", i), i == 2 ? 0.9 : 0.1 * i, files);
   }
-  write_file_atomically("/run/last_checkpoint", "iter_9\n", files);
-  CHECK_THROWS_WITH_AS(find_last_checkpoint("/run", files), doctest::Contains("iter_9, which is not there"), IoError);
+  CHECK_FALSE(is_among_best("/run", 0.2, 2, true, files));
+  CHECK(is_among_best("/run", 0.05, 1, false, files));
+  formats::Retention retention;
+  retention.keep_last = 1;
+  retention.keep_best = 1;
+  finish_save("/run", "iter_4", retention, files);
+  CHECK(names_in("/run", files) == std::vector<std::string>{"iter_2", "iter_4", "last_checkpoint", "scores.json"});
+}
+
+// What iter_1 holds after a background save during which the weights were overwritten in the middle.
+State saved_while_training(CopyMode mode, std::uint64_t room) {
+  MemoryFileSystem files;
+  const auto net = small_net(1);
+  {
+    CheckpointSaver saver(files);
+    saver.reserve(mode, room);
+    save(*net, "iter_1", files, saver, true);
+    auto tensors = net->named_parameters();
+    for (auto& buffer : net->named_buffers()) tensors.push_back(buffer);
+    for (const auto& [name, variable] : tensors) {
+      saver.before_change(variable.data());
+      variable.data().fill_zero();
+    }
+    saver.wait();
+  }
+  SmallNet loaded;
+  load_weights(loaded, "/run/iter_1", strictly(), files);
+  return state_of(loaded);
+}
+
+TEST_CASE("a background save holds the weights of its moment, with room for a copy, for a part of it, or for none") {
+  const State expected = state_of(*small_net(1));
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    CHECK(saved_while_training(CopyMode::whole, 1 << 16) == expected);
+    CHECK(saved_while_training(CopyMode::on_write, 128) == expected);
+    CHECK(saved_while_training(CopyMode::on_write, 0) == expected);
+  }
+}
+
+TEST_CASE("a background save that fails is reported by the next save or by wait, once, and blocks nobody") {
+  MemoryFileSystem disk;
+  FaultFileSystem faulty(disk);
+  const auto net = small_net(1);
+  CheckpointSaver saver(faulty);
+  saver.reserve(CopyMode::on_write, 0);
+  faulty.inject({12, FaultKind::power_cut, EIO});
+  save(*net, "iter_1", faulty, saver, true);
+  for (const auto& [name, variable] : net->named_parameters()) saver.before_change(variable.data());
+  CHECK_THROWS_AS(save(*net, "iter_2", faulty, saver, true), IoError);
+  CHECK_NOTHROW(saver.wait());
+  CHECK(formats::list_checkpoints("/run", disk).checkpoints.empty());
 }
 
 // Saves iter_1 (weights of seed 1), then, through `files`, weights of seed 2 under `name`.
-void save_first(FileSystem& files) { save_weights(*small_net(1), "model: small\n", "/run", "iter_1", files); }
-void save_second(FileSystem& files, const std::string& name) {
-  save_weights(*small_net(2), "model: small\n", "/run", name, files);
-}
+void save_first(FileSystem& files) { save(*small_net(1), "iter_1", files); }
+void save_second(FileSystem& files, const std::string& name) { save(*small_net(2), name, files); }
 
 std::uint64_t operations_of_second(const std::string& name) {
   MemoryFileSystem disk;
@@ -206,13 +360,10 @@ TEST_CASE(
       CAPTURE(has_failed);
       const std::optional<State> left = last_saved(disk);
       REQUIRE(left.has_value());
-      // Once the folder is in place under the name that last_checkpoint already holds, the newer weights are found.
+      // Once the manifest is in place the newer weights are found, even if a later step failed.
       CHECK((*left == first || *left == second));
       if (!has_failed) CHECK(*left == second);
-      for (const std::string& each : names_in("/run", disk)) {
-        CHECK_MESSAGE(each.find(".partial") == std::string::npos, each);
-        CHECK_MESSAGE(!is_temporary_name(each), each);
-      }
+      for (const std::string& each : names_in("/run", disk)) CHECK_MESSAGE(!is_temporary_name(each), each);
       // The next save works and tidies up.
       save_second(disk, name);
       CHECK(last_saved(disk) == second);

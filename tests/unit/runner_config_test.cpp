@@ -88,7 +88,6 @@ TEST_CASE("what this version lacks is refused by name with the reason, never as 
       {"strategy.model_wrapper={type: X}", "not in this version"},
       {"strategy.config={a: 1}", "options belong to the plugin"},
       {"strategy={_delete_: true, type: DDPStrategy}", "use ColossalAIStrategy"},
-      {"resume=true", "not in this version"},
       {"visualizer={type: Visualizer}", "not in this version"},
       {"data_preprocessor={type: X}", "not in this version"},
       {"log_processor={window_size: 5}", "not in this version"},
@@ -110,8 +109,10 @@ TEST_CASE("what this version lacks is refused by name with the reason, never as 
       {"randomness.deterministic=false", "always deterministic"},
       {"val_cfg.fp16=true", "precision of training"},
       {"default_hooks.timer={type: IterTimerHook}", "always on"},
-      {"default_hooks.checkpoint={type: CheckpointHook, save_best: auto}", "not in this version"},
-      {"default_hooks.checkpoint={type: CheckpointHook, max_keep_ckpts: 3}", "not in this version"},
+      {"default_hooks.checkpoint={type: CheckpointHook, out_dir: elsewhere}", "where resume looks"},
+      {"default_hooks.checkpoint={type: CheckpointHook, filename_tmpl: x}", "iter_N or epoch_N"},
+      {"default_hooks.checkpoint={type: CheckpointHook, max_keep_ckpts: 0}", "at least 1, or -1 for all"},
+      {"default_hooks.checkpoint={type: CheckpointHook, keep_every: 2}", "needs max_keep_ckpts"},
       {"custom_hooks=[{type: EMAHook}]", "not in this version"},
   };
   for (const auto& [change, reason] : refused) {

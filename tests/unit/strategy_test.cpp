@@ -115,7 +115,7 @@ TEST_CASE("a window of four micro-steps applies the mean of the four gradients, 
     // The same micro-batch through a fresh model with the same weights and random numbers.
     ColossalAIStrategy fresh(kCpu, 1);
     fresh.prepare(kModel, training(5, 5));
-    fresh.optim_wrapper()->set_inner_count(k);
+    fresh.optim_wrapper()->set_inner_count(k, k);
     fresh.train_step(batch);
     std::size_t i = 0;
     for (const auto& [name, parameter] : fresh.model().named_parameters()) {

@@ -1,0 +1,183 @@
+// One save from tensors to a committed folder, and the thread that may do it.
+#include "strategy/checkpoint/saver.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/base/parallel.h"
+#include "formats/checkpoint_list.h"
+#include "formats/checkpoint_writer.h"
+
+namespace castor::strategy {
+namespace {
+
+// Stems of the files of a checkpoint.
+constexpr const char* kModelStem = "model";
+constexpr const char* kOptimizerStem = "optimizer";
+constexpr const char* kStateStem = "state";
+constexpr const char* kConfigStem = "config";
+
+// Share of the host's free memory that copies may take.
+constexpr double kRoomShare = 0.5;
+
+bool is_weight(const std::string& role) { return role == "param" || role == "buffer"; }
+
+std::uint64_t free_host_bytes() {
+  const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  return pages > 0 && page > 0 ? static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page) : 0;
+}
+
+std::uint64_t room_for(CopyMode mode, std::uint64_t bytes) {
+  if (mode == CopyMode::whole) return bytes;
+  return std::min(bytes, static_cast<std::uint64_t>(static_cast<double>(free_host_bytes()) * kRoomShare / 4));
+}
+
+std::vector<std::string> files_of_manifest(const std::string& folder, FileSystem& files) {
+  std::vector<std::string> names = {formats::kManifestName};
+  const std::string path = join_path(folder, formats::kManifestName);
+  if (!exists(path, files)) return {};
+  try {
+    const auto manifest = formats::parse_manifest(read_text_file(path, formats::kMaxManifestBytes, files), path);
+    for (const formats::CheckpointFile& file : manifest.files) names.push_back(file.name);
+  } catch (const FormatError&) {
+    return {};
+  }
+  return names;
+}
+
+bool looks_like_ours(const std::string& name) {
+  const auto starts = [&name](const char* stem) { return name.starts_with(stem); };
+  return is_temporary_name(name) || name == formats::kManifestName ||
+         (name.ends_with(".safetensors") && (starts(kModelStem) || starts(kOptimizerStem))) ||
+         (name.ends_with(".json") && starts(kStateStem)) || (name.ends_with(".yaml") && starts(kConfigStem));
+}
+
+// Removes what a save that was not completed left in the folder; files of a valid manifest stay.
+void remove_leftovers(const std::string& folder, FileSystem& files) {
+  if (!is_directory(folder, files)) return;
+  const std::vector<std::string> kept = files_of_manifest(folder, files);
+  for (const DirectoryEntry& entry : list_directory(folder, files)) {
+    const bool is_kept = std::find(kept.begin(), kept.end(), entry.name) != kept.end();
+    if (entry.kind == FileKind::file && !is_kept && looks_like_ours(entry.name)) {
+      remove_file(join_path(folder, entry.name), files);
+    }
+  }
+}
+
+}  // namespace
+
+CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) {
+  return static_cast<double>(bytes) <= static_cast<double>(free_host_bytes()) * kRoomShare ? CopyMode::whole
+                                                                                           : CopyMode::on_write;
+}
+
+void CheckpointSaver::reserve(std::uint64_t bytes) {
+  if (is_reserved_ && room_.bytes().size() >= bytes) return;
+  const CopyMode mode = copy_mode(bytes);
+  reserve(mode, room_for(mode, bytes));
+}
+
+void CheckpointSaver::reserve(CopyMode, std::uint64_t room_bytes) {
+  wait();
+  room_ = AlignedBuffer(static_cast<std::size_t>(room_bytes));
+  const std::span<std::byte> room = room_.bytes();
+  parallel_for(static_cast<std::int64_t>(room.size()), std::int64_t{16} << 20,
+               [&](std::int64_t begin, std::int64_t end) {
+                 std::memset(room.data() + begin, 0, static_cast<std::size_t>(end - begin));
+               });
+  is_reserved_ = true;
+}
+
+CheckpointSaver::~CheckpointSaver() {
+  try {
+    wait();
+  } catch (const std::exception& error) {
+    logger().error("a checkpoint could not be saved: ", error.what());
+  }
+}
+
+void CheckpointSaver::wait() {
+  if (writer_.joinable()) writer_.join();
+  snapshot_.reset();
+  if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void CheckpointSaver::save(SaveRequest request) {
+  wait();
+  if (!request.asynchronous) {
+    write(request, nullptr);
+    return;
+  }
+  if (!is_reserved_) reserve(Snapshot::bytes_of(request.tensors));
+  snapshot_ = std::make_unique<Snapshot>(std::move(request.tensors), room_.bytes());
+  writer_ = std::thread([this, request = std::move(request)] {
+    try {
+      write(request, snapshot_.get());
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+    snapshot_->abandon();
+  });
+}
+
+std::uint64_t CheckpointSaver::next_number(const std::string& directory) {
+  const auto [known, is_new] = last_number_.try_emplace(directory, 0);
+  if (is_new) known->second = formats::list_checkpoints(directory, files_).next_save_number() - 1;
+  return ++known->second;
+}
+
+void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
+  const std::string& folder = request.folder;
+  const bool is_new = !exists(folder, files_);
+  const std::vector<StateTensor>& tensors = snapshot == nullptr ? request.tensors : snapshot->tensors();
+  std::vector<formats::TensorPiece> weights, others;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [name, role, tensor] = tensors[i];
+    formats::TensorPiece piece{name,           role, tensor.dtype(), {tensor.shape().begin(), tensor.shape().end()}, 0,
+                               tensor.numel(), {}};
+    if (snapshot != nullptr) {
+      piece.data = snapshot->source(i);
+    } else if (tensor.device().is_cpu() && tensor.numel() > 0) {
+      piece.data = std::span(static_cast<const std::byte*>(tensor.view().data), tensor.view().bytes());
+    } else {
+      piece.data = [tensor](std::uint64_t offset, std::span<std::byte> out) {
+        const auto element = static_cast<std::uint64_t>(dtype_size(tensor.dtype()));
+        tensor.reshape({-1})
+            .narrow(0, static_cast<std::int64_t>(offset / element), static_cast<std::int64_t>(out.size() / element))
+            .copy_to_host(out.data(), out.size());
+      };
+    }
+    (is_weight(role) ? weights : others).push_back(std::move(piece));
+  }
+  try {
+    make_directories(folder, files_);
+    remove_leftovers(folder, files_);
+    const formats::SaveLocation location{folder, formats::free_suffix(folder, files_), 0, 1};
+    formats::CheckpointPart part;
+    formats::write_text(part, kStateStem, "json", request.state, location, files_);
+    if (!request.config_yaml.empty()) {
+      formats::write_text(part, kConfigStem, "yaml", request.config_yaml, location, files_);
+    }
+    formats::write_pieces(part, kModelStem, weights, location, files_);
+    formats::write_pieces(part, kOptimizerStem, others, location, files_);
+    const std::uint64_t number = next_number(directory_of(folder));
+    formats::commit_checkpoint(folder, std::span(&part, 1), request.aliases, number, files_);
+  } catch (...) {
+    // A file system that fails here as well leaves what a crash would leave: skipped by readers, removed by the next
+    // save.
+    try {
+      remove_leftovers(folder, files_);
+      if (is_new && is_directory(folder, files_) && list_directory(folder, files_).empty()) remove_tree(folder, files_);
+    } catch (const IoError&) {
+    }
+    throw;
+  }
+  if (request.committed) request.committed(folder);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,192 @@
+// state.json in and out.
+#include "strategy/checkpoint/training_state.h"
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "build_config.h"
+#include "core/base/cpu_isa.h"
+#include "core/base/log.h"
+#include "core/base/parallel.h"
+#include "core/ops/cast.h"
+#include "formats/array_shape.h"
+
+namespace castor::strategy {
+namespace {
+
+constexpr const char* kMaster = "master";
+
+// Splits "blocks.0.weight/exp_avg", the stepper's name of a state.
+std::pair<std::string, std::string> split_state_name(const std::string& name) {
+  const std::size_t slash = name.rfind('/');
+  return {name.substr(0, slash), name.substr(slash + 1)};
+}
+
+}  // namespace
+
+std::vector<StateTensor> state_tensors(const autograd::Module& model, const OptimWrapper* wrapper) {
+  std::vector<StateTensor> tensors;
+  for (const auto& [name, variable] : model.named_parameters()) tensors.push_back({name, "param", variable.data()});
+  for (const auto& [name, variable] : model.named_buffers()) tensors.push_back({name, "buffer", variable.data()});
+  if (wrapper == nullptr) return tensors;
+  for (const auto& [full_name, tensor] : wrapper->stepper().named_states()) {
+    const auto [name, role] = split_state_name(full_name);
+    tensors.push_back({name, role, tensor});
+  }
+  return tensors;
+}
+
+Json optimizer_state(OptimWrapper& wrapper) {
+  Json state;
+  state["type"] = wrapper.optimizer().type_name();
+  state["step"] = wrapper.stepper().step_count();
+  state["inner_count"] = wrapper.inner_count();
+  std::set<std::string> roles;
+  for (const auto& [name, tensor] : wrapper.stepper().named_states()) roles.insert(split_state_name(name).second);
+  state["state_roles"] = roles;
+  Json groups = Json::array();
+  for (const autograd::ParamGroup& group : wrapper.optimizer().groups()) {
+    Json values = Json::object();
+    for (const auto& [name, value] : group.values) values[name] = value;
+    groups.push_back({{"name", group.name}, {"values", values}});
+  }
+  state["groups"] = std::move(groups);
+  return state;
+}
+
+Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedulers) {
+  Json states = Json::array();
+  for (const auto& scheduler : schedulers) states.push_back(scheduler->state_dict());
+  return states;
+}
+
+Json numerics_key(std::int64_t micro_batch, std::int64_t accumulative_counts, std::int64_t world_size) {
+  Json key;
+  key["castor"] = kVersion;
+  key["precision"] = "fp32";
+  key["micro_batch"] = micro_batch;
+  key["global_batch"] = micro_batch * accumulative_counts * world_size;
+  key["threads_per_rank"] = num_threads();
+  key["instruction_set"] = std::string(cpu_isa_name(cpu_isa()));
+  return key;
+}
+
+void warn_about_numerics(const Json& saved, const Json& current) {
+  std::string differences;
+  for (const auto& [name, value] : current.items()) {
+    const auto found = saved.find(name);
+    if (found == saved.end()) {
+      differences += cat(differences.empty() ? "" : ", ", name, " (not saved)");
+    } else if (*found != value) {
+      differences += cat(differences.empty() ? "" : ", ", name, " (", dump_json(*found), " was saved, now ",
+                         dump_json(value), ")");
+    }
+  }
+  if (!differences.empty()) {
+    logger().warning("resumed under another numerics key, so results may differ in their last bits: ", differences);
+  }
+}
+
+CheckpointContents read_contents(const LoadSource& source, const std::string& map_location, Device model_device) {
+  if (map_location != "cpu" && map_location != "default") {
+    throw ConfigError(
+        cat("map_location: expected \"cpu\" or \"default\" (the model's device), got \"", map_location, "\""),
+        "map_location");
+  }
+  CheckpointContents contents;
+  const std::string& path = source.path;
+  contents.state() = parse_json(source.state_text(), path);
+  if (!contents.state().is_object()) throw FormatError(cat("checkpoint ", path, ": state.json is no object"), path, 0);
+  // Roles that belong to an optimizer are those that its parameters' states have.
+  std::set<std::string> known = {"param", "buffer", kMaster};
+  if (const auto optimizer = contents.state().find("optimizer"); optimizer != contents.state().end()) {
+    const JsonCursor cursor = JsonCursor(contents.state(), path).at("optimizer");
+    if (cursor.has("state_roles")) {
+      const JsonCursor roles = cursor.at("state_roles");
+      for (std::size_t i = 0; i < roles.size(); ++i) known.insert(roles.at(i).string());
+    }
+  }
+  for (const formats::SourceTensor& entry : source.tensors.tensors) {
+    if (known.contains(entry.role)) continue;
+    const Tensor host = Tensor::empty(Shape(entry.shape), entry.dtype);
+    const Fill one{&entry, host};
+    fill(source, std::span(&one, 1));
+    contents.tensors[entry.role][entry.name] = map_location == "cpu" ? host : to_device(host, model_device);
+  }
+  return contents;
+}
+
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state,
+                                  OptimWrapper& wrapper) {
+  const std::string& path = source.path;
+  const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
+  const std::string& type = optimizer.at("type").string();
+  if (type != wrapper.optimizer().type_name()) {
+    throw FormatError(
+        cat("resume from ", path, ": the checkpoint was trained with ", type, ", this run uses ",
+            wrapper.optimizer().type_name(), "; resume with resume_optimizer: false to start its states anew"),
+        path, 0);
+  }
+  const std::size_t groups = optimizer.at("groups").size();
+  if (groups != wrapper.optimizer().groups().size()) {
+    throw FormatError(cat("resume from ", path, ": the checkpoint has ", groups, " parameter groups, this run ",
+                          wrapper.optimizer().groups().size()),
+                      path, 0);
+  }
+  std::string problems;
+  std::vector<Fill> fills;
+  for (const auto& [full_name, tensor] : wrapper.stepper().named_states()) {
+    const auto [name, role] = split_state_name(full_name);
+    const formats::SourceTensor* entry = source.find(role, name);
+    // Weights that were trained in f32 are their own masters.
+    if (entry == nullptr && role == kMaster) entry = source.find("param", name);
+    if (entry == nullptr) {
+      problems += cat("\n  missing: ", role, " of ", name);
+    } else if (!(Shape(entry->shape) == tensor.shape())) {
+      problems += cat("\n  mismatched: ", role, " of ", name, " is ", formats::shape_text(entry->shape),
+                      " in the file, ", tensor.shape(), " in this run");
+    } else {
+      fills.push_back({entry, tensor});
+    }
+  }
+  if (!problems.empty()) {
+    throw FormatError(cat("resume from ", path, ": the optimizer's states do not fit this run:", problems), path, 0);
+  }
+  return fills;
+}
+
+void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper) {
+  const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
+  const std::int64_t step = optimizer.at("step").integer(0), inner_count = optimizer.at("inner_count").integer(0);
+  std::vector<autograd::ParamGroup> groups = wrapper.optimizer().groups();
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    for (const auto& [name, value] : optimizer.at("groups").at(i).at("values").members()) {
+      groups[i].values.insert_or_assign(name, value.number());
+    }
+  }
+  wrapper.optimizer().groups() = std::move(groups);
+  wrapper.stepper().set_step_count(step);
+  wrapper.set_inner_count(inner_count);
+}
+
+void load_scheduler_states(const Json& states, const std::string& path,
+                           std::vector<std::unique_ptr<ParamScheduler>>& schedulers) {
+  const JsonCursor list(states, path);
+  if (list.size() != schedulers.size()) {
+    throw FormatError(cat("resume from ", path, ": the checkpoint has ", list.size(), " param_schedulers, this run ",
+                          schedulers.size(), "; resume with resume_param_scheduler: false to start them anew"),
+                      path, 0);
+  }
+  for (std::size_t i = 0; i < schedulers.size(); ++i) {
+    const std::string& type = list.at(i).at("type").string();
+    if (type != schedulers[i]->type()) {
+      throw FormatError(cat("resume from ", path, ": param_scheduler ", i, " was ", type, ", in this run it is ",
+                            schedulers[i]->type()),
+                        path, 0);
+    }
+  }
+  for (std::size_t i = 0; i < schedulers.size(); ++i) schedulers[i]->load_state_dict(list.at(i).value());
+}
+
+}  // namespace castor::strategy
