@@ -119,11 +119,10 @@ void write_pieces(CheckpointPart& part, std::string_view stem, std::span<const T
   std::vector<const TensorPiece*> written;
   for (const TensorPiece& piece : pieces) {
     check_piece(piece, path);
-    if (piece.count == 0) {
-      part.tensors.push_back({piece.name, piece.role, piece.dtype, piece.shape, {}});
-      continue;
-    }
+    if (piece.count == 0) part.tensors.push_back({piece.name, piece.role, piece.dtype, piece.shape, {}});
+    // A tensor without elements has no slice; other tools find it in the file all the same.
     const bool is_whole = piece.count == numel_of(piece, path);
+    if (piece.count == 0 && !is_whole) continue;
     arrays.push_back({name_in_file(piece, is_whole), piece.dtype,
                       is_whole ? piece.shape : std::vector<std::int64_t>{piece.count}, std::span<const std::byte>()});
     written.push_back(&piece);
@@ -139,6 +138,7 @@ void write_pieces(CheckpointPart& part, std::string_view stem, std::span<const T
   const auto number = static_cast<std::uint32_t>(part.files.size());
   for (std::size_t i = 0; i < plan.sources.size(); ++i) {
     const TensorPiece& piece = *written[plan.sources[i]];
+    if (piece.count == 0) continue;
     TensorSlice slice{number, plan.header.tensors[i].begin, piece.offset, piece.count, write_piece(writer, piece)};
     part.tensors.push_back({piece.name, piece.role, piece.dtype, piece.shape, {std::move(slice)}});
   }

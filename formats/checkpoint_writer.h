@@ -59,7 +59,7 @@ std::string data_file_name(std::string_view stem, const SaveLocation& location);
 
 /// Writes `pieces` as one safetensors file of that name, synced, through bounded buffers, hashing on the way. In it a
 /// whole tensor is called by its name, or "role/name" for roles other than param and buffer; a cut one has one axis and
-/// "[offset:end]" behind its name. Nothing is written if no piece has elements. Adds to `part`.
+/// "[offset:end]" behind its name. No file is written if there is nothing to put into it. Adds to `part`.
 /// Throws IoError; FormatError or ShapeError for pieces that cannot be written (as plan_safetensors) or do not lie
 /// within their tensor.
 void write_pieces(CheckpointPart& part, std::string_view stem, std::span<const TensorPiece> pieces,

@@ -32,8 +32,7 @@ class ColossalAIStrategy final : public BaseStrategy {
   void wait_for_saves() override { saver_.wait(); }
   LoadReport load_checkpoint(const std::string& filename, const LoadOptions& options = {}) override;
   CheckpointContents resume(const std::string& filename, const ResumeOptions& options = {}) override;
-  /// Allocates what asynchronous saves copy into, so that the first one is as quick as the others.
-  void reserve_saves();
+  void reserve_saves() override;
   /// Random numbers of later steps start from here: what a resume does with the saved run's seed.
   void set_seed(std::uint64_t seed) { seed_ = seed; }
   autograd::TrainableModel& model() override;

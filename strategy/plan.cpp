@@ -11,6 +11,7 @@
 #include "autograd/graph.h"
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
+#include "strategy/checkpoint/training_state.h"
 #include "strategy/colossalai_strategy.h"
 
 namespace castor::strategy {
@@ -85,6 +86,8 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);
     plan.memory = allocator(device).stats();
+    plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy.model(), strategy.optim_wrapper()));
+    plan.copy_mode = CheckpointSaver::copy_mode(plan.checkpoint_bytes);
   }
   plan.ops = recorder.sorted();
   for (const OpTotal& op : plan.ops) {
@@ -112,7 +115,12 @@ std::string plan_text(const Plan& plan) {
         << bytes_text(plan.memory.peak[i]) << std::setw(14) << bytes_text(plan.memory.at_peak[i]) << '\n';
   }
   out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(plan.memory.peak_total)
-      << "  (" << bytes_text(plan.memory.peak_reserved) << " reserved)";
+      << "  (" << bytes_text(plan.memory.peak_reserved) << " reserved)\n"
+      << std::left << std::setw(14) << "checkpoint" << std::right << std::setw(12) << bytes_text(plan.checkpoint_bytes)
+      << "  (asynchronous saves "
+      << (plan.copy_mode == CopyMode::whole ? "copy it at once"
+                                            : "copy a tensor only before it changes: the host is short of memory")
+      << ")";
   return out.str();
 }
 
@@ -134,6 +142,8 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
     json["memory"][name] = {{"peak", plan.memory.peak[i]}, {"at_peak", plan.memory.at_peak[i]}};
   }
   json["memory"]["total"] = {{"peak", plan.memory.peak_total}, {"reserved", plan.memory.peak_reserved}};
+  json["checkpoint"] = {{"bytes", plan.checkpoint_bytes},
+                        {"asynchronous_copy", plan.copy_mode == CopyMode::whole ? "whole" : "on_write"}};
   return json;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/device/caching_allocator.h"
+#include "strategy/checkpoint/saver.h"
 #include "strategy/strategy.h"
 
 namespace castor::strategy {
@@ -33,6 +34,8 @@ struct Plan {
   double flops = 0;                          ///< of one global step
   double bytes = 0;                          ///< read and written by kernels
   MemoryStats memory;                        ///< of the allocator after the step
+  std::uint64_t checkpoint_bytes = 0;        ///< tensors of a checkpoint: weights and optimizer states
+  CopyMode copy_mode = CopyMode::whole;      ///< what an asynchronous save does on this host, as it is now
 };
 
 /// Runs one global step on a meta device standing for the CPU.

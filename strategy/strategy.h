@@ -98,6 +98,8 @@ class BaseStrategy {
   /// Saves the training state as the folder `filename`. Throws InternalError inside an accumulation window, whose sums
   /// are not saved: save at its end. Errors of writing: IoError (of an earlier asynchronous save, too).
   virtual void save_checkpoint(const std::string& filename, const SaveOptions& options = {}) = 0;
+  /// Prepares for asynchronous saves: memory for copies is allocated now and not in the first one.
+  virtual void reserve_saves() = 0;
   /// Returns when no save is in progress. Throws the failure of an asynchronous one that nobody was told of yet.
   virtual void wait_for_saves() = 0;
   /// As load_weights, into this model; f32 masters follow the loaded weights.

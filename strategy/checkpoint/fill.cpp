@@ -6,8 +6,9 @@
 #include <regex>
 #include <set>
 
-#include "core/ops/cast.h"
+#include "core/base/console.h"
 #include "core/base/file.h"
+#include "core/ops/cast.h"
 #include "formats/array_shape.h"
 #include "strategy/source/source.h"
 
@@ -17,11 +18,24 @@ namespace {
 // Elements converted at a time: whole digest blocks of every dtype.
 constexpr std::int64_t kConvertElements = std::int64_t{1} << 22;
 
+// A bar for downloads that take long enough to be seen.
+SourceOptions showing_progress() {
+  SourceOptions options;
+  options.progress = [bar = std::shared_ptr<ProgressBar>()](std::uint64_t bytes, std::uint64_t total) mutable {
+    if (bar == nullptr) {
+      bar = std::make_shared<ProgressBar>(Console::standard_output(), "download", static_cast<std::int64_t>(total),
+                                          static_cast<std::int64_t>(bytes));
+    }
+    bar->update(static_cast<std::int64_t>(bytes), cat(bytes >> 20, " MiB"));
+  };
+  return options;
+}
+
 }  // namespace
 
 LoadSource LoadSource::open(const std::string& source, FileSystem& files) {
   LoadSource opened;
-  opened.path = has_scheme(source) ? resolve_source(source, {}, files) : source;
+  opened.path = has_scheme(source) ? resolve_source(source, showing_progress(), files) : source;
   if (exists(join_path(opened.path, formats::kManifestName), files)) {
     opened.checkpoint = std::make_shared<const formats::Checkpoint>(formats::Checkpoint::open(opened.path, files));
     opened.tensors = formats::checkpoint_source(opened.checkpoint);
@@ -34,7 +48,8 @@ LoadSource LoadSource::open(const std::string& source, FileSystem& files) {
 const formats::SourceTensor* LoadSource::find(std::string_view role, std::string_view name) const {
   if (!formats::is_weight_role(role)) return tensors.find(role, name);
   const auto alias = tensors.aliases.find(std::string(name));
-  for (const std::string_view wanted : {name, alias == tensors.aliases.end() ? name : std::string_view(alias->second)}) {
+  for (const std::string_view wanted :
+       {name, alias == tensors.aliases.end() ? name : std::string_view(alias->second)}) {
     for (const char* in_role : {"param", "buffer"}) {
       if (const formats::SourceTensor* tensor = tensors.find(in_role, wanted)) return tensor;
     }
@@ -144,7 +159,8 @@ void fill(const LoadSource& source, std::span<const Fill> fills) {
     for (std::int64_t offset = 0; offset < flat.numel(); offset += kConvertElements) {
       const std::int64_t count = std::min(kConvertElements, flat.numel() - offset);
       const Tensor host = Tensor::empty({count}, each->entry->dtype);
-      bytes(static_cast<std::uint64_t>(offset) * element, {static_cast<std::byte*>(host.view().data), host.view().bytes()});
+      bytes(static_cast<std::uint64_t>(offset) * element,
+            {static_cast<std::byte*>(host.view().data), host.view().bytes()});
       copy_into(to_device(host, flat.device()), flat.narrow(0, offset, count));
     }
   }

@@ -109,6 +109,9 @@ void CheckpointSaver::wait() {
 
 void CheckpointSaver::save(SaveRequest request) {
   wait();
+  // Nobody else writes there now: what is called temporary was left by a program that was killed.
+  const std::string directory = directory_of(request.folder);
+  if (is_directory(directory, files_)) remove_temporary_files(directory, files_);
   if (!request.asynchronous) {
     write(request, nullptr);
     return;

@@ -117,8 +117,7 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
   return contents;
 }
 
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state,
-                                  OptimWrapper& wrapper) {
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, OptimWrapper& wrapper) {
   const std::string& path = source.path;
   const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
   const std::string& type = optimizer.at("type").string();

@@ -173,6 +173,7 @@ void CheckpointHook::ask(RunControl& run) {
 }
 
 void CheckpointHook::before_run(RunControl& run) {
+  if (config_.async_save && run.strategy().optim_wrapper() != nullptr) run.strategy().reserve_saves();
   if (run.progress().iter > 0) saved_iter_ = run.progress().iter;  // resumed from there
   if (config_.save_begin && run.progress().iter == 0 && run.progress().max_iters > 0) save(run);
 }

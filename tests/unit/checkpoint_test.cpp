@@ -283,6 +283,26 @@ TEST_CASE("keep_best goes by noted scores") {
   CHECK(names_in("/run", files) == std::vector<std::string>{"iter_2", "iter_4", "last_checkpoint", "scores.json"});
 }
 
+TEST_CASE("loading weights needs no optimizer files") {
+  MemoryFileSystem files;
+  const auto net = small_net(1);
+  CheckpointSaver saver(files);
+  SaveRequest request;
+  request.folder = "/run/iter_1";
+  for (const auto& [name, variable] : net->named_parameters()) {
+    request.tensors.push_back({name, "param", variable.data()});
+    request.tensors.push_back({name, "exp_avg", variable.data()});
+  }
+  for (const auto& [name, variable] : net->named_buffers())
+    request.tensors.push_back({name, "buffer", variable.data()});
+  request.state = "{}";
+  saver.save(std::move(request));
+  REQUIRE(remove_file("/run/iter_1/optimizer.safetensors", files));
+  const auto other = small_net(2);
+  load_weights(*other, "/run/iter_1", strictly(), files);
+  CHECK(state_of(*other) == state_of(*net));
+}
+
 // What iter_1 holds after a background save during which the weights were overwritten in the middle.
 State saved_while_training(CopyMode mode, std::uint64_t room) {
   MemoryFileSystem files;
