@@ -13,7 +13,9 @@ namespace {
 using Bytes = std::span<std::byte>;
 
 constexpr std::size_t kWindowBytes = std::size_t{128} << 10;  // of one rank's part of a block
-constexpr std::size_t kSmallReduce = std::size_t{16} << 10;   // below: everyone sends everything, one phase
+constexpr std::size_t kLentBytes = std::size_t{64} << 10;     // used in place before the sender gets its room back
+constexpr std::int64_t kBlocksAhead = 2;  // contributions on their way before a rank waits for the others'
+constexpr std::size_t kSmallReduce = std::size_t{16} << 10;  // below: everyone sends everything, one phase
 constexpr std::size_t kSmallBroadcast = std::size_t{64} << 10;
 
 Bytes bytes_of(const Buffer& buffer) { return {buffer.view.as<std::byte>(), buffer.view.bytes()}; }
@@ -75,7 +77,8 @@ class Run {
     return context_.scratch.data();
   }
   void all_reduce_small();
-  /// Receives everyone's version of `own` and combines them into `result`, in order of ranks.
+  /// Takes everyone's version of `own`, where it lies if the transport lends, and combines them into `result`, in order
+  /// of ranks.
   void reduce_own(std::span<const std::byte> own, void* result, DType result_dtype, bool accumulate);
 
   const Collective& collective_;
@@ -84,18 +87,30 @@ class Run {
 };
 
 void Run::reduce_own(std::span<const std::byte> own, void* result, DType result_dtype, bool accumulate) {
-  std::byte* room = scratch(own.size() * static_cast<std::size_t>(context_.size));
-  std::vector<const void*> terms(static_cast<std::size_t>(context_.size));
-  terms[static_cast<std::size_t>(context_.rank)] = own.data();
-  each_peer([&](int peer) {
-    std::byte* at = room + static_cast<std::size_t>(peer) * own.size();
-    exchange_.receive(peer, {at, own.size()});
-    terms[static_cast<std::size_t>(peer)] = at;
-  });
-  exchange_.finish_receives();
   const DType dtype = collective_.dtype();
-  combine(collective_.reduce, dtype, terms, static_cast<std::int64_t>(own.size() / dtype_size(dtype)), result,
-          result_dtype, accumulate);
+  const std::size_t item = dtype_size(dtype);
+  const std::size_t result_item = dtype_size(result_dtype);
+  std::vector<const void*> terms(static_cast<std::size_t>(context_.size));
+  for (std::size_t done = 0; done < own.size();) {
+    const std::size_t left = own.size() - done;
+    std::size_t length = exchange_.borrow(item, std::min(left, kLentBytes), terms);
+    const bool lent = length > 0;
+    if (!lent) {
+      length = left;
+      std::byte* room = scratch(length * static_cast<std::size_t>(context_.size));
+      each_peer([&](int peer) {
+        std::byte* at = room + static_cast<std::size_t>(peer) * length;
+        exchange_.receive(peer, {at, length});
+        terms[static_cast<std::size_t>(peer)] = at;
+      });
+      exchange_.finish_receives();
+    }
+    terms[static_cast<std::size_t>(context_.rank)] = own.data() + done;
+    combine(collective_.reduce, dtype, terms, static_cast<std::int64_t>(length / item),
+            static_cast<std::byte*>(result) + done / item * result_item, result_dtype, accumulate);
+    if (lent) exchange_.give_back(length);
+    done += length;
+  }
 }
 
 void Run::all_reduce_small() {
@@ -158,17 +173,18 @@ void Run::all_reduce() {
     each_peer([&](int peer) { exchange_.receive(peer, blocks.part(block, peer)); });
     exchange_.finish_receives();
   };
-  contribute(0);
+  const std::int64_t ahead = std::min(kBlocksAhead, blocks.size());
+  for (std::int64_t block = 0; block < ahead; ++block) contribute(block);
   context_.agree();
   // A peer's part is overwritten by its sum only after the peer had all contributions, ours included: in place is safe.
   for (std::int64_t block = 0; block < blocks.size(); ++block) {
-    if (block + 1 < blocks.size()) contribute(block + 1);
+    if (block + ahead < blocks.size()) contribute(block + ahead);
     const Bytes own = blocks.part(block, context_.rank);
     reduce_own(own, own.data(), collective_.dtype(), false);
     each_peer([&](int peer) { exchange_.send(peer, own); });
-    if (block > 0) gather(block - 1);
+    if (block >= ahead) gather(block - ahead);
   }
-  gather(blocks.size() - 1);
+  for (std::int64_t block = blocks.size() - ahead; block < blocks.size(); ++block) gather(block);
   exchange_.finish();
 }
 

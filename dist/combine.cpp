@@ -43,8 +43,16 @@ A merge(A a, A b) {
 template <ReduceOp kOp, class T, class Out>
 void combine_typed(std::span<const void* const> terms, std::int64_t count, void* out_bytes, bool accumulate) {
   using A = decltype(accumulator_of<T>());
-  A sum[kTile];
   Out* out = static_cast<Out*>(out_bytes);
+  if (terms.size() == 2 && !accumulate) {
+    const T* first = static_cast<const T*>(terms[0]);
+    const T* second = static_cast<const T*>(terms[1]);
+    for (std::int64_t i = 0; i < count; ++i) {
+      out[i] = store<Out>(merge<kOp>(static_cast<A>(load(first[i])), static_cast<A>(load(second[i]))));
+    }
+    return;
+  }
+  A sum[kTile];
   for (std::int64_t start = 0; start < count; start += kTile) {
     const std::int64_t length = std::min(kTile, count - start);
     const T* first = static_cast<const T*>(terms[0]) + start;

@@ -4,6 +4,7 @@
 #include "dist/exchange.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace castor::dist {
 namespace {
@@ -71,7 +72,7 @@ void Exchange::collect_pending() {
   for (int peer = 0; peer < link_.size(); ++peer) {
     const Stream& stream = streams_[static_cast<std::size_t>(peer)];
     if (!stream.sends.empty()) sending_.push_back(peer);
-    if (!stream.receives.empty()) receiving_.push_back(peer);
+    if (!stream.receives.empty() || stream.awaited) receiving_.push_back(peer);
   }
 }
 
@@ -84,11 +85,12 @@ int Exchange::find_gone() {
   return -1;
 }
 
-void Exchange::wait_until(bool also_sends) {
+template <class Done>
+void Exchange::wait_until(Done done) {
   Clock::time_point idle_since{};
-  while (pending_receives_ > 0 || (also_sends && pending_sends_ > 0)) {
+  while (!done()) {
     const std::uint32_t ticket = link_.ticket();
-    if (move()) {
+    if (move() || done()) {
       idle_since = {};
       continue;
     }
@@ -102,7 +104,7 @@ void Exchange::wait_until(bool also_sends) {
     collect_pending();
     const int gone = find_gone();
     if (gone >= 0) {
-      if (move()) continue;  // its last bytes had just come
+      if (move() || done()) continue;  // its last bytes had just come
       throw PeerLost(gone, "it has left the job");
     }
     if (now >= deadline_) throw PeersLate(receiving_.empty() ? sending_ : receiving_, "no word before the deadline");
@@ -111,8 +113,38 @@ void Exchange::wait_until(bool also_sends) {
   }
 }
 
-void Exchange::finish_receives() { wait_until(false); }
+std::size_t Exchange::borrow(std::size_t item, std::size_t most, std::vector<const void*>& pieces) {
+  if (!link_.lends()) return 0;
+  std::size_t length = most;
+  pieces.assign(streams_.size(), nullptr);
+  for (int peer = 0; peer < link_.size(); ++peer) {
+    if (peer == link_.rank()) continue;
+    std::span<const std::byte> lent = link_.lent(peer);
+    if (lent.empty()) {
+      bool& awaited = streams_[static_cast<std::size_t>(peer)].awaited;
+      awaited = true;
+      wait_until([&] { return !(lent = link_.lent(peer)).empty(); });
+      awaited = false;
+    }
+    pieces[static_cast<std::size_t>(peer)] = lent.data();
+    length = std::min(length, lent.size());
+    if (reinterpret_cast<std::uintptr_t>(lent.data()) % item != 0) return 0;
+  }
+  return length / item * item;
+}
 
-void Exchange::finish() { wait_until(true); }
+void Exchange::give_back(std::size_t bytes) {
+  for (int peer = 0; peer < link_.size(); ++peer) {
+    if (peer != link_.rank()) link_.give_back(peer, bytes);
+  }
+}
+
+void Exchange::finish_receives() {
+  wait_until([this] { return pending_receives_ == 0; });
+}
+
+void Exchange::finish() {
+  wait_until([this] { return pending_receives_ == 0 && pending_sends_ == 0; });
+}
 
 }  // namespace castor::dist

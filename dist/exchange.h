@@ -35,6 +35,15 @@ class Exchange {
   void receive(int peer, std::span<std::byte> into);
   /// Moves bytes until all receives queued so far are filled. Throws PeerLost, PeersLate, JobFailed.
   void finish_receives();
+  /// Waits until the next bytes of all other ranks have come and lends them where they lie; no receives may be queued.
+  ///   item    bytes of an element
+  ///   most    bytes wanted of each rank, a multiple of `item`
+  ///   pieces  becomes one start of bytes a peer (none for the own rank)
+  /// Returns how many bytes of each are lent, whole and aligned elements, to be given back before anything else is
+  /// received; 0 where the transport does not lend, or the next element does not lie as it must: receive it then.
+  /// Throws PeerLost, PeersLate, JobFailed.
+  std::size_t borrow(std::size_t item, std::size_t most, std::vector<const void*>& pieces);
+  void give_back(std::size_t bytes);
   /// Moves bytes until everything queued has gone and come. Throws the same.
   void finish();
 
@@ -42,11 +51,13 @@ class Exchange {
   struct Stream {
     std::deque<std::span<const std::byte>> sends;
     std::deque<std::span<std::byte>> receives;
+    bool awaited = false;  // `borrow` waits for it
   };
   bool move();
   bool push(int peer);
   bool pull(int peer);
-  void wait_until(bool also_sends);
+  template <class Done>
+  void wait_until(Done done);
   void collect_pending();
   int find_gone();  // a pending peer that has left, or -1
 

@@ -38,6 +38,15 @@ class Link {
   /// Fetches some bytes that came from `peer`; returns how many, 0 when there are none now. Throws PeerLost.
   virtual std::size_t try_receive(int peer, std::span<std::byte> into) = 0;
 
+  /// True if bytes that came can be used where they lie.
+  virtual bool lends() const { return false; }
+  /// Bytes that came from `peer` and lie together, good until they are given back; empty when none are there now.
+  virtual std::span<const std::byte> lent(int peer) {
+    static_cast<void>(peer);
+    return {};
+  }
+  virtual void give_back(int peer, std::size_t bytes) { static_cast<void>(peer), static_cast<void>(bytes); }
+
   /// True if the other end will send and read no more, although the transport cannot see it.
   virtual bool gone(int peer) = 0;
 

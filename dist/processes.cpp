@@ -24,7 +24,8 @@ std::vector<char*> pointers(const std::vector<std::string>& texts) {
   return result;
 }
 
-[[noreturn]] void become(char* const* command, char* const* environment, pid_t parent, int nothing, int error_pipe) {
+[[noreturn]] void become(char* const* command, char* const* environment, pid_t parent, int nothing,
+                         const ProcessOutput& output, int error_pipe) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127);  // the parent ended before the line above
   setpgid(0, 0);
@@ -32,6 +33,8 @@ std::vector<char*> pointers(const std::vector<std::string>& texts) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   dup2(nothing, STDIN_FILENO);
+  if (output.out >= 0) dup2(output.out, STDOUT_FILENO);
+  if (output.err >= 0) dup2(output.err, STDERR_FILENO);
   execvpe(command[0], command, environment);
   const int error = errno;
   [[maybe_unused]] const ssize_t written = write(error_pipe, &error, sizeof(error));
@@ -52,7 +55,8 @@ Processes::~Processes() {
   }
 }
 
-void Processes::start(const std::vector<std::string>& command, const std::vector<std::string>& environment) {
+void Processes::start(const std::vector<std::string>& command, const std::vector<std::string>& environment,
+                      const ProcessOutput& output) {
   if (command.empty()) throw IoError("start a process: no program is named", "", EINVAL);
   const std::vector<char*> arguments = pointers(command);
   const std::vector<char*> variables = pointers(environment);
@@ -61,7 +65,7 @@ void Processes::start(const std::vector<std::string>& command, const std::vector
   const int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
   const pid_t parent = getpid();
   const pid_t id = fork();
-  if (id == 0) become(arguments.data(), variables.data(), parent, nothing, error_pipe[1]);
+  if (id == 0) become(arguments.data(), variables.data(), parent, nothing, output, error_pipe[1]);
   int error = id < 0 ? errno : 0;
   close(error_pipe[1]);
   if (nothing >= 0) close(nothing);

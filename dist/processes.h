@@ -1,8 +1,8 @@
 // Child processes that cannot outlive their parent: what `castor run` starts ranks with.
 //
 // Delicate: each child leads a process group of its own, so that what it starts is ended with it, and asks the kernel
-// to kill it when the thread that started it ends, so that even a killed launcher leaves no orphan. Start them from a
-// thread that lives as long as they should.
+// to kill it when the thread that started it ends, so that even a killed launcher leaves no rank behind (what a rank
+// had started itself stays). Start them from a thread that lives as long as they should.
 #pragma once
 
 #include <chrono>
@@ -24,6 +24,12 @@ struct ProcessEnd {
 /// "exited with code 1", "was killed by signal 9 (Killed)".
 std::string describe(const ProcessEnd& end);
 
+/// Descriptors that become a child's standard output and standard error; -1: this process's own.
+struct ProcessOutput {
+  int out = -1;
+  int err = -1;
+};
+
 class Processes {
  public:
   Processes() = default;
@@ -35,8 +41,10 @@ class Processes {
   /// Starts a program; its standard input is empty.
   ///   command      program (looked for in PATH) and arguments
   ///   environment  "NAME=value", all of it
+  ///   output       stays open here
   /// Throws IoError if it cannot be started.
-  void start(const std::vector<std::string>& command, const std::vector<std::string>& environment);
+  void start(const std::vector<std::string>& command, const std::vector<std::string>& environment,
+             const ProcessOutput& output = {});
 
   /// A child that has ended since the last call, if one has; what it had started itself is killed.
   std::optional<ProcessEnd> poll();

@@ -107,6 +107,21 @@ std::size_t RingMemory::read(int from, int to, std::span<std::byte> into) {
   return count;
 }
 
+std::span<const std::byte> RingMemory::lent(int from, int to) const {
+  const Ring& counters = ring(from, to);
+  const std::uint64_t taken = counters.taken.load(std::memory_order_relaxed);
+  const std::uint64_t there = counters.written.load(std::memory_order_acquire) - taken;
+  if (there > capacity_) throw PeerLost(from, "the counters of the shared ring are broken");
+  const std::size_t at = static_cast<std::size_t>(taken) & (capacity_ - 1);
+  return {data(from, to) + at, std::min(static_cast<std::size_t>(there), capacity_ - at)};
+}
+
+void RingMemory::give_back(int from, int to, std::size_t bytes) {
+  std::atomic<std::uint64_t>& taken = ring(from, to).taken;
+  taken.store(taken.load(std::memory_order_relaxed) + bytes, std::memory_order_release);
+  toll(from);
+}
+
 std::uint32_t RingMemory::ticket(int rank) const { return bell(rank).tolls.load(std::memory_order_seq_cst); }
 
 void RingMemory::sleep(int rank, std::uint32_t ticket, std::chrono::milliseconds limit) {

@@ -26,6 +26,9 @@ class RingMemory {
   /// Moves bytes in and out; as Link::try_send and try_receive.
   std::size_t write(int from, int to, std::span<const std::byte> bytes);
   std::size_t read(int from, int to, std::span<std::byte> into);
+  /// Bytes to read that lie together, and their end; as Link::lent and give_back.
+  std::span<const std::byte> lent(int from, int to) const;
+  void give_back(int from, int to, std::size_t bytes);
   std::uint32_t ticket(int rank) const;
   /// Sleeps until a stream of `rank` has moved since `ticket`, at most `limit`.
   void sleep(int rank, std::uint32_t ticket, std::chrono::milliseconds limit);
@@ -61,6 +64,9 @@ class RingLink final : public Link {
     return memory_->write(rank_, peer, bytes);
   }
   std::size_t try_receive(int peer, std::span<std::byte> into) override { return memory_->read(peer, rank_, into); }
+  bool lends() const override { return true; }
+  std::span<const std::byte> lent(int peer) override { return memory_->lent(peer, rank_); }
+  void give_back(int peer, std::size_t bytes) override { memory_->give_back(peer, rank_, bytes); }
   bool gone(int peer) override { return health_.has_left(members_[static_cast<std::size_t>(peer)]); }
   std::uint32_t ticket() override { return memory_->ticket(rank_); }
   void wait(std::uint32_t ticket, std::span<const int>, std::span<const int>,

@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include "core/base/error.h"
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "dist/processes.h"
+#include "dist/rank_output.h"
 #include "dist/store.h"
 
 namespace castor::dist {
@@ -83,6 +85,10 @@ class Attempt {
  private:
   std::vector<std::string> environment_of(int local_rank, const std::string& secret, std::uint16_t port) const;
   int global(std::size_t local) const { return options_.node_rank * options_.processes + static_cast<int>(local); }
+  std::string log_folder() const {
+    if (options_.output != RunOutput::kFiles) return {};
+    return join_path(join_path(options_.log_folder, options_.run_id), cat("attempt_", number_));
+  }
   void note(const ProcessEnd& end);
 
   const RunJobOptions& options_;
@@ -139,8 +145,17 @@ int Attempt::run() {
     }
     port = store->port();
   }
+  std::unique_ptr<RankOutput> output;
+  if (options_.output != RunOutput::kOwn) output = std::make_unique<RankOutput>(log_folder());
   for (int local = 0; local < options_.processes; ++local) {
-    ranks_.start(options_.command, environment_of(local, secret, port));
+    const ProcessOutput ends = output ? output->open(global(static_cast<std::size_t>(local))) : ProcessOutput{};
+    try {
+      ranks_.start(options_.command, environment_of(local, secret, port), ends);
+    } catch (...) {
+      if (output) output->started(ends);
+      throw;
+    }
+    if (output) output->started(ends);
   }
   bool terminated = false;
   while (ranks_.running() > 0) {

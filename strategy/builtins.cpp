@@ -10,6 +10,7 @@
 #include "strategy/colossalai_strategy.h"
 #include "strategy/config.h"
 #include "strategy/data/sampler.h"
+#include "strategy/ddp/torch_ddp_plugin.h"
 #include "strategy/metric.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hooks.h"
@@ -83,15 +84,27 @@ void add_schedulers(Registry& registry) {
 void add_strategies(Registry& registry) {
   registry.strategies.add<ColossalAIStrategy::Config>(
       "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
-      [](const ColossalAIStrategy::Config& config, const Device& device,
-         std::uint64_t seed) -> std::unique_ptr<BaseStrategy> {
-        return std::make_unique<ColossalAIStrategy>(device, seed, config.auto_scale_lr.value_or(AutoScaleConfig{}));
+      [&registry](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed,
+                  dist::Comm* comm) -> std::unique_ptr<BaseStrategy> {
+        const AutoScaleConfig scale = config.auto_scale_lr.value_or(AutoScaleConfig{});
+        if (config.plugin.present() && comm != nullptr) {
+          return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin),
+                                                      *comm);
+        }
+        if (comm != nullptr && comm->world_size() > 1) {
+          throw ConfigError(cat("strategy.plugin: null trains in one process, this job has ", comm->world_size(),
+                                " ranks; choose a plugin: TorchDDPPlugin"),
+                            "strategy.plugin");
+        }
+        return std::make_unique<ColossalAIStrategy>(device, seed, scale);
       });
+  registry.plugins.add<TorchDDPPlugin::Config>("TorchDDPPlugin", "every rank has the whole model; gradients are summed",
+                                               make<TorchDDPPlugin, Plugin>);
   for (const char* name : {"SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy"}) {
     registry.strategies.refuse(name, "use ColossalAIStrategy");
   }
-  for (const char* name : {"gemini", "lowlevel-zero", "GeminiPlugin", "LowLevelZeroPlugin", "TorchDDPPlugin"}) {
-    registry.plugins.refuse(name, "not in this version; write plugin: null to train in one process");
+  for (const char* name : {"gemini", "lowlevel-zero", "GeminiPlugin", "LowLevelZeroPlugin"}) {
+    registry.plugins.refuse(name, "not in this version; write plugin: null to train in one process, or TorchDDPPlugin");
   }
   for (const char* name : {"TorchFSDPPlugin", "HybridParallelPlugin", "MoeHybridParallelPlugin"}) {
     registry.plugins.refuse(name, "Castor has no such plugin");

@@ -10,6 +10,7 @@
 #include "core/ops/cast.h"
 #include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/training_state.h"
+#include "strategy/rank_updates.h"
 
 namespace castor::strategy {
 namespace {
@@ -22,6 +23,12 @@ autograd::Batch on_device(const autograd::Batch& batch, Device device) {
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr) {}
+
+ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
+                                       std::unique_ptr<Plugin> plugin, dist::Comm& comm)
+    : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), plugin_(std::move(plugin)), comm_(&comm) {
+  if (plugin_ == nullptr) throw InternalError("ColossalAIStrategy: ranks need a plugin");
+}
 
 autograd::TrainableModel& ColossalAIStrategy::model() {
   if (model_ == nullptr) throw InternalError("ColossalAIStrategy: call prepare before using the model");
@@ -43,13 +50,20 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
                       "dispatch_kwargs.max_iters");
   }
   std::vector<autograd::LocalStepper::Parameter> parameters;
+  std::vector<autograd::Variable> trained;
   for (const auto& [name, parameter] : model_->named_parameters()) {
-    if (parameter.requires_grad()) parameters.push_back({parameter, 0});
+    if (!parameter.requires_grad()) continue;
+    parameters.push_back({parameter, 0});
+    trained.push_back(parameter);
   }
   optim_wrapper_ =
       std::make_unique<OptimWrapper>(options.optimizer(), std::move(parameters), options.accumulative_counts,
                                      options.clip, options.dispatch.max_iters);
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
+  if (plugin_ != nullptr) {
+    exchange_ = plugin_->make_exchange(*comm_, trained);
+    optim_wrapper_->set_exchange(*exchange_, world_size());
+  }
   optim_wrapper_->stepper().set_before_update([this](const autograd::Variable& parameter, const auto& states) {
     saver_.before_change(parameter.data());
     for (const auto& [name, state] : states) saver_.before_change(state);
@@ -84,7 +98,8 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   if (optim_wrapper_ == nullptr) throw InternalError("train_step: the strategy was prepared without an optimizer");
   model_->train();
   const auto step = static_cast<std::uint64_t>(optim_wrapper_->stepper().step_count());
-  const auto k = static_cast<std::uint64_t>(optim_wrapper_->window_position());
+  const std::int64_t micro_step = optim_wrapper_->window_position();
+  const auto k = static_cast<std::uint64_t>(micro_step * world_size() + rank());
   autograd::random_state().begin(seed_, step, k);
   std::map<std::string, autograd::Variable> losses;
   {
@@ -94,15 +109,34 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
   result.update = optim_wrapper_->update_params(total);
-  if (result.update.did_update) {
-    for (const auto& [name, buffer] : model_->named_buffers()) saver_.before_change(buffer.data());
-    buffer_updates_.apply();
-  }
+  if (result.update.did_update) apply_buffer_updates(micro_step + 1);
   if (!device_.is_meta()) {
     for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
     result.losses["loss"] = total.data().item();
+    result.losses = mean_over_ranks(result.losses);
   }
   return result;
+}
+
+void ColossalAIStrategy::apply_buffer_updates(std::int64_t micro_steps) {
+  for (const auto& [name, buffer] : model_->named_buffers()) saver_.before_change(buffer.data());
+  if (world_size() == 1) {
+    buffer_updates_.apply();
+  } else {
+    apply_updates_of_ranks(*comm_, buffer_updates_, micro_steps);
+  }
+}
+
+std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values) {
+  if (world_size() == 1) return values;
+  std::vector<double> sums;
+  for (const auto& [name, value] : values) sums.push_back(value);
+  const Tensor all = Tensor::from_values(sums, {static_cast<std::int64_t>(sums.size())});
+  comm_->all_reduce(all, "losses for the log");
+  std::map<std::string, double> means;
+  std::size_t i = 0;
+  for (const auto& [name, value] : values) means[name] = all.data<double>()[i++] / static_cast<double>(world_size());
+  return means;
 }
 
 void ColossalAIStrategy::reserve_saves() {
@@ -151,7 +185,7 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
   saver_.wait();
   const LoadSource source = LoadSource::open(filename);
   const std::string& path = source.path;
-  CheckpointContents contents = read_contents(source, options.map_location, device_);
+  CheckpointContents contents = read_contents(source, options.map_location, device_, true);
   contents.names = revised_names(source, {});
   if (options.callback) options.callback(contents);
   const Json& state = contents.state();

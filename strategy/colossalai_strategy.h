@@ -8,6 +8,7 @@
 #include "autograd/nn/buffer_update.h"
 #include "strategy/checkpoint/saver.h"
 #include "strategy/config/typed_config.h"
+#include "strategy/plugin.h"
 #include "strategy/strategy.h"
 
 namespace castor::strategy {
@@ -24,6 +25,12 @@ class ColossalAIStrategy final : public BaseStrategy {
   /// seed           of weights and dropout
   /// auto_scale_lr  used where `prepare` is not told
   ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr = {});
+  /// As one rank of `comm`, which must outlive it, with the model spread as `plugin` says.
+  ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
+                     std::unique_ptr<Plugin> plugin, dist::Comm& comm);
+
+  std::int64_t rank() const override { return comm_ == nullptr ? 0 : comm_->rank(); }
+  std::int64_t world_size() const override { return comm_ == nullptr ? 1 : comm_->world_size(); }
 
   void prepare(const ModelFactory& model, const PrepareOptions& options) override;
   StepResult train_step(const autograd::Batch& batch) override;
@@ -41,13 +48,18 @@ class ColossalAIStrategy final : public BaseStrategy {
 
  private:
   void scale_lr(const PrepareOptions& options);
+  void apply_buffer_updates(std::int64_t micro_steps);
+  std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
 
   Device device_;
   std::uint64_t seed_;
   AutoScaleConfig auto_scale_lr_;
+  std::unique_ptr<Plugin> plugin_;
+  dist::Comm* comm_ = nullptr;
   std::int64_t micro_batch_ = 1;
   autograd::PendingBufferUpdates buffer_updates_;
   std::shared_ptr<autograd::TrainableModel> model_;
+  std::unique_ptr<GradientExchange> exchange_;
   std::unique_ptr<OptimWrapper> optim_wrapper_;
   std::vector<std::unique_ptr<ParamScheduler>> schedulers_;
   CheckpointSaver saver_;
@@ -58,8 +70,9 @@ template <class V>
 void describe(V& v, ColossalAIStrategy::Config& c) {
   v.field("plugin", c.plugin, "how the model is sharded; null: not at all", registered("plugin"), or_name());
   v.check(
-      "plugin", [&] { return !c.plugin.present(); },
-      "is gemini when left out, which is not in this version; write plugin: null to train in one process");
+      "plugin", [&] { return c.plugin.type != "gemini"; },
+      "is gemini when left out, which is not in this version; write plugin: null to train in one process, or "
+      "TorchDDPPlugin");
   v.field("auto_scale_lr", c.auto_scale_lr, "as the top-level auto_scale_lr, which wins");
   v.refuse("mixed_precision", "not in this version: trains in fp32");
   v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");

@@ -53,6 +53,23 @@ std::map<std::string, double> Accuracy::compute() const {
   return results;
 }
 
+// Counts below 2^53 are exact as doubles.
+std::vector<double> Accuracy::sums() const {
+  std::vector<double> sums(hits_.begin(), hits_.end());
+  sums.push_back(static_cast<double>(count_));
+  return sums;
+}
+
+void Accuracy::set_sums(std::span<const double> sums) {
+  for (std::size_t i = 0; i < hits_.size(); ++i) hits_[i] = static_cast<std::int64_t>(sums[i]);
+  count_ = static_cast<std::int64_t>(sums[hits_.size()]);
+}
+
+void BitsPerByte::set_sums(std::span<const double> sums) {
+  nats_ = sums[0];
+  count_ = static_cast<std::int64_t>(sums[1]);
+}
+
 void BitsPerByte::reset() {
   nats_ = 0;
   count_ = 0;

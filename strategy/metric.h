@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ class Metric {
   virtual void process(const autograd::Batch& batch, const Tensor& predictions) = 0;
   /// Results by key. Throws InternalError if nothing was processed.
   virtual std::map<std::string, double> compute() const = 0;
+  /// What was counted so far as numbers that add up over ranks, each of which saw its own samples; and back.
+  virtual std::vector<double> sums() const = 0;
+  virtual void set_sums(std::span<const double> sums) = 0;
 };
 
 /// Share of rows, in percent, whose target is among the k largest logits.
@@ -32,6 +36,8 @@ class Accuracy final : public Metric {
   /// predictions f32 [n, classes]; targets i64 [n]
   void process(const autograd::Batch& batch, const Tensor& predictions) override;
   std::map<std::string, double> compute() const override;
+  std::vector<double> sums() const override;
+  void set_sums(std::span<const double> sums) override;
 
  private:
   Config config_;
@@ -59,6 +65,8 @@ class BitsPerByte final : public Metric {
   /// predictions f32 [..., vocabulary]; targets i64 [...], negative where a position does not count
   void process(const autograd::Batch& batch, const Tensor& predictions) override;
   std::map<std::string, double> compute() const override;
+  std::vector<double> sums() const override { return {nats_, static_cast<double>(count_)}; }
+  void set_sums(std::span<const double> sums) override;
 
  private:
   double nats_ = 0;

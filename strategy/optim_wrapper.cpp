@@ -29,20 +29,28 @@ std::vector<autograd::Variable> OptimWrapper::variables() const {
   return list;
 }
 
+void OptimWrapper::average(std::int64_t micro_steps) {
+  if (exchange_ != nullptr) return exchange_->finish_window(micro_steps * world_size_);
+  if (micro_steps == 1) return;
+  for (const auto& parameter : parameters_) {
+    if (parameter.variable.grad().defined()) {
+      unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / static_cast<double>(micro_steps), 0);
+    }
+  }
+}
+
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
-  autograd::backward(loss);
+  if (exchange_ != nullptr) exchange_->begin_micro_step(window_count_);
+  autograd::BackwardOptions options;
+  options.sink = exchange_;
+  autograd::backward(loss, options);
+  if (exchange_ != nullptr) exchange_->end_micro_step();
   ++inner_count_;
   ++window_count_;
   const bool is_last = max_micro_steps_.has_value() && inner_count_ == *max_micro_steps_;
   if (inner_count_ % counts_ != 0 && !is_last) return {};
 
-  const auto window = static_cast<double>(std::exchange(window_count_, 0));
-  if (window > 1) {
-    for (const auto& parameter : parameters_) {
-      if (parameter.variable.grad().defined())
-        unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / window, 0);
-    }
-  }
+  average(std::exchange(window_count_, 0));
   UpdateResult result{true, {}};
   double factor = 1.0;
   if (clip_ && clip_->type == "value") autograd::clip_grad_value(variables(), *clip_->clip_value);

@@ -14,6 +14,7 @@
 
 #include "autograd/optim/optimizer.h"
 #include "strategy/config/field.h"
+#include "strategy/gradient_exchange.h"
 
 namespace castor::strategy {
 
@@ -50,6 +51,11 @@ class OptimWrapper {
   OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer,
                std::vector<autograd::LocalStepper::Parameter> parameters, std::int64_t accumulative_counts,
                std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps);
+  /// From now on gradients of `world_size` ranks meet in `exchange`, which must outlive this.
+  void set_exchange(GradientExchange& exchange, std::int64_t world_size) {
+    exchange_ = &exchange;
+    world_size_ = world_size;
+  }
 
   /// Backward of `loss` (undivided), and the step where a window ends.
   UpdateResult update_params(const autograd::Variable& loss);
@@ -70,6 +76,7 @@ class OptimWrapper {
 
  private:
   std::vector<autograd::Variable> variables() const;
+  void average(std::int64_t micro_steps);
 
   std::unique_ptr<autograd::Optimizer> optimizer_;
   std::vector<autograd::LocalStepper::Parameter> parameters_;
@@ -78,6 +85,8 @@ class OptimWrapper {
   std::optional<ClipConfig> clip_;
   std::optional<std::int64_t> max_micro_steps_;
   std::int64_t inner_count_ = 0;
+  GradientExchange* exchange_ = nullptr;  // null: gradients of this process alone
+  std::int64_t world_size_ = 1;
   std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
 };
 

@@ -21,6 +21,10 @@ class TrainableModel;
 struct TensorOptions;
 }  // namespace castor::autograd
 
+namespace castor::dist {
+class Comm;
+}
+
 namespace castor::strategy {
 
 class BaseStrategy;
@@ -53,8 +57,9 @@ class Registry : public TypeDirectory {
   TypeTable<std::unique_ptr<Metric>()> metrics{"metric", *this};
   /// Hooks of the loops.
   TypeTable<std::unique_ptr<Hook>()> hooks{"hook", *this};
-  /// How a step is carried out: where the model lives, and the seed of weights and dropout.
-  TypeTable<std::unique_ptr<BaseStrategy>(const Device&, std::uint64_t)> strategies{"strategy", *this};
+  /// How a step is carried out: where the model lives, the seed of weights and dropout, and the ranks (null: this
+  /// process alone; must outlive the strategy).
+  TypeTable<std::unique_ptr<BaseStrategy>(const Device&, std::uint64_t, dist::Comm*)> strategies{"strategy", *this};
   /// How a strategy shards a model.
   TypeTable<std::unique_ptr<Plugin>()> plugins{"plugin", *this};
 };

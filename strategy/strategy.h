@@ -113,8 +113,10 @@ class BaseStrategy {
   virtual OptimWrapper* optim_wrapper() = 0;  ///< null without an optimizer
   virtual std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() = 0;
 
-  std::int64_t rank() const { return 0; }
-  std::int64_t world_size() const { return 1; }
+  virtual std::int64_t rank() const { return 0; }
+  virtual std::int64_t world_size() const { return 1; }
+  /// True on the one rank that writes files and logs.
+  bool is_main() const { return rank() == 0; }
 };
 
 }  // namespace castor::strategy

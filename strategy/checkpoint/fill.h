@@ -46,8 +46,8 @@ std::map<std::string, std::string> revised_names(const LoadSource& source, const
 std::vector<Fill> match_weights(const LoadSource& source, const autograd::Module& model,
                                 const std::map<std::string, std::string>& names, LoadReport& report);
 
-/// Reads and converts, with bounded memory beside the targets. Throws IoError, or FormatError for damage; targets are then partly
-/// filled.
+/// Reads and converts, with bounded memory beside the targets. Throws IoError, or FormatError for damage; targets are
+/// then partly filled.
 void fill(const LoadSource& source, std::span<const Fill> fills);
 
 }  // namespace castor::strategy

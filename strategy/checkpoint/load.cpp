@@ -31,7 +31,7 @@ LoadReport load_weights(const autograd::Module& model, const std::string& source
   const LoadSource weights = LoadSource::open(source, files);
   const auto model_weights = weights_of(model);
   const Device device = model_weights.empty() ? kCpu : model_weights.front().second.device();
-  CheckpointContents contents = read_contents(weights, options.map_location, device);
+  CheckpointContents contents = read_contents(weights, options.map_location, device, options.callback != nullptr);
   contents.names = revised_names(weights, options.revise_keys);
   if (options.callback) options.callback(contents);
 

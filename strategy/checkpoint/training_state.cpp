@@ -88,7 +88,8 @@ void warn_about_numerics(const Json& saved, const Json& current) {
   }
 }
 
-CheckpointContents read_contents(const LoadSource& source, const std::string& map_location, Device model_device) {
+CheckpointContents read_contents(const LoadSource& source, const std::string& map_location, Device model_device,
+                                 bool with_tensors) {
   if (map_location != "cpu" && map_location != "default") {
     throw ConfigError(
         cat("map_location: expected \"cpu\" or \"default\" (the model's device), got \"", map_location, "\""),
@@ -98,6 +99,7 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
   const std::string& path = source.path;
   contents.state() = parse_json(source.state_text(), path);
   if (!contents.state().is_object()) throw FormatError(cat("checkpoint ", path, ": state.json is no object"), path, 0);
+  if (!with_tensors) return contents;
   // Roles that belong to an optimizer are those that its parameters' states have.
   std::set<std::string> known = {"param", "buffer", kMaster};
   if (const auto optimizer = contents.state().find("optimizer"); optimizer != contents.state().end()) {

@@ -30,14 +30,15 @@ Json numerics_key(std::int64_t micro_batch, std::int64_t accumulative_counts, st
 /// Logs a warning that names every field in which the two differ.
 void warn_about_numerics(const Json& saved, const Json& current);
 
-/// state.json and the tensors of roles beside weights and optimizer states, as callbacks see them. `names` is left to
-/// the caller. Throws FormatError for a state that is no object, ConfigError for a map_location that is none.
-CheckpointContents read_contents(const LoadSource& source, const std::string& map_location, Device model_device);
+/// state.json and, if `with_tensors`, the tensors of roles beside weights and optimizer states, as callbacks see them.
+/// `names` is left to the caller. Throws FormatError for a state that is no object, ConfigError for a map_location that
+/// is none.
+CheckpointContents read_contents(const LoadSource& source, const std::string& map_location, Device model_device,
+                                 bool with_tensors);
 
 /// Chooses what fills the optimizer's states and, for 16-bit weights, the masters. Throws FormatError naming every
 /// state that is missing or has another shape, or another optimizer's type.
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state,
-                                  OptimWrapper& wrapper);
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, OptimWrapper& wrapper);
 /// Takes over what optimizer_state gave: hyper-parameters and counts. The shape of `state` was checked by
 /// match_optimizer.
 void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper);

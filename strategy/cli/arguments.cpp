@@ -17,6 +17,10 @@ void ArgumentList::optional_positional(std::string name, std::optional<std::stri
   add({std::move(name), "", std::move(doc), &target, false, "", {}});
 }
 
+void ArgumentList::rest(std::string name, std::vector<std::string>& target, std::string doc) {
+  add({std::move(name), "", std::move(doc), &target, true, "", {}, true});
+}
+
 void ArgumentList::flag(std::string name, bool& target, std::string doc) {
   add({std::move(name), "", std::move(doc), &target, false, "", {}});
 }

@@ -23,6 +23,7 @@ struct Argument {
   bool required = false;
   std::string implied;               ///< not empty: the value may be left out and is this then
   std::vector<std::string> choices;  ///< not empty: the only values
+  bool takes_rest = false;           ///< the first word that belongs to no flag, and all behind it as they are
 };
 
 /// The arguments of one subcommand in the order of the help. Values that stand in a target are the defaults.
@@ -34,6 +35,9 @@ class ArgumentList {
   void positional(std::string name, std::vector<std::string>& target, std::string doc);
   /// A value without a flag that may be left out.
   void optional_positional(std::string name, std::optional<std::string>& target, std::string doc);
+  /// Another program's command line: the first word that belongs to no flag (or follows "--") and all words behind it,
+  /// which are not looked at. The last declaration.
+  void rest(std::string name, std::vector<std::string>& target, std::string doc);
   /// A switch: present is true.
   void flag(std::string name, bool& target, std::string doc);
   /// A flag with a value: text, a number, or a list that takes all words up to the next flag and may be repeated.

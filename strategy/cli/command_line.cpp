@@ -60,6 +60,25 @@ CLI::Option* declare(CLI::App& app, const Argument& argument) {
       argument.target);
 }
 
+/// Takes the words of an argument that takes the rest out of `words`.
+void split_rest(std::vector<std::string>& words, const ArgumentList& list) {
+  if (list.arguments().empty() || !list.arguments().back().takes_rest) return;
+  const auto takes_value = [&](const std::string& word) {
+    for (const Argument& argument : list.arguments()) {
+      if (std::holds_alternative<bool*>(argument.target)) continue;
+      for (const std::string& name : names_of(argument)) {
+        if (name == word) return true;
+      }
+    }
+    return false;
+  };
+  auto at = words.begin();
+  while (at != words.end() && is_flag_name(*at) && *at != "--") at += takes_value(*at) && at + 1 != words.end() ? 2 : 1;
+  auto& rest = *std::get<std::vector<std::string>*>(list.arguments().back().target);
+  rest.assign(at != words.end() && *at == "--" ? at + 1 : at, words.end());
+  words.erase(at, words.end());
+}
+
 [[noreturn]] void refuse(const std::string& text) { throw ConfigError(text, ""); }
 
 /// Words that no argument took.
@@ -81,7 +100,8 @@ void check_leftovers(const std::vector<std::string>& leftovers, const ArgumentLi
 
 void check_values(const std::vector<std::pair<const Argument*, CLI::Option*>>& declared, const std::string& command) {
   for (const auto& [argument, option] : declared) {
-    if (argument->required && option->count() == 0) {
+    if (argument->takes_rest ? std::get<std::vector<std::string>*>(argument->target)->empty()
+                             : argument->required && option->count() == 0) {
       refuse(cat(argument->name, " is missing: ", argument->doc, "; see ", command, " --help"));
     }
     if (argument->choices.empty() || option->count() == 0) continue;
@@ -162,6 +182,7 @@ int run_subcommand(const Subcommand& subcommand, const std::string& program, std
   const std::string help = command_help(subcommand, command, list);  // before the parse changes the defaults
   std::vector<std::pair<const Argument*, CLI::Option*>> declared;
   for (const Argument& argument : list.arguments()) declared.emplace_back(&argument, declare(app, argument));
+  split_rest(words, list);
   std::reverse(words.begin(), words.end());  // CLI11 takes words from the back
   try {
     app.parse(std::move(words));

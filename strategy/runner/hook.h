@@ -20,7 +20,7 @@ struct RunProgress {
   std::int64_t epoch_length = 0;  ///< micro-steps an epoch
   double data_seconds = 0;        ///< of the last iteration: making the batch
   double step_seconds = 0;        ///< of the last iteration, batch included
-  std::int64_t items = 0;         ///< tokens or samples of the last micro-batch
+  std::int64_t items = 0;         ///< tokens or samples of the last micro-batch, of all ranks
   const char* item_name = "samples";
   std::optional<double> learning_rate;  ///< of the first group, in the last iteration; unset if its optimizer has none
   StepResult last;                      ///< of the last iteration

@@ -43,6 +43,7 @@ std::string position(const RunProgress& p) {
 }  // namespace
 
 void LoggerHook::before_run(RunControl& run) {
+  if (!run.strategy().is_main()) return;
   const std::string folder = join_path(run.log_dir(), "vis_data");
   make_directories(folder);
   scalars_.emplace(File::open(join_path(folder, "scalars.json"), OpenMode::append));
@@ -58,6 +59,7 @@ void LoggerHook::write_scalars(RunControl& run, const std::map<std::string, doub
 }
 
 void LoggerHook::after_train_iter(RunControl& run) {
+  if (!run.strategy().is_main()) return;
   const RunProgress& p = run.progress();
   window_.push_back(p);
   const double tokens_per_second = static_cast<double>(p.items) / std::max(p.step_seconds, 1e-9);
@@ -103,6 +105,7 @@ void LoggerHook::after_train_iter(RunControl& run) {
 }
 
 void LoggerHook::after_val(RunControl& run) {
+  if (!run.strategy().is_main()) return;
   const RunProgress& p = run.progress();
   std::string text = p.by_epoch ? cat("Epoch(val) [", p.epoch, "]") : cat("Iter(val) [", p.iter, "/", p.max_iters, "]");
   for (const auto& [name, value] : p.metrics) text += cat("  ", name, ": ", number(value, 4));
@@ -111,6 +114,7 @@ void LoggerHook::after_val(RunControl& run) {
 }
 
 void LoggerHook::after_test(RunControl& run) {
+  if (!run.strategy().is_main()) return;
   std::string text = "Test";
   Json results;
   for (const auto& [name, value] : run.progress().metrics) {
@@ -189,7 +193,7 @@ void CheckpointHook::after_iteration(RunControl& run) {
 
 void CheckpointHook::after_val(RunControl& run) {
   const auto& metrics = run.progress().metrics;
-  if (!config_.save_best || metrics.empty() || !run.can_save()) return;
+  if (!config_.save_best || metrics.empty() || !run.can_save() || !run.strategy().is_main()) return;
   const auto found = *config_.save_best == "auto" ? metrics.begin() : metrics.find(*config_.save_best);
   if (found == metrics.end()) {
     std::string names;

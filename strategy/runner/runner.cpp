@@ -46,7 +46,7 @@ Runner::Runner(const ConfigNode& config, const std::string& what, const Registry
     std::random_device source;
     config_.randomness.seed = static_cast<std::int64_t>(source());
   }
-  config_.launcher = "none";
+  if (!config_.launcher) config_.launcher = dist::infer_launcher(dist::process_environment());
 }
 
 Runner::~Runner() = default;
@@ -64,6 +64,10 @@ std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, 
   options.batch_size = config.batch_size;
   options.drop_last = config.drop_last;
   options.round_up = is_training;
+  if (job_ != nullptr) {
+    options.world_size = job_->info().world_size;
+    options.rank = job_->info().rank;
+  }
   options = registry_.samplers.build(config.sampler, options);
   return std::make_unique<DataLoader>(registry_.datasets.build(config.dataset), options);
 }
@@ -92,20 +96,48 @@ PrepareOptions Runner::prepare_options() const {
   return options;
 }
 
+void Runner::join_job() {
+  const dist::RankInfo info = dist::rank_info_from(dist::process_environment(), *config_.launcher);
+  const ConfigNode* plugin = config_.strategy.node.find("plugin");
+  if (info.world_size == 1 && (plugin == nullptr || plugin->is_null())) return;
+  job_ = std::make_unique<dist::Job>(info, dist::JobOptions{});
+  const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
+  job_->world().broadcast(drawn, 0, "seed");
+  config_.randomness.seed = drawn.data<std::int64_t>()[0];
+}
+
+bool Runner::on_any_rank(bool value) {
+  if (job_ == nullptr) return value;
+  const Tensor any = Tensor::from_values(std::vector<std::int64_t>{value ? 1 : 0}, {1});
+  job_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
+  return any.data<std::int64_t>()[0] != 0;
+}
+
+void Runner::write_log_file(const std::string& name, const std::string& contents) const {
+  if (is_main()) write_file_atomically(join_path(log_dir_, name), contents);
+}
+
 void Runner::set_up_environment() {
+  join_job();
   if (config_.env_cfg.num_threads) set_num_threads(static_cast<int>(*config_.env_cfg.num_threads));
   raise_file_limit(config_.env_cfg.resource_limit);
   const std::string stamp = log_timestamp();
-  log_dir_ = directory_of(log_file_path(config_.work_dir, stamp));
-  make_directories(log_dir_);
   LogOptions log;
-  log.level = log_level_from_name(config_.log_level);
-  log.file = log_file_path(config_.work_dir, stamp);
+  log.level = std::max(log_level_from_name(config_.log_level), is_main() ? LogLevel::kDebug : LogLevel::kWarning);
+  if (is_main()) {
+    log_dir_ = directory_of(log_file_path(config_.work_dir, stamp));
+    make_directories(log_dir_);
+    log.file = log_file_path(config_.work_dir, stamp);
+  }
   set_process_logger(std::make_shared<Logger>(log));
   logger().info("castor ", kVersion, ", experiment ",
                 config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
                 num_threads(), " compute threads, work folder ", config_.work_dir);
-  write_file_atomically(join_path(log_dir_, kConfigFile), effective_yaml());
+  if (job_ != nullptr) {
+    logger().info(job_->info().world_size, " ranks (launcher ", job_->info().launcher, "), talking through ",
+                  job_->transport_name());
+  }
+  write_log_file(kConfigFile, effective_yaml());
 }
 
 void Runner::set_up_run() {
@@ -135,14 +167,14 @@ bool Runner::train() {
   if (!candidates.empty()) take_saved_seed(candidates.front());
   const Plan planned = plan();
   logger().info(plan_text(planned));
-  write_file_atomically(join_path(log_dir_, "plan.json"), dump_json(plan_json(planned), 2));
+  write_log_file("plan.json", dump_json(plan_json(planned), 2));
   if (config_.val_dataloader) {
     val_loader_ = make_loader(*config_.val_dataloader, false);
     val_metrics_ = make_metrics(config_.val_evaluator);
   }
   allocator(kCpu).reset_peaks();
   const MemoryStats before = allocator(kCpu).stats();
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
+  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
   strategy_->prepare(model_factory(), prepare_options());
   make_hooks();
   load_or_resume(candidates);
@@ -157,7 +189,7 @@ bool Runner::train() {
       was_audited = true;
       const std::string audit = audit_text(planned, memory_since(before, allocator(kCpu).stats()));
       logger().info(audit);
-      write_file_atomically(join_path(log_dir_, "plan_audit.txt"), audit + "\n");
+      write_log_file("plan_audit.txt", audit + "\n");
     }
     was_validated = false;
     if (progress_.iter % progress_.epoch_length == 0) {
@@ -167,7 +199,7 @@ bool Runner::train() {
       }
       for (auto& hook : hooks_) hook->after_train_epoch(*this);
     }
-    progress_.was_stopped = stop_requested() && can_save();
+    progress_.was_stopped = on_any_rank(stop_requested() && can_save());
     const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
     const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
     if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin &&
@@ -264,7 +296,7 @@ void Runner::train_one_iteration() {
   const autograd::Batch batch = train_loader_->next();
   progress_.data_seconds = seconds_since(start);
   const bool is_tokens = !is_floating(batch.inputs.dtype());
-  progress_.items = is_tokens ? batch.inputs.numel() : batch.inputs.size(0);
+  progress_.items = (is_tokens ? batch.inputs.numel() : batch.inputs.size(0)) * strategy_->world_size();
   progress_.item_name = is_tokens ? "tokens" : "samples";
   const auto& values = strategy_->optim_wrapper()->optimizer().groups().at(0).values;
   const auto lr = values.find("lr");
@@ -281,16 +313,29 @@ void Runner::train_one_iteration() {
 bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics,
                       const char* label) {
   for (const auto& metric : metrics) metric->reset();
-  ProgressBar bar(Console::standard_output(), label, loader.length());
+  std::optional<ProgressBar> bar;
+  if (is_main()) bar.emplace(Console::standard_output(), label, loader.length());
+  std::int64_t done = 0;
   for (std::int64_t i = 0; i < loader.length(); ++i) {
     const autograd::Batch batch = loader.at(0, i);
+    done = i + 1;
+    if (batch.inputs.size(0) == 0) continue;  // the tail of the data went to other ranks
     const Tensor predictions = strategy_->val_step(batch);
     for (const auto& metric : metrics) metric->process(batch, predictions);
-    bar.update(i + 1, "");
-    if (stop_requested()) {
-      progress_.was_stopped = true;
-      logger().warning(label, ": stopped after ", i + 1, " of ", loader.length(), " batches; there is no result");
-      return false;
+    if (bar) bar->update(i + 1, "");
+    if (stop_requested()) break;
+  }
+  if (on_any_rank(stop_requested())) {
+    progress_.was_stopped = true;
+    logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
+    return false;
+  }
+  if (job_ != nullptr) {
+    for (const auto& metric : metrics) {
+      const std::vector<double> own = metric->sums();
+      const Tensor all = Tensor::from_values(own, {static_cast<std::int64_t>(own.size())});
+      job_->world().all_reduce(all, "sums of a metric");
+      metric->set_sums(all.to_vector<double>());
     }
   }
   progress_.metrics.clear();
@@ -313,7 +358,7 @@ std::map<std::string, double> Runner::test() {
   progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed());
+  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
   strategy_->prepare(model_factory(), {});
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
   LoadOptions options;
@@ -335,6 +380,7 @@ bool Runner::can_save() {
 }
 
 void Runner::save(const std::string& name, const SaveRules& rules) {
+  if (!is_main()) return;  // every rank has the whole state
   SaveOptions options;
   options.save_optimizer = rules.save_optimizer;
   options.save_param_scheduler = rules.save_param_scheduler;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dist/job.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/metric.h"
 #include "strategy/plan.h"
@@ -48,6 +49,14 @@ class Runner final : private RunControl {
   std::vector<std::unique_ptr<Metric>> make_metrics(const OneOrMany& field) const;
   PrepareOptions prepare_options() const;
   ModelFactory model_factory() const;
+  /// Meets the other ranks, if there are any, and agrees on the seed.
+  void join_job();
+  bool is_main() const { return job_ == nullptr || job_->info().rank == 0; }
+  dist::Comm* comm() { return job_ == nullptr ? nullptr : &job_->world(); }
+  /// True on all ranks if it is on any.
+  bool on_any_rank(bool value);
+  /// A file in the log's folder, on the rank that writes.
+  void write_log_file(const std::string& name, const std::string& contents) const;
   void set_up_environment();
   void set_up_run();
   void make_hooks();
@@ -67,6 +76,7 @@ class Runner final : private RunControl {
   const Registry& registry_;
   RunnerConfig config_;
   std::string log_dir_;
+  std::unique_ptr<dist::Job> job_;  // before what uses its groups
   std::unique_ptr<DataLoader> train_loader_;
   std::unique_ptr<DataLoader> val_loader_;
   std::vector<std::unique_ptr<Metric>> val_metrics_;

@@ -154,7 +154,7 @@ struct RunnerConfig {
   std::vector<TypedConfig> custom_hooks;
   EnvConfig env_cfg;
   RandomnessConfig randomness;
-  std::string launcher = "none";
+  std::optional<std::string> launcher;
   std::string log_level = "INFO";
   std::string work_dir = "work_dirs";
   std::optional<std::string> experiment_name;
@@ -182,7 +182,8 @@ void describe(V& v, RunnerConfig& c) {
   v.field("custom_hooks", c.custom_hooks, "further hooks", registered("hook"));
   v.field("env_cfg", c.env_cfg, "the process");
   v.field("randomness", c.randomness, "the seed");
-  v.field("launcher", c.launcher, "how ranks were started; this version has one", one_of({"none"}));
+  v.field("launcher", c.launcher, "what started the ranks; found out from the environment when left out",
+          one_of({"none", "pytorch", "slurm", "mpi"}));
   v.field("log_level", c.log_level, "least important line to show",
           one_of({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}));
   v.field("work_dir", c.work_dir, "folder of logs, plan and weights", non_empty());

@@ -3,7 +3,6 @@
 #include "tests/bench/measure.h"
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -20,25 +19,6 @@
 
 namespace castor::bench {
 namespace {
-
-/// Ticks of all CPUs since boot: user, nice, system, idle, iowait, irq, softirq, steal.
-using Ticks = std::array<double, 8>;
-
-Ticks machine_ticks() {
-  std::ifstream stat("/proc/stat");
-  std::string label;
-  Ticks ticks{};
-  stat >> label;
-  for (double& field : ticks) stat >> field;
-  if (!stat) throw IoError("measure: cannot read the first line of /proc/stat", "/proc/stat", errno);
-  return ticks;
-}
-
-double own_cpu_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
 
 double median_of(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -62,6 +42,22 @@ int positive_number(const std::string& option, const std::string& text) {
 
 }  // namespace
 
+MachineTicks machine_ticks() {
+  std::ifstream stat("/proc/stat");
+  std::string label;
+  MachineTicks ticks{};
+  stat >> label;
+  for (double& field : ticks) stat >> field;
+  if (!stat) throw IoError("measure: cannot read the first line of /proc/stat", "/proc/stat", errno);
+  return ticks;
+}
+
+double own_cpu_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
 std::vector<std::string> read_arguments(int argc, const char* const* argv, Timing& timing) {
   std::vector<std::string> others;
   for (int i = 1; i < argc; ++i) {
@@ -83,7 +79,7 @@ Measurement measure(const Timing& timing, const std::function<double()>& step) {
   for (int i = 0; i < timing.warmup_steps; ++i) step();
 
   std::vector<double> rates;
-  const Ticks ticks_before = machine_ticks();
+  const MachineTicks ticks_before = machine_ticks();
   const double own_before = own_cpu_seconds();
   for (int repeat = 0; repeat < timing.repeats; ++repeat) {
     const auto started = std::chrono::steady_clock::now();
@@ -92,7 +88,7 @@ Measurement measure(const Timing& timing, const std::function<double()>& step) {
     rates.push_back(timing.items_per_step * timing.steps_per_repeat / seconds.count());
   }
   const double own_ticks = (own_cpu_seconds() - own_before) * static_cast<double>(sysconf(_SC_CLK_TCK));
-  Ticks ticks = machine_ticks();
+  MachineTicks ticks = machine_ticks();
   std::transform(ticks.begin(), ticks.end(), ticks_before.begin(), ticks.begin(), std::minus<>());
 
   const double total = std::max(std::accumulate(ticks.begin(), ticks.end(), 0.0), 1.0);

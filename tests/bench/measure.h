@@ -5,6 +5,7 @@
 // them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -34,6 +35,13 @@ struct Measurement {
   double idle_pct = 0;       ///< in percent of all CPUs' time
   int threads = 1;           ///< compute threads of this process
 };
+
+/// Ticks of all CPUs since boot: user, nice, system, idle, iowait, irq, softirq, steal.
+using MachineTicks = std::array<double, 8>;
+/// The ticks now. Throws IoError where /proc/stat cannot be read.
+MachineTicks machine_ticks();
+/// CPU time of this process so far, over all its threads.
+double own_cpu_seconds();
 
 /// Reads `--repeats R` and `--steps S` from a command line into `timing` and returns the other arguments in order.
 /// Throws ConfigError if a value is missing or is no positive number.

@@ -61,6 +61,17 @@ void check_sums(Comm& comm) {
   }
 }
 
+/// Sums behind a single byte: no element of any stream lies where its type would have it.
+void check_unaligned(Comm& comm) {
+  const Tensor byte = Tensor::zeros({1}, DType::u8);
+  const Tensor bytes = Tensor::empty({comm.world_size()}, DType::u8);
+  comm.all_gather(byte, bytes, "bytes");
+  const Tensor x = contribution<float>(comm.rank(), 300'007);
+  comm.all_reduce(x, "x");
+  CHECK(same_bits(x, expected_sum<float>(comm.world_size(), 300'007)));
+  for (int i = 0; i < 3; ++i) comm.all_gather(byte, bytes, "bytes");
+}
+
 void check_accumulation(Comm& comm) {
   // Two micro-steps into one f32 accumulator: as if 2 * W ranks had been there.
   const int world = comm.world_size();
@@ -203,6 +214,7 @@ void check_collectives(Comm& comm) {
   check_sums<float>(comm);
   check_sums<BFloat16>(comm);
   check_sums<Half>(comm);
+  check_unaligned(comm);
   check_accumulation(comm);
   check_moves(comm);
   check_uneven(comm);
