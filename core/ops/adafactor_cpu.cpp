@@ -3,6 +3,7 @@
 // depends on where a range was cut.
 #include <cmath>
 
+#include "core/ops/optim_element.h"
 #include "core/ops/optim_stretch.h"
 
 namespace castor {
@@ -35,11 +36,6 @@ void factored_update(const FactoredShape& shape, std::int64_t offset, std::int64
   });
 }
 
-inline float second_moment(const AdafactorScalars& s, float g, float v) {
-  const float gradient = s.gradient_factor * g;
-  return math::fma(s.beta2, v, (1.0f - s.beta2) * math::fma(gradient, gradient, s.epsilon));
-}
-
 /// One block's update direction into u, from factors or from the block's own second moment.
 void update_direction(const FactoredShape& shape, std::int64_t offset, std::int64_t count, const AdafactorScalars& s,
                       const float* g, const float* row_factor, const float* column_factor, const float* v, float* u) {
@@ -47,7 +43,8 @@ void update_direction(const FactoredShape& shape, std::int64_t offset, std::int6
     return factored_update(shape, offset, count, s.gradient_factor, g, row_factor, column_factor, u);
   }
 #pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) u[i] = (s.gradient_factor * g[i]) / math::sqrt(second_moment(s, g[i], v[i]));
+  for (std::int64_t i = 0; i < count; ++i)
+    u[i] = (s.gradient_factor * g[i]) / math::sqrt(optim::second_moment(s, g[i], v[i]));
 }
 
 struct AdafactorUpdate {
@@ -70,7 +67,7 @@ struct AdafactorUpdate {
                      square == nullptr ? nullptr : square + begin, update);
     if (square != nullptr) {
 #pragma GCC ivdep
-      for (std::int64_t i = 0; i < count; ++i) square[begin + i] = second_moment(s, g[i], square[begin + i]);
+      for (std::int64_t i = 0; i < count; ++i) square[begin + i] = optim::second_moment(s, g[i], square[begin + i]);
     }
     for (std::int64_t i = 0; i < count; ++i) update[i] *= s.update_factor;
     if (mean != nullptr) {

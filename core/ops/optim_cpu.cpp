@@ -1,5 +1,6 @@
 // Kernels of SGD, Adam and Lamb on the CPU, and the sums of squares. Delicate: no loop here adds across elements but
 // fold_lanes over a whole block, so where a range was cut does not show. Adafactor is in adafactor_cpu.cpp.
+#include "core/ops/optim_element.h"
 #include "core/ops/optim_stretch.h"
 
 namespace castor {
@@ -24,18 +25,13 @@ struct AdamUpdate {
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t at = begin + i;
-      const float gradient = math::fma(s.decay, p[at], s.gradient_factor * g[i]);
-      const float m = math::fma(s.beta1, mean[at], s.beta1_rest * gradient);
-      const float v = math::fma(s.beta2, square[at], (s.beta2_rest * gradient) * gradient);
-      float most = v;
-      if constexpr (kKeepsLargest) {
-        most = largest[at] > v ? largest[at] : v;
-        largest[at] = most;
-      }
-      const float size = math::fma(math::sqrt(most), s.root_factor, s.epsilon);
-      mean[at] = m;
-      square[at] = v;
-      p[at] = math::fma(-s.step_size, m / size, s.keep * p[at]);
+      float most = 0;
+      if constexpr (kKeepsLargest) most = largest[at];
+      const optim::AdamElement element = optim::adam_element(s, g[i], p[at], mean[at], square[at], most, kKeepsLargest);
+      if constexpr (kKeepsLargest) largest[at] = element.largest;
+      mean[at] = element.mean;
+      square[at] = element.square;
+      p[at] = element.parameter;
     }
   }
 };
@@ -65,18 +61,6 @@ struct SgdUpdate {
   }
 };
 
-/// Lamb's direction and new moments of one element.
-struct LambElement {
-  float mean, square, update;
-};
-inline LambElement lamb_element(const LambScalars& s, float g, float p, float m, float v) {
-  const float gradient = s.gradient_factor * g;
-  const float mean = math::fma(s.beta1, m, s.beta1_rest * gradient);
-  const float square = math::fma(s.beta2, v, (s.beta2_rest * gradient) * gradient);
-  const float size = math::fma(math::sqrt(square), s.root_factor, s.epsilon);
-  return {mean, square, math::fma(s.decay, p, (mean * s.mean_factor) / size)};
-}
-
 struct LambUpdate {
   LambScalars s;
   float step_size;
@@ -92,7 +76,7 @@ struct LambUpdate {
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t at = begin + i;
-      const LambElement element = lamb_element(s, g[i], p[at], mean[at], square[at]);
+      const optim::LambElement element = optim::lamb_element(s, g[i], p[at], mean[at], square[at]);
       mean[at] = element.mean;
       square[at] = element.square;
       p[at] = math::fma(-step_size, element.update, p[at]);
@@ -134,7 +118,7 @@ void run(const Cpu&, const LambSquaresArgs& args) {
     const float* m = block_of(args.exp_avg, begin);
     const float* v = block_of(args.exp_avg_sq, begin);
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) scratch[i] = lamb_element(s, g[i], p[i], m[i], v[i]).update;
+    for (std::int64_t i = 0; i < count; ++i) scratch[i] = optim::lamb_element(s, g[i], p[i], m[i], v[i]).update;
     args.parameter_sums.as<double>()[begin / kStatisticsBlock] = squares_of(p, count);
     args.update_sums.as<double>()[begin / kStatisticsBlock] = squares_of(scratch, count);
   });

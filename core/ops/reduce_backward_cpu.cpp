@@ -2,31 +2,15 @@
 //
 // Delicate: rows of x see one y and one dy, so those have stride 0 along most runs; a constant operand gets a loop of
 // its own.
-#include "core/base/math.h"
-#include "core/ops/reduce.h"
+#include "core/ops/reduce_slope.h"
 #include "core/ops/strided_loop.h"
 
 namespace castor {
 namespace {
 
-template <class T>
-using Computed = decltype(load(T{}));
-
-/// d op / dx at one element, without the factor.
-template <ReduceOp kOp, class C>
-CASTOR_HOST_DEVICE C slope(C x, C y) {
-  if constexpr (kOp == ReduceOp::max || kOp == ReduceOp::min) return x == y ? C(1) : C(0);
-  if constexpr (kOp == ReduceOp::norm1) return x > C(0) ? C(1) : x < C(0) ? C(-1) : C(0);
-  if constexpr (kOp == ReduceOp::norm2) return y == C(0) ? C(0) : x / y;
-  if constexpr (kOp == ReduceOp::norm_inf) return x == y ? C(1) : -x == y ? C(-1) : C(0);
-  if constexpr (kOp == ReduceOp::logsumexp) return x == y ? C(1) : math::exp(x - y);
-  if constexpr (kOp == ReduceOp::variance) return x - y;
-  return C(1);
-}
-
 template <ReduceOp kOp, class T>
 void run_op(const ReduceBackwardArgs& args) {
-  using C = Computed<T>;
+  using C = decltype(load(T{}));
   using Y = std::conditional_t<kOp == ReduceOp::variance, C, T>;
   const StridedLoop<4> loop({args.x, args.y, args.dy, args.dx});
   const C factor = static_cast<C>(args.factor);
@@ -38,11 +22,11 @@ void run_op(const ReduceBackwardArgs& args) {
     if (step[0] == 1 && step[1] == 0 && step[2] == 0 && step[3] == 1) {
       const C y0 = load(y[0]), scaled = factor * load(dy[0]);
 #pragma GCC ivdep
-      for (std::int64_t i = 0; i < n; ++i) dx[i] = store<T>(scaled * slope<kOp, C>(load(x[i]), y0));
+      for (std::int64_t i = 0; i < n; ++i) dx[i] = store<T>(scaled * reduction::slope<kOp, C>(load(x[i]), y0));
     } else {
       for (std::int64_t i = 0; i < n; ++i) {
-        dx[i * step[3]] =
-            store<T>(factor * load(dy[i * step[2]]) * slope<kOp, C>(load(x[i * step[0]]), load(y[i * step[1]])));
+        dx[i * step[3]] = store<T>(factor * load(dy[i * step[2]]) *
+                                   reduction::slope<kOp, C>(load(x[i * step[0]]), load(y[i * step[1]])));
       }
     }
   });

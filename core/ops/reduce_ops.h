@@ -64,7 +64,7 @@ struct Simple {
   static CASTOR_HOST_DEVICE void merge(double& a, double&, double, double part_a, double, double) {
     a = join(a, part_a);
   }
-  static double finish(const Partial& total, double count, double) {
+  static CASTOR_HOST_DEVICE double finish(const Partial& total, double count, double) {
     if constexpr (kOp == ReduceOp::mean) return total.a / count;
     if constexpr (kOp == ReduceOp::norm2) return std::sqrt(total.a);
     return total.a;
@@ -96,7 +96,7 @@ struct LogSumExp {
     b = b * shifted_exp(a, max) + part_b * shifted_exp(part_a, max);
     a = max;
   }
-  static double finish(const Partial& total, double, double) {
+  static CASTOR_HOST_DEVICE double finish(const Partial& total, double, double) {
     return total.a == -HUGE_VAL ? -HUGE_VAL : total.a + std::log(total.b);
   }
 
@@ -124,8 +124,8 @@ struct Variance {
     a += difference * weight;
     b += part_b + difference * difference * (count * weight);
   }
-  static double finish(const Partial& total, double count, double correction) {
-    return count == 0 ? std::nan("") : total.b / std::max(count - correction, 0.0);
+  static CASTOR_HOST_DEVICE double finish(const Partial& total, double count, double correction) {
+    return count == 0 ? std::numeric_limits<double>::quiet_NaN() : total.b / std::max(count - correction, 0.0);
   }
 
   template <class C>

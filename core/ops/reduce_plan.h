@@ -1,5 +1,5 @@
-// How the CPU walks a reduction: axes merged and ordered by stride, cut into fixed blocks. The contract reads it for
-// the size of the workspace, the kernel for everything.
+// How a reduction is walked: axes merged and ordered by stride, cut into fixed blocks. The contract reads it for the
+// size of the workspace, the kernels of every device for everything.
 //
 // Delicate: everything here is a function of sizes and strides alone; thread counts would change the bits.
 #pragma once
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "core/base/host_device.h"
 #include "core/tensor/tensor.h"
 
 namespace castor {
@@ -25,7 +26,7 @@ struct AxisGroup {
     return product;
   }
   /// The offsets of element `index` (row-major over the group) of the first `axes` axes.
-  void offsets(std::int64_t index, int axes, std::int64_t& x, std::int64_t& y) const {
+  CASTOR_HOST_DEVICE void offsets(std::int64_t index, int axes, std::int64_t& x, std::int64_t& y) const {
     x = y = 0;
     for (int i = axes - 1; i >= 0; --i) {
       const std::int64_t at = i == 0 ? index : index % size[i];  // a division costs as much as a short run
@@ -43,9 +44,9 @@ struct ReducePiece {
   std::int64_t begin = 0, length = 0;  ///< of the stretch in each run
   std::int64_t stride = 1;
 
-  std::int64_t numel() const { return runs * length; }
+  CASTOR_HOST_DEVICE std::int64_t numel() const { return runs * length; }
   /// Where stretch r < runs starts, relative to the output's first element.
-  std::int64_t offset(std::int64_t r) const {
+  CASTOR_HOST_DEVICE std::int64_t offset(std::int64_t r) const {
     std::int64_t x, ignored;
     axes->offsets(first_run + r, axes->ndim - 1, x, ignored);
     return x + begin * stride;
@@ -100,17 +101,18 @@ struct ReducePlan {
   }
 
   /// Piece `index` of an output.
-  ReducePiece piece(std::int64_t index) const {
+  CASTOR_HOST_DEVICE ReducePiece piece(std::int64_t index) const {
     ReducePiece result;
     result.axes = &reduced;
     result.stride = reduced.ndim == 0 ? 1 : reduced.x_stride[reduced.ndim - 1];
     if (pieces_per_run > 1) {
       result.first_run = index / pieces_per_run;
       result.begin = index % pieces_per_run * kPiece;
-      result.length = std::min(kPiece, run - result.begin);
+      result.length = run - result.begin < kPiece ? run - result.begin : kPiece;
     } else {
       result.first_run = index * runs_per_piece;
-      result.runs = std::min(runs_per_piece, count / run - result.first_run);
+      const std::int64_t left = count / run - result.first_run;
+      result.runs = left < runs_per_piece ? left : runs_per_piece;
       result.length = run;
     }
     return result;

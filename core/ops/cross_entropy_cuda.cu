@@ -1,0 +1,265 @@
+// Cross entropy on CUDA. A team of warps owns a row; each warp reads chunks of 1024 logits, keeps their maximum and sum
+// of exponentials, and the chunks meet in f64 in order. The gradient is made in a second walk over the row, which the
+// second-level cache still holds; no other tensor of the logits' size exists.
+//
+// Delicate: nobody can throw here, so a target out of range gives its row a loss and a gradient of NaN. A chunk of
+// -infinity only must not be subtracted from itself. In bf16 and f16 the exponential is the processor's own: with the
+// one of core/base/math.h this kernel would be bound by arithmetic.
+#include <cmath>
+
+#include "core/ops/row_packs_cuda.cuh"
+#include "core/ops/softmax.h"
+
+namespace castor {
+namespace {
+
+using cuda::RowTeam;
+
+template <class T>
+using Computed = decltype(load(T{}));
+
+constexpr int kThreads = 1024;              // of the kernels with one block
+constexpr std::int64_t kMostChunks = 2048;  // whose numbers fit into 48 KiB of shared memory
+
+struct Targets {
+  const void* data;
+  bool is_wide;
+  __device__ std::int64_t operator[](std::int64_t row) const {
+    return is_wide ? static_cast<const std::int64_t*>(data)[row] : static_cast<const std::int32_t*>(data)[row];
+  }
+};
+
+/// The sum of `value` over a block of kThreads, in thread 0: halves onto halves.
+template <class C>
+__device__ C sum_threads(C value) {
+  __shared__ C sums[kThreads];
+  sums[threadIdx.x] = value;
+  __syncthreads();
+  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
+    if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
+    __syncthreads();
+  }
+  return sums[0];
+}
+
+__global__ void __launch_bounds__(kThreads)
+    count_rows(Targets targets, std::int64_t rows, std::int64_t ignore_index, double* counted) {
+  std::int64_t count = 0;
+  for (std::int64_t row = threadIdx.x; row < rows; row += kThreads) count += targets[row] != ignore_index ? 1 : 0;
+  const std::int64_t total = sum_threads(count);
+  if (threadIdx.x == 0) *counted = static_cast<double>(total);
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads)
+    join_losses(const double* losses, std::int64_t rows, Reduction reduction, const double* counted, C* loss) {
+  if (reduction == Reduction::none) {
+    for (std::int64_t row = threadIdx.x; row < rows; row += kThreads) loss[row] = static_cast<C>(losses[row]);
+    return;
+  }
+  double sum = 0;
+  for (std::int64_t row = threadIdx.x; row < rows; row += kThreads) sum += losses[row];
+  double total = sum_threads(sum);
+  if (threadIdx.x != 0) return;
+  if (reduction == Reduction::mean) total = *counted > 0 ? total / *counted : 0.0;
+  *loss = static_cast<C>(total);
+}
+
+/// What a kernel of rows needs besides operands.
+struct RowOptions {
+  std::int64_t rows, classes, ignore_index;
+  double smoothing;
+  bool is_mean;
+};
+
+template <class T>
+__device__ void fill_row(const RowTeam& team, T* gradient, std::int64_t n, T value) {
+  if (gradient != nullptr) team.for_row(n, [&](int, std::int64_t i) { gradient[i] = value; });
+}
+
+/// V logits are read and written as a word.
+template <class T, int V>
+__global__ void __launch_bounds__(cuda::kTeamThreads, 2)
+    cross_entropy_rows(const T* x, Targets targets, T* gradient, double* losses, const double* counted,
+                       RowOptions options) {
+  using C = Computed<T>;
+  const RowTeam team;
+  if (team.row >= options.rows) return;
+  const std::int64_t n = options.classes, target = targets[team.row];
+  const bool is_first = team.lane == 0 && team.warp == 0;
+  const double smoothing = options.smoothing;
+  x += team.row * n;
+  if (gradient != nullptr) gradient += team.row * n;
+  if (target == options.ignore_index || target < 0 || target >= n) {
+    const double value = target == options.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    if (is_first) losses[team.row] = value;
+    return fill_row(team, gradient, n, store<T>(static_cast<C>(value)));
+  }
+
+  // Three numbers a chunk: what its exponentials are relative to, their sum, and the sum of its logits.
+  extern __shared__ double shared[];
+  const int chunks = static_cast<int>((n + kSumBlock - 1) / kSumBlock);
+  double* const shifts = shared + threadIdx.z * 3 * chunks;
+  double* const sums = shifts + chunks;
+  double* const totals = sums + chunks;
+  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+    const std::int64_t begin = chunk * kSumBlock;
+    const C lowest = -std::numeric_limits<C>::infinity();
+    C held[cuda::kPackSteps<V>][V];
+    C max = lowest, sum = C(0), total = C(0);
+#pragma unroll
+    for (auto& pack : held) {
+      for (C& value : pack) value = lowest;  // what lies beyond the row counts for nothing
+    }
+    cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
+      const cuda::Pack<T, V> pack = cuda::pack_at<V>(x + i);
+      for (int e = 0; e < V; ++e) held[k][e] = cuda::read(pack.value[e]);
+    });
+#pragma unroll
+    for (const auto& pack : held) {
+      for (const C value : pack) max = larger(max, value);
+    }
+    max = cuda::join_lanes(max, cuda::LargerLane{});
+    const C shift = max == lowest ? C(0) : max;
+#pragma unroll
+    for (const auto& pack : held) {
+      for (const C value : pack) sum += cuda::row_exp<T>(value - shift);
+    }
+    sum = cuda::join_lanes(sum, cuda::AddLanes{});
+    if (smoothing > 0) {
+      cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t) {
+        for (int e = 0; e < V; ++e) total += held[k][e];
+      });
+      total = cuda::join_lanes(total, cuda::AddLanes{});
+    }
+    if (team.lane == 0) {
+      shifts[chunk] = static_cast<double>(shift);
+      sums[chunk] = static_cast<double>(sum);
+      totals[chunk] = static_cast<double>(total);
+    }
+  }
+  team.sync();
+  double max = -HUGE_VAL;
+  for (int chunk = team.lane; chunk < chunks; chunk += 32) max = larger(max, shifts[chunk]);
+  max = cuda::join_lanes(max, cuda::LargerLane{});
+  for (int chunk = team.warp * 32 + team.lane; chunk < chunks; chunk += 32 * team.warps)
+    sums[chunk] *= std::exp(shifts[chunk] - max);
+  team.sync();
+  double sum = 0;
+  for (int chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk];
+  const double logsumexp = max + std::log(sum);
+
+  const double at_target = static_cast<double>(cuda::read(x[target]));
+  if (is_first) {
+    double loss = smoothing < 1 ? (1 - smoothing) * (logsumexp - at_target) : 0;
+    if (smoothing > 0) {
+      double total = 0;
+      for (int chunk = 0; chunk < chunks; ++chunk) total += totals[chunk];
+      loss += smoothing * (logsumexp - total / static_cast<double>(n));
+    }
+    losses[team.row] = loss;
+  }
+  if (gradient == nullptr) return;
+  const double factor = !options.is_mean ? 1.0 : *counted > 0 ? 1 / *counted : 0.0;
+  const double spread = smoothing / static_cast<double>(n) * factor;
+  const C less = static_cast<C>(spread);
+  const T hot = store<T>(static_cast<C>(std::exp(at_target - logsumexp) * factor - spread - (1 - smoothing) * factor));
+  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+    const std::int64_t begin = chunk * kSumBlock;
+    // f32 and f64 stay relative to the chunk's maximum, which is exact; 16 bits do not show the difference.
+    C shift = static_cast<C>(logsumexp), scale = static_cast<C>(factor);
+    if constexpr (std::is_arithmetic_v<T>) {
+      shift = static_cast<C>(shifts[chunk]);
+      scale = static_cast<C>(std::exp(shifts[chunk] - logsumexp) * factor);
+    }
+    cuda::for_packs<V>(team, begin, n, [&](int, std::int64_t i) {
+      const cuda::Pack<T, V> pack = cuda::pack_at<V>(x + i);
+      C values[V];
+      for (int e = 0; e < V; ++e) values[e] = cuda::row_exp<T>(cuda::read(pack.value[e]) - shift) * scale - less;
+      cuda::store_pack(gradient + i, cuda::rounded<T, V>(values));
+    });
+    // The same thread wrote this element just now.
+    if (target >= begin && target < begin + kSumBlock && (target - begin) / V % 32 == team.lane) gradient[target] = hot;
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(256) scale_groups(T* gradient, std::int64_t groups, std::int64_t groups_per_row,
+                                                    const Computed<T>* dloss, bool is_by_row, const double* counted) {
+  using C = Computed<T>;
+  const double divisor = counted != nullptr && *counted > 0 ? *counted : 1;
+  if (!is_by_row && static_cast<double>(*dloss) == divisor) return;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < groups;
+       group += step) {
+    const C factor = static_cast<C>(static_cast<double>(is_by_row ? dloss[group / groups_per_row] : *dloss) / divisor);
+    cuda::Pack<T, V> pack = cuda::load_pack<V>(gradient + group * V, true);
+    for (int i = 0; i < V; ++i) pack.value[i] = cuda::write<T>(cuda::read(pack.value[i]) * factor);
+    cuda::store_pack(gradient + group * V, pack);
+  }
+}
+
+template <class F>
+void visit_float(DType dtype, const char* op, F&& f) {
+  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
+}
+
+}  // namespace
+
+void run(const Cuda& cuda, const CrossEntropyArgs& args) {
+  const char* op = CrossEntropyArgs::kName;
+  const cudaStream_t stream = stream_of(cuda);
+  const RowOptions options{args.logits.size[0], args.logits.size[1], args.options.ignore_index,
+                           args.options.label_smoothing, args.gradient_of_mean};
+  const std::int64_t chunks = (options.classes + kSumBlock - 1) / kSumBlock;
+  if (chunks > kMostChunks) {
+    throw ShapeError(cat(op, ": a row on ", cuda.device, " can have ", kMostChunks * kSumBlock, " classes, got ",
+                         options.classes, "; compute it on cpu"));
+  }
+  const Targets targets{args.targets.data, args.targets.dtype == DType::i64};
+  double* const counted = args.counted.as<double>();
+  double* const losses = args.workspace.as<double>();
+  count_rows<<<1, kThreads, 0, stream>>>(targets, options.rows, options.ignore_index, counted);
+  visit_float(args.logits.dtype, op, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = Computed<T>;
+    if (options.rows > 0) {
+      const cuda::TeamLaunch launch(options.rows, options.classes);
+      const std::size_t shared = static_cast<std::size_t>(3 * chunks) * launch.threads.z * sizeof(double);
+      const auto run_rows = [&](auto width) {
+        cross_entropy_rows<T, decltype(width)::value><<<launch.blocks, launch.threads, shared, stream>>>(
+            args.logits.as<T>(), targets, args.gradient.as<T>(), losses, counted, options);
+      };
+      cuda::rows_fit(options.classes, {&args.logits, &args.gradient})
+          ? run_rows(std::integral_constant<int, cuda::kPackWidth<T>>{})
+          : run_rows(std::integral_constant<int, 1>{});
+    }
+    join_losses<C>
+        <<<1, kThreads, 0, stream>>>(losses, options.rows, args.options.reduction, counted, args.loss.as<C>());
+  });
+  check_cuda(cudaGetLastError(), op, cuda.device);
+}
+
+void run(const Cuda& cuda, const CrossEntropyScaleArgs& args) {
+  const std::int64_t count = args.gradient.numel();
+  if (count == 0) return;
+  const bool is_by_row = args.dloss.ndim != 0;
+  const auto launch = [&](auto tag, auto width) {
+    using T = typename decltype(tag)::type;
+    constexpr int kWide = decltype(width)::value;
+    const std::int64_t groups = count / kWide;
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>((groups + 255) / 256, 1 << 20));
+    scale_groups<T, kWide>
+        <<<blocks, 256, 0, stream_of(cuda)>>>(args.gradient.as<T>(), groups, args.gradient.size[1] / kWide,
+                                              args.dloss.as<Computed<T>>(), is_by_row, args.counted.as<double>());
+  };
+  visit_float(args.gradient.dtype, CrossEntropyScaleArgs::kName, [&](auto tag) {
+    constexpr int kWide = 16 / static_cast<int>(sizeof(typename decltype(tag)::type));
+    const bool fits = (is_by_row ? args.gradient.size[1] : count) % kWide == 0 &&
+                      reinterpret_cast<std::uintptr_t>(args.gradient.data) % 16 == 0;
+    fits ? launch(tag, std::integral_constant<int, kWide>{}) : launch(tag, std::integral_constant<int, 1>{});
+  });
+  check_cuda(cudaGetLastError(), CrossEntropyScaleArgs::kName, cuda.device);
+}
+
+}  // namespace castor

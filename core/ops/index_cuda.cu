@@ -1,0 +1,300 @@
+// Index kernels on CUDA. Moving ops look at bytes, not at dtypes. Adding ops walk the positions of each id in rising
+// order: counts by integer atomics, whose result has no order, places likewise, and then each place's rank among its
+// id's, which no order of execution changes. So sums have the CPU's bits.
+//
+// Delicate: nobody can throw here. An index outside its axis reads an element of ones in all bits (NaN in floats, -1 in
+// signed integers) and adds nothing. One id with very many positions is ranked in quadratic time.
+#include "core/ops/index.h"
+#include "core/ops/map_cuda.cuh"
+#include "core/ops/rows_cuda.cuh"
+
+namespace castor {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kScanThreads = 1024;
+
+/// Indices of either width, with a stride.
+struct Ids {
+  const void* data;
+  bool is_wide;
+  std::int64_t count, stride;
+  explicit Ids(const View& view)
+      : data(view.data), is_wide(view.dtype == DType::i64), count(view.size[0]), stride(view.stride[0]) {}
+  __device__ std::int64_t at(std::int64_t offset) const {
+    return is_wide ? static_cast<const std::int64_t*>(data)[offset] : static_cast<const std::int32_t*>(data)[offset];
+  }
+  __device__ std::int64_t operator[](std::int64_t i) const { return at(i * stride); }
+};
+
+unsigned blocks_for(std::int64_t threads) {
+  return static_cast<unsigned>(std::min<std::int64_t>((threads + kThreads - 1) / kThreads, 1 << 20));
+}
+
+/// Calls body(i) for i in [0, count), shared out over the launch.
+template <class Body>
+__device__ void for_all(std::int64_t count, Body body) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) body(i);
+}
+
+struct RowSizes {
+  std::int64_t outer, count, size, words;  // words of a row
+  std::int64_t outer_stride, row_stride;   // of x, in words
+};
+
+template <class Word>
+__global__ void __launch_bounds__(kThreads) select_rows(const Word* x, const Ids ids, Word* y, const RowSizes sizes) {
+  Word outside;
+  memset(&outside, 0xFF, sizeof(outside));
+  for_all(sizes.outer * sizes.count * sizes.words, [&](std::int64_t at) {
+    const std::int64_t word = at % sizes.words, row = at / sizes.words;
+    const std::int64_t id = ids[row % sizes.count];
+    const bool is_inside = id >= 0 && id < sizes.size;
+    y[at] = is_inside ? x[row / sizes.count * sizes.outer_stride + id * sizes.row_stride + word] : outside;
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- positions by id
+
+/// The workspace of index_add: starts[size + 1], cursors[size], places[count], order[count].
+struct Positions {
+  std::int64_t size, count;
+  std::int64_t *starts, *cursors, *places, *order;
+
+  Positions(std::int64_t rows, std::int64_t ids, void* workspace) : size(rows), count(ids) {
+    starts = static_cast<std::int64_t*>(workspace);
+    cursors = starts + size + 1;
+    places = cursors + size;
+    order = places + count;
+  }
+  static std::size_t bytes(std::int64_t rows, std::int64_t ids) {
+    return static_cast<std::size_t>(2 * rows + 1 + 2 * ids) * sizeof(std::int64_t);
+  }
+};
+
+__device__ std::int64_t take_ticket(std::int64_t* counter) {
+  return static_cast<std::int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(counter), 1ull));
+}
+
+__global__ void __launch_bounds__(kThreads) clear_counts(const Positions p) {
+  for_all(2 * p.size + 1, [&](std::int64_t i) { p.starts[i] = 0; });
+}
+
+__global__ void __launch_bounds__(kThreads) count_ids(const Ids ids, const Positions p) {
+  for_all(p.count, [&](std::int64_t j) {
+    const std::int64_t id = ids[j];
+    if (id >= 0 && id < p.size) take_ticket(p.starts + id);
+  });
+}
+
+/// Counts become starts, by one block: a stretch a thread.
+__global__ void __launch_bounds__(kScanThreads) scan_counts(const Positions p) {
+  __shared__ std::int64_t sums[kScanThreads];
+  const std::int64_t length = (p.size + kScanThreads) / kScanThreads, first = threadIdx.x * length;
+  const std::int64_t last = std::min(first + length, p.size + 1);
+  std::int64_t sum = 0;
+  for (std::int64_t i = first; i < last; ++i) sum += p.starts[i];
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  for (unsigned step = 1; step < kScanThreads; step *= 2) {
+    const std::int64_t before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+    __syncthreads();
+  }
+  std::int64_t start = sums[threadIdx.x] - sum;
+  for (std::int64_t i = first; i < last; ++i) {
+    const std::int64_t here = p.starts[i];
+    p.starts[i] = start;
+    start += here;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) place_ids(const Ids ids, const Positions p) {
+  for_all(p.count, [&](std::int64_t j) {
+    const std::int64_t id = ids[j];
+    if (id >= 0 && id < p.size) p.places[p.starts[id] + take_ticket(p.cursors + id)] = j;
+  });
+}
+
+__global__ void __launch_bounds__(kThreads) rank_places(const Ids ids, const Positions p) {
+  for_all(p.starts[p.size], [&](std::int64_t place) {
+    const std::int64_t j = p.places[place], id = ids[j], first = p.starts[id], last = p.starts[id + 1];
+    std::int64_t rank = 0;
+    for (std::int64_t other = first; other < last; ++other) rank += p.places[other] < j ? 1 : 0;
+    p.order[first + rank] = j;
+  });
+}
+
+struct AddSizes {
+  std::int64_t outer, inner, skip;
+  std::int64_t dy_outer, dy_row, dx_outer, dx_row;  // strides
+  bool accumulate;
+};
+
+/// A block a row of dx; a thread takes some of its columns and adds the rows of dy in order.
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_rows(const T* dy, T* dx, const Positions p, const AddSizes sizes) {
+  using C = decltype(load(T{}));
+  const std::int64_t id = blockIdx.x % p.size, o = blockIdx.x / p.size;
+  const std::int64_t first = p.starts[id], last = id == sizes.skip ? first : p.starts[id + 1];
+  if (first == last && sizes.accumulate) return;
+  dy += o * sizes.dy_outer;
+  dx += o * sizes.dx_outer + id * sizes.dx_row;
+  for (std::int64_t i = threadIdx.x; i < sizes.inner; i += blockDim.x) {
+    C sum = C(0);
+#pragma unroll 4
+    for (std::int64_t k = first; k < last; ++k) sum += cuda::read(dy[p.order[k] * sizes.dy_row + i]);
+    dx[i] = cuda::write<T>(sizes.accumulate ? cuda::read(dx[i]) + sum : sum);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- gather, scatter
+
+/// Lines along an axis: where they start in three operands.
+struct Lines {
+  int ndim = 0;
+  std::int64_t count = 1, length = 0, size = 0;  // size: of the axis that is indexed
+  std::int64_t extent[kMaxDims] = {};
+  std::int64_t stride[3][kMaxDims] = {};
+  std::int64_t step[3] = {};
+
+  Lines(const View& shape, int axis, const View& a, const View& b, const View& c) : length(shape.size[axis]) {
+    const View* const views[3] = {&a, &b, &c};
+    for (int i = 0; i < shape.ndim; ++i) {
+      if (i == axis) continue;
+      extent[ndim] = shape.size[i];
+      count *= shape.size[i];
+      for (int k = 0; k < 3; ++k) stride[k][ndim] = views[k]->stride[i];
+      ++ndim;
+    }
+    for (int k = 0; k < 3; ++k) step[k] = views[k]->stride[axis];
+  }
+  __device__ void offsets(std::int64_t line, std::int64_t (&at)[3]) const {
+    at[0] = at[1] = at[2] = 0;
+    for (int i = ndim - 1; i >= 0; --i) {
+      const std::int64_t own = line % extent[i];
+      line /= extent[i];
+      for (int k = 0; k < 3; ++k) at[k] += own * stride[k][i];
+    }
+  }
+};
+
+/// Operands of `lines`: index, y, x.
+template <class Word>
+__global__ void __launch_bounds__(kThreads)
+    gather_elements(const Word* x, const Ids index, Word* y, const Lines lines) {
+  Word outside;
+  memset(&outside, 0xFF, sizeof(outside));
+  for_all(lines.count * lines.length, [&](std::int64_t i) {
+    std::int64_t at[3];
+    lines.offsets(i / lines.length, at);
+    const std::int64_t j = i % lines.length, id = index.at(at[0] + j * lines.step[0]);
+    const bool is_inside = id >= 0 && id < lines.size;
+    y[at[1] + j * lines.step[1]] = is_inside ? x[at[2] + id * lines.step[2]] : outside;
+  });
+}
+
+/// Operands of `lines`: index, source, y. A thread a line, in order.
+template <class T>
+__global__ void __launch_bounds__(kThreads) scatter_lines(const T* source, const Ids index, T* y, const Lines lines) {
+  for_all(lines.count, [&](std::int64_t line) {
+    std::int64_t at[3];
+    lines.offsets(line, at);
+    for (std::int64_t j = 0; j < lines.length; ++j) {
+      const std::int64_t id = index.at(at[0] + j * lines.step[0]);
+      if (id >= 0 && id < lines.size) y[at[2] + id * lines.step[2]] += source[at[1] + j * lines.step[1]];
+    }
+  });
+}
+
+/// Calls f with a word that divides `bytes`, at most kMost bytes long.
+template <int kMost, class F>
+void visit_word(std::size_t bytes, F&& f) {
+  if constexpr (kMost == 16) {
+    if (bytes % 16 == 0) return f(TypeTag<uint4>{});
+  }
+  if (bytes % 8 == 0) return f(TypeTag<std::uint64_t>{});
+  if (bytes % 4 == 0) return f(TypeTag<std::uint32_t>{});
+  if (bytes % 2 == 0) return f(TypeTag<std::uint16_t>{});
+  return f(TypeTag<std::uint8_t>{});
+}
+
+}  // namespace
+
+void run(const Cuda& cuda, const IndexSelectArgs& args) {
+  if (args.y.numel() == 0) return;
+  const std::size_t element = dtype_size(args.x.dtype), row = static_cast<std::size_t>(args.y.size[2]) * element;
+  // What every row's start and length is a multiple of.
+  const std::size_t all =
+      row | reinterpret_cast<std::uintptr_t>(args.x.data) | reinterpret_cast<std::uintptr_t>(args.y.data) |
+      static_cast<std::size_t>(args.x.stride[0]) * element | static_cast<std::size_t>(args.x.stride[1]) * element;
+  visit_word<16>(all, [&](auto tag) {
+    using Word = typename decltype(tag)::type;
+    const auto words = [&](std::int64_t elements) {
+      return elements * static_cast<std::int64_t>(element) / static_cast<std::int64_t>(sizeof(Word));
+    };
+    const RowSizes sizes{args.y.size[0],        args.y.size[1],          args.x.size[1],
+                         words(args.y.size[2]), words(args.x.stride[0]), words(args.x.stride[1])};
+    select_rows<Word><<<blocks_for(sizes.outer * sizes.count * sizes.words), kThreads, 0, stream_of(cuda)>>>(
+        args.x.as<Word>(), Ids(args.ids), args.y.as<Word>(), sizes);
+  });
+  check_cuda(cudaGetLastError(), IndexSelectArgs::kName, cuda.device);
+}
+
+std::size_t workspace_bytes(const Cuda&, const IndexAddArgs& args) {
+  return Positions::bytes(args.dx.size[1], args.ids.size[0]);
+}
+
+void run(const Cuda& cuda, const IndexAddArgs& args) {
+  if (args.dx.numel() == 0) return;
+  const cudaStream_t stream = stream_of(cuda);
+  const Ids ids(args.ids);
+  const Positions positions(args.dx.size[1], ids.count, args.workspace.data);
+  clear_counts<<<blocks_for(2 * positions.size + 1), kThreads, 0, stream>>>(positions);
+  if (ids.count > 0) count_ids<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
+  scan_counts<<<1, kScanThreads, 0, stream>>>(positions);
+  if (ids.count > 0) {
+    place_ids<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
+    rank_places<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
+  }
+  const AddSizes sizes{args.dx.size[0],   args.dx.size[2],   args.skip,         args.dy.stride[0],
+                       args.dy.stride[1], args.dx.stride[0], args.dx.stride[1], args.accumulate};
+  const auto rows = static_cast<unsigned>(sizes.outer * positions.size);
+  const auto launch = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>((sizes.inner + 31) / 32 * 32, 32, kThreads));
+    add_rows<T><<<rows, threads, 0, stream>>>(args.dy.as<T>(), args.dx.as<T>(), positions, sizes);
+  };
+  args.dx.dtype == DType::f64 ? launch(TypeTag<double>{})
+                              : visit_training_float(args.dx.dtype, IndexAddArgs::kName, launch);
+  check_cuda(cudaGetLastError(), IndexAddArgs::kName, cuda.device);
+}
+
+void run(const Cuda& cuda, const GatherArgs& args) {
+  Lines lines(args.index, args.axis, args.index, args.y, args.x);
+  lines.size = args.x.size[args.axis];
+  if (lines.count * lines.length == 0) return;
+  visit_word<8>(dtype_size(args.x.dtype), [&](auto tag) {
+    using Word = typename decltype(tag)::type;
+    gather_elements<Word><<<blocks_for(lines.count * lines.length), kThreads, 0, stream_of(cuda)>>>(
+        args.x.as<Word>(), Ids(args.index), args.y.as<Word>(), lines);
+  });
+  check_cuda(cudaGetLastError(), GatherArgs::kName, cuda.device);
+}
+
+void run(const Cuda& cuda, const ScatterAddArgs& args) {
+  Lines lines(args.index, args.axis, args.index, args.source, args.y);
+  lines.size = args.y.size[args.axis];
+  if (lines.count * lines.length == 0) return;
+  const auto launch = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    scatter_lines<T><<<blocks_for(lines.count), kThreads, 0, stream_of(cuda)>>>(args.source.as<T>(), Ids(args.index),
+                                                                                args.y.as<T>(), lines);
+  };
+  args.y.dtype == DType::f64 ? launch(TypeTag<double>{}) : launch(TypeTag<float>{});
+  check_cuda(cudaGetLastError(), ScatterAddArgs::kName, cuda.device);
+}
+
+}  // namespace castor

@@ -1,0 +1,83 @@
+// SGD, Adam and Lamb on CUDA, and the sums of squares: optim_element.h over the walk of optim_cuda.cuh, with the CPU's
+// bits.
+#include "core/ops/optim_cuda.cuh"
+
+namespace castor {
+namespace {
+
+struct AdamUpdate {
+  AdamScalars s;
+  bool keeps_largest;
+  __device__ void operator()(std::int64_t, float g, float (&x)[4]) const {
+    const optim::AdamElement e = optim::adam_element(s, g, x[0], x[1], x[2], x[3], keeps_largest);
+    x[0] = e.parameter;
+    x[1] = e.mean;
+    x[2] = e.square;
+    x[3] = e.largest;
+  }
+};
+
+struct SgdUpdate {
+  SgdScalars s;
+  bool has_buffer;
+  __device__ void operator()(std::int64_t, float g, float (&x)[2]) const {
+    const optim::SgdElement e = optim::sgd_element(s, g, x[0], x[1], has_buffer);
+    x[0] = e.parameter;
+    x[1] = e.momentum;
+  }
+};
+
+struct LambUpdate {
+  LambScalars s;
+  float step_size;
+  __device__ void operator()(std::int64_t, float g, float (&x)[3]) const {
+    const optim::LambElement e = optim::lamb_element(s, g, x[0], x[1], x[2]);
+    x[0] = math::fma(-step_size, e.update, x[0]);
+    x[1] = e.mean;
+    x[2] = e.square;
+  }
+};
+
+struct LambDirection {
+  LambScalars s;
+  cuda::AnyGradient gradient;
+  const float *p, *mean, *square;
+  __device__ float operator()(std::int64_t i) const {
+    return optim::lamb_element(s, gradient(i), p[i], mean[i], square[i]).update;
+  }
+};
+
+}  // namespace
+
+void run(const Cuda& cuda, const BlockSquaresArgs& args) {
+  cuda::sum_blocks_of(cuda, BlockSquaresArgs::kName, cuda::AnyGradient(args.x), args.sums, args.x.numel());
+}
+
+void run(const Cuda& cuda, const AdamArgs& args) {
+  const cuda::States<4> states{{args.parameter.as<float>(), args.exp_avg.as<float>(), args.exp_avg_sq.as<float>(),
+                                args.max_exp_avg_sq.as<float>()}};
+  cuda::step(cuda, AdamArgs::kName, AdamUpdate{args.scalars, args.max_exp_avg_sq.defined()}, states, args.gradient,
+             args.copy, args.parameter.numel());
+}
+
+void run(const Cuda& cuda, const SgdArgs& args) {
+  const cuda::States<2> states{{args.parameter.as<float>(), args.momentum_buffer.as<float>()}};
+  cuda::step(cuda, SgdArgs::kName, SgdUpdate{args.scalars, args.momentum_buffer.defined()}, states, args.gradient,
+             args.copy, args.parameter.numel());
+}
+
+void run(const Cuda& cuda, const LambSquaresArgs& args) {
+  const std::int64_t count = args.parameter.numel();
+  cuda::sum_blocks_of(cuda, LambSquaresArgs::kName, cuda::AnyGradient(args.parameter), args.parameter_sums, count);
+  const LambDirection direction{args.scalars, cuda::AnyGradient(args.gradient), args.parameter.as<float>(),
+                                args.exp_avg.as<float>(), args.exp_avg_sq.as<float>()};
+  cuda::sum_blocks_of(cuda, LambSquaresArgs::kName, direction, args.update_sums, count);
+}
+
+void run(const Cuda& cuda, const LambArgs& args) {
+  const cuda::States<3> states{{args.parameter.as<float>(), args.exp_avg.as<float>(), args.exp_avg_sq.as<float>()}};
+  cuda::step(cuda, LambArgs::kName, LambUpdate{args.scalars, args.step_size}, states, args.gradient, args.copy,
+             args.parameter.numel());
+}
+
+}  // namespace castor

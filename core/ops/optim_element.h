@@ -1,0 +1,56 @@
+// The optimizer's arithmetic for one element, in explicit fused steps: what the kernels of every device compute, so
+// that they give the same bits.
+#pragma once
+
+#include "core/base/math.h"
+#include "core/ops/optim.h"
+
+namespace castor::optim {
+
+/// New moments, parameter and, for amsgrad, the largest second moment.
+struct AdamElement {
+  float mean, square, largest, parameter;
+};
+/// One element of an Adam step; see AdamArgs.
+///   keeps_largest  amsgrad; `largest` is ignored otherwise
+CASTOR_HOST_DEVICE AdamElement adam_element(const AdamScalars& s, float g, float p, float mean, float square,
+                                            float largest, bool keeps_largest) {
+  const float gradient = math::fma(s.decay, p, s.gradient_factor * g);
+  const float m = math::fma(s.beta1, mean, s.beta1_rest * gradient);
+  const float v = math::fma(s.beta2, square, (s.beta2_rest * gradient) * gradient);
+  const float most = keeps_largest && largest > v ? largest : v;
+  const float size = math::fma(math::sqrt(most), s.root_factor, s.epsilon);
+  return {m, v, most, math::fma(-s.step_size, m / size, s.keep * p)};
+}
+
+/// New momentum and parameter.
+struct SgdElement {
+  float momentum, parameter;
+};
+/// One element of an SGD step; see SgdArgs. `momentum` is ignored without a buffer.
+CASTOR_HOST_DEVICE SgdElement sgd_element(const SgdScalars& s, float g, float p, float momentum, bool has_buffer) {
+  const float gradient = math::fma(s.weight_decay, p, s.gradient_factor * g);
+  const float kept = s.is_first_step ? gradient : math::fma(s.momentum, momentum, (1.0f - s.dampening) * gradient);
+  const float step = !has_buffer ? gradient : s.is_nesterov ? math::fma(s.momentum, kept, gradient) : kept;
+  return {kept, math::fma(-s.lr, step, p)};
+}
+
+/// Lamb's direction and new moments of one element.
+struct LambElement {
+  float mean, square, update;
+};
+CASTOR_HOST_DEVICE LambElement lamb_element(const LambScalars& s, float g, float p, float m, float v) {
+  const float gradient = s.gradient_factor * g;
+  const float mean = math::fma(s.beta1, m, s.beta1_rest * gradient);
+  const float square = math::fma(s.beta2, v, (s.beta2_rest * gradient) * gradient);
+  const float size = math::fma(math::sqrt(square), s.root_factor, s.epsilon);
+  return {mean, square, math::fma(s.decay, p, (mean * s.mean_factor) / size)};
+}
+
+/// Adafactor's second moment of an element with a moment of its own.
+CASTOR_HOST_DEVICE float second_moment(const AdafactorScalars& s, float g, float v) {
+  const float gradient = s.gradient_factor * g;
+  return math::fma(s.beta2, v, (1.0f - s.beta2) * math::fma(gradient, gradient, s.epsilon));
+}
+
+}  // namespace castor::optim

@@ -1,0 +1,95 @@
+// Rows read and written as words of 16 bytes, for kernels that memory binds: a lane's pack is V neighbouring elements,
+// a warp's block of 1024 is 32 / V packs a lane. With V = 1 the same kernels take rows of any length and address.
+//
+// Delicate: a lane adds its own packs and then lanes meet, which is not the CPU's order; it is fixed by V and the
+// length all the same.
+#pragma once
+
+#include <initializer_list>
+
+#include "core/ops/map_cuda.cuh"
+#include "core/ops/rows_cuda.cuh"
+
+namespace castor::cuda {
+
+/// Packs that a lane has of a block.
+template <int V>
+inline constexpr int kPackSteps = kBlockSteps / V;
+
+/// Elements of T in a word of 16 bytes.
+template <class T>
+inline constexpr int kPackWidth = 16 / static_cast<int>(sizeof(T));
+
+/// Calls body(k, i) for this thread's packs in the block that starts at `begin`: k counts them, i is the first element.
+/// n is a multiple of V.
+template <int V, class Body>
+__device__ void for_packs(const RowTeam& team, std::int64_t begin, std::int64_t n, Body body) {
+  const int count = static_cast<int>(n - begin < kSumBlock ? n - begin : kSumBlock);
+#pragma unroll
+  for (int k = 0; k < kPackSteps<V>; ++k) {
+    const int at = (k * 32 + team.lane) * V;
+    if (at < count) body(k, begin + at);
+  }
+}
+
+template <int V, class T>
+__device__ Pack<T, V> pack_at(const T* from) {
+  return load_pack<V>(from, true);
+}
+
+/// `values` rounded to T; bf16 by pairs, in one instruction of compute capability 8.0.
+template <class T, int V, class C>
+__device__ Pack<T, V> rounded(const C (&values)[V]) {
+  if constexpr (std::is_same_v<T, BFloat16> && V % 2 == 0) {
+    Pack<std::uint32_t, V / 2> pairs;
+    for (int i = 0; i < V / 2; ++i)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pairs.value[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+    return std::bit_cast<Pack<T, V>>(pairs);
+  } else {
+    Pack<T, V> pack;
+    for (int i = 0; i < V; ++i) pack.value[i] = write<T>(values[i]);
+    return pack;
+  }
+}
+
+/// The threads' numbers of one row, each warp's joined lane by lane and then in order of warps, in every thread.
+template <class C>
+__device__ SumPair<double> join_team(const RowTeam& team, C a, C b) {
+  __shared__ SumPair<double> parts[kMostWarps];
+  const SumPair<double> part{static_cast<double>(join_lanes(a, AddLanes{})),
+                             static_cast<double>(join_lanes(b, AddLanes{}))};
+  if (team.warps == 1) return part;
+  if (team.lane == 0) parts[team.slot] = part;
+  __syncthreads();
+  SumPair<double> total{0, 0};
+  for (int w = 0; w < team.warps; ++w) {
+    total.a += parts[team.slot - team.warp + w].a;
+    total.b += parts[team.slot - team.warp + w].b;
+  }
+  __syncthreads();
+  return total;
+}
+template <class C>
+__device__ double join_team(const RowTeam& team, C a) {
+  __shared__ double parts[kMostWarps];
+  const double part = static_cast<double>(join_lanes(a, AddLanes{}));
+  if (team.warps == 1) return part;
+  if (team.lane == 0) parts[team.slot] = part;
+  __syncthreads();
+  double total = 0;
+  for (int w = 0; w < team.warps; ++w) total += parts[team.slot - team.warp + w];
+  __syncthreads();
+  return total;
+}
+
+/// True where rows of n elements of all operands can be moved as words of 16 bytes.
+inline bool rows_fit(std::int64_t n, std::initializer_list<const View*> views) {
+  for (const View* view : views) {
+    if (!view->defined()) continue;
+    const auto width = static_cast<std::int64_t>(16 / dtype_size(view->dtype));
+    if (n % width != 0 || reinterpret_cast<std::uintptr_t>(view->data) % 16 != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace castor::cuda

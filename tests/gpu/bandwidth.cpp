@@ -1,0 +1,132 @@
+// How close the kernels that memory binds come to the card's own copy: bytes each must move (every operand once) over
+// the median time of several runs, beside a device-to-device copy on the same card.
+// usage: gpu_bandwidth     needs a GPU; prints a table
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+
+#include <cuda_runtime_api.h>
+
+#include "core/device/cuda_runtime.h"
+#include "core/ops/cast.h"
+#include "core/ops/index.h"
+#include "core/ops/norm.h"
+#include "core/ops/optim.h"
+#include "core/ops/random.h"
+#include "core/ops/reduce.h"
+#include "core/ops/softmax.h"
+
+using namespace castor;
+
+namespace {
+
+constexpr Device kGpu{DeviceType::cuda, 0};
+constexpr int kRuns = 9;
+constexpr int kCalls = 8;  // between two events, so that the host's own time does not count
+
+double median_ms(const std::function<void()>& work) {
+  const auto stream = static_cast<cudaStream_t>(backend(kGpu).stream());
+  cudaEvent_t begin = nullptr, end = nullptr;
+  check_cuda(cudaEventCreate(&begin), "create an event", kGpu);
+  check_cuda(cudaEventCreate(&end), "create an event", kGpu);
+  std::vector<float> times;
+  for (int run = 0; run < kRuns + 3; ++run) {
+    check_cuda(cudaEventRecord(begin, stream), "record an event", kGpu);
+    for (int call = 0; call < kCalls; ++call) work();
+    check_cuda(cudaEventRecord(end, stream), "record an event", kGpu);
+    check_cuda(cudaEventSynchronize(end), "wait for an event", kGpu);
+    float ms = 0;
+    check_cuda(cudaEventElapsedTime(&ms, begin, end), "read an event", kGpu);
+    if (run >= 3) times.push_back(ms / kCalls);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return static_cast<double>(times[times.size() / 2]);
+}
+
+double copy_rate = 0;  // GB/s
+
+void report(const char* name, double bytes, const std::function<void()>& work) {
+  const double ms = median_ms(work), rate = bytes / ms / 1e6;
+  if (copy_rate == 0) copy_rate = rate;
+  std::printf("%-58s %9.3f ms %8.0f GB/s %6.2f of copy\n", name, ms, rate, rate / copy_rate);
+}
+
+Tensor normal(const Shape& shape, DType dtype, std::uint64_t key) {
+  const Tensor x = Tensor::empty(shape, dtype, kGpu);
+  fill_normal(x, {key, 1});
+  return x;
+}
+
+double bytes_of(const Tensor& x) { return static_cast<double>(x.numel()) * static_cast<double>(dtype_size(x.dtype())); }
+
+void report_norms(std::int64_t rows, std::int64_t n, DType dtype) {
+  const Tensor x = normal({rows, n}, dtype, 1), dy = normal({rows, n}, dtype, 2),
+               residual = normal({rows, n}, dtype, 3);
+  const Tensor w = normal({n}, dtype, 4), b = normal({n}, dtype, 5);
+  const LayerNormed forward = layer_norm(x, w, b);
+  const std::string at = cat(" ", dtype, " [", rows, ",", n, "]");
+  report(("layer norm" + at).c_str(), 2 * bytes_of(x), [&] { layer_norm(x, w, b); });
+  report(("residual + layer norm" + at).c_str(), 4 * bytes_of(x), [&] { layer_norm(x, w, b, 1e-5, residual); });
+  report(("layer norm backward" + at).c_str(), 3 * bytes_of(x),
+         [&] { layer_norm_backward(x, w, forward.mean, forward.rstd, dy); });
+  report(("layer norm backward with dsum" + at).c_str(), 4 * bytes_of(x),
+         [&] { layer_norm_backward(x, w, forward.mean, forward.rstd, dy, residual); });
+}
+
+}  // namespace
+
+int main() {
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, 0), "read the device's properties", kGpu);
+  std::printf("%s\n", properties.name);
+  {
+    const Tensor x = normal({std::int64_t{1} << 29}, DType::f32, 9), y = Tensor::empty_like(x);
+    report("device copy of 2 GiB", 2 * bytes_of(x), [&] { copy_into(x, y); });
+  }
+  report_norms(32768, 768, DType::bf16);
+  report_norms(16384, 1600, DType::bf16);
+  report_norms(32768, 1024, DType::f32);
+  {
+    const std::int64_t rows = 16384, classes = 50304;
+    const Tensor logits = normal({rows, classes}, DType::bf16, 1);
+    Tensor targets = Tensor::empty({rows}, DType::f32, kGpu);
+    fill_uniform(targets, {3, 3}, 0, static_cast<double>(classes));
+    targets = cast(targets, DType::i64);
+    report("cross entropy with gradient bf16 [16384,50304]", 2 * bytes_of(logits),
+           [&] { cross_entropy(logits, targets, {}, true); });
+    report("cross entropy without gradient", bytes_of(logits), [&] { cross_entropy(logits, targets); });
+    report("softmax bf16 [16384,50304]", 2 * bytes_of(logits), [&] { softmax(logits); });
+    report("softmax bf16 [.., 1024]", 2 * bytes_of(logits.narrow(1, 0, 49152)), [&] {
+      softmax(Tensor(logits.storage(), {rows * 48, 1024}, {1024, 1}, 0, DType::bf16));
+    });
+  }
+  {
+    const std::int64_t count = std::int64_t{1} << 28;
+    const Tensor p = normal({count}, DType::f32, 1), m = Tensor::zeros({count}, DType::f32, kGpu),
+                 v = Tensor::zeros({count}, DType::f32, kGpu), g = normal({count}, DType::bf16, 2),
+                 copy = Tensor::empty({count}, DType::bf16, kGpu);
+    const AdamScalars scalars = adam_scalars({}, 1);
+    report("adamw, f32 states, bf16 gradient and copy, 2^28", 6 * bytes_of(p) + 2 * bytes_of(g), [&] {
+      adam_step({p, g, copy}, m, v, {}, scalars);
+    });
+    report("sum of all, f32 2^28", bytes_of(p), [&] { sum(p); });
+    const Tensor rows = Tensor(g.storage(), {count / 1024, 1024}, {1024, 1}, 0, DType::bf16);
+    report("sum over rows (bias gradient), bf16 [2^18,1024]", bytes_of(rows), [&] { sum(rows, {0}); });
+    report("sum over columns, bf16 [2^18,1024]", bytes_of(rows), [&] { sum(rows, {1}); });
+    report("dropout bf16 2^28", 2 * bytes_of(g), [&] { dropout(g, {1, 2}, 0.1); });
+  }
+  {
+    const std::int64_t tokens = 32768, vocabulary = 50304, width = 768;
+    const Tensor table = normal({vocabulary, width}, DType::bf16, 1), dy = normal({tokens, width}, DType::bf16, 2);
+    Tensor ids = Tensor::empty({tokens}, DType::f32, kGpu);
+    fill_uniform(ids, {3, 3}, 0, 4000);
+    ids = cast(ids, DType::i64);
+    report("embedding, 32768 of [50304,768] bf16", 2 * bytes_of(dy), [&] { embedding(table, ids); });
+    report("embedding backward (all rows written)", bytes_of(dy) + bytes_of(table),
+           [&] { embedding_backward(dy, ids, vocabulary); });
+  }
+  return 0;
+}
