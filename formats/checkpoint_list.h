@@ -50,8 +50,8 @@ struct Retention {
   bool greater_is_better = true;
 };
 
-/// The names that may go under `retention`, oldest first: never the newest checkpoint, nor one that is not called iter_N
-/// or epoch_N.
+/// The names that may go under `retention`, oldest first: never the newest checkpoint, nor one that is not called
+/// iter_N or epoch_N.
 std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const Retention& retention);
 
 /// Removes a checkpoint durably, manifest first, once the names of those beside it are durable: a program that ended
