@@ -180,7 +180,7 @@ TEST_CASE("another order of addition gives other bits, so equality above is no a
       autograd::random_state().begin(7, 0, static_cast<std::uint64_t>(k));
       const auto losses = strategy.model().loss(loader.next());
       autograd::backward(losses.at("loss"));
-      const auto& weight = strategy.model().named_parameters().at(0).second;
+      const autograd::Variable weight = strategy.model().named_parameters().at(0).second;
       gradients.push_back(weight.grad().to_vector<float>());
       weight.set_grad({});
     }
