@@ -178,10 +178,10 @@ void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart
   std::map<std::pair<std::string, std::string>, LogicalTensor> merged;
   for (const CheckpointPart& part : parts) {
     const auto first_file = static_cast<std::uint32_t>(manifest.files.size());
-    manifest.files.insert(manifest.files.end(), part.files.begin(), part.files.end());
+    manifest.files.append(part.files);
     for (const LogicalTensor& tensor : part.tensors) {
       const auto [place, is_new] = merged.try_emplace({tensor.role, tensor.name}, tensor.name, tensor.role,
-                                                      tensor.dtype, tensor.shape, std::vector<TensorSlice>());
+                                                      tensor.dtype, tensor.shape, SegmentedList<TensorSlice>());
       LogicalTensor& whole = place->second;
       if (!is_new && (whole.dtype != tensor.dtype || whole.shape != tensor.shape)) {
         throw FormatError(cat("save ", quote_name(path, 4096), ": tensor ", quote_name(tensor.name), " (", tensor.role,

@@ -36,8 +36,8 @@ struct TensorPiece {
 /// What one rank wrote: files, and the slices that lie in them. `manifest_text` and `parse_part` carry it to the rank
 /// that commits.
 struct CheckpointPart {
-  std::vector<CheckpointFile> files;
-  std::vector<LogicalTensor> tensors;  ///< each with only the slices of this rank; several for one tensor are allowed
+  SegmentedList<CheckpointFile> files;
+  SegmentedList<LogicalTensor> tensors;  ///< each with only the slices of this rank; several for one tensor are allowed
 };
 
 /// One rank's part of a save.

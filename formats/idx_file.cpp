@@ -1,8 +1,8 @@
 // IDX through a small byte stream that hides whether the file is gzipped.
 //
 // Delicate: a deflate stream expands at most 1032 times, so sizes that a file of this length cannot hold are refused
-// before any memory is taken; the rest grows as bytes come. zlib checks the gzip checksum when its stream ends, so the
-// end must be reached and nothing may follow it.
+// before any memory is taken; what it claims within that is unpacked twice, to be counted first and kept then. zlib
+// checks the gzip checksum when its stream ends, so the end must be reached and nothing may follow it.
 #include "formats/idx_file.h"
 
 #include <algorithm>
@@ -23,7 +23,7 @@ namespace {
 constexpr int kMaxAxes = 8;
 constexpr int kUnsignedByte = 0x08;
 constexpr std::size_t kInputBytes = std::size_t{256} << 10;
-constexpr std::size_t kFirstGrowth = std::size_t{1} << 20;
+constexpr std::size_t kSkipBytes = std::size_t{4} << 10;
 constexpr std::uint64_t kMaxExpansion = 1032;  // of deflate
 
 [[noreturn]] void fail_at(const std::string& file, std::uint64_t offset, const std::string& what) {
@@ -43,6 +43,8 @@ class ByteStream {
   virtual std::uint64_t file_offset() const = 0;
   // Most bytes the whole stream can have.
   virtual std::uint64_t max_bytes() const = 0;
+  // True if the stream may have more bytes than the file.
+  virtual bool is_compressed() const = 0;
 };
 
 class PlainStream : public ByteStream {
@@ -55,6 +57,7 @@ class PlainStream : public ByteStream {
   }
   std::uint64_t file_offset() const override { return offset_; }
   std::uint64_t max_bytes() const override { return size_; }
+  bool is_compressed() const override { return false; }
 
  private:
   const File& file_;
@@ -96,6 +99,7 @@ class GzipStream : public ByteStream {
   std::uint64_t max_bytes() const override {
     return size_ > (std::uint64_t{1} << 50) ? std::uint64_t{1} << 60 : size_ * kMaxExpansion;
   }
+  bool is_compressed() const override { return true; }
 
  private:
   void refill() {
@@ -157,11 +161,24 @@ std::vector<std::int64_t> read_shape(ByteStream& stream, const std::string& path
   return shape;
 }
 
+// Passes over `count` bytes; returns how many there were.
+std::uint64_t skip(ByteStream& stream, std::uint64_t count) {
+  std::array<std::uint8_t, kSkipBytes> buffer;
+  std::uint64_t done = 0;
+  while (done < count) {
+    const std::size_t wanted = std::min<std::uint64_t>(buffer.size(), count - done);
+    const std::size_t got = stream.read(std::span(buffer).first(wanted));
+    done += got;
+    if (got < wanted) break;
+  }
+  return done;
+}
+
 }  // namespace
 
 IdxArray read_idx_file(const std::string& path, const IdxOptions& options, FileSystem& files) {
   const File file = open_with_hint(path, options.missing_hint, files);
-  const std::unique_ptr<ByteStream> stream = open_stream(file);
+  std::unique_ptr<ByteStream> stream = open_stream(file);
   IdxArray array;
   array.shape = read_shape(*stream, path, options.axes);
   const std::optional<std::uint64_t> bytes = bytes_of_shape(array.shape, DType::u8);
@@ -174,16 +191,18 @@ IdxArray read_idx_file(const std::string& path, const IdxOptions& options, FileS
             cat("the sizes ", shape_text(array.shape), " need ", *bytes, " bytes, more than a file of ", file.size(),
                 " bytes can hold: it was cut short, or it is damaged"));
   }
-  for (std::size_t done = 0; done < *bytes;) {
-    const std::size_t next = std::min<std::uint64_t>(*bytes, std::max(kFirstGrowth, 2 * done));
-    array.values.resize(next);
-    const std::size_t got = stream->read(std::span(array.values).subspan(done));
-    if (got < next - done) {
-      fail_at(path, stream->file_offset(),
-              cat("the sizes ", shape_text(array.shape), " need ", *bytes, " bytes, the file has ", done + got));
-    }
-    done = next;
+  const auto check_held = [&](std::uint64_t held) {
+    if (held == *bytes) return;
+    fail_at(path, stream->file_offset(),
+            cat("the sizes ", shape_text(array.shape), " need ", *bytes, " bytes, the file has ", held));
+  };
+  if (stream->is_compressed()) {
+    check_held(skip(*stream, *bytes));
+    stream = open_stream(file);
+    if (read_shape(*stream, path, options.axes) != array.shape) fail_at(path, 0, "the file changed while it was read");
   }
+  array.values.resize(*bytes);
+  check_held(stream->read(array.values));
   std::array<std::uint8_t, 1> beyond{};
   if (stream->read(beyond) != 0) {
     fail_at(path, stream->file_offset(),

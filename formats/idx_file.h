@@ -2,7 +2,7 @@
 //
 // Layout: two zero bytes, an element type (8 = unsigned byte, the one read here), the number of axes, a big-endian
 // 32-bit size for each axis, then the elements, row-major. Delicate: a gzipped file may say anything and inflate to
-// anything; memory grows with what really comes out, and never beyond what the header says.
+// anything; it is unpacked twice, and memory for the elements is taken once all have been seen to be there.
 //
 // Sources: Y. LeCun et al., "The MNIST database", section "File formats"; RFC 1952 (gzip).
 #pragma once

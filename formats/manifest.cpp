@@ -138,7 +138,7 @@ void check_manifest(const Manifest& manifest, const std::string& file) {
     std::uint64_t begin, end;
     const LogicalTensor* tensor;
   };
-  std::vector<Piece> pieces;
+  SegmentedList<Piece> pieces;
   const LogicalTensor* before = nullptr;
   for (const LogicalTensor& tensor : manifest.tensors) {
     const std::string name = cat("tensor ", quote_name(tensor.name), " (", quote_name(tensor.role, 40), ")");

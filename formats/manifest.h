@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/base/dtype.h"
+#include "formats/segmented_list.h"
 
 namespace castor::formats {
 
@@ -49,7 +50,7 @@ struct LogicalTensor {
   std::string role;  ///< "param", "buffer", "master", or a state of the optimizer: "exp_avg", ...
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
-  std::vector<TensorSlice> slices;  ///< by offset; together all elements, none twice
+  SegmentedList<TensorSlice> slices;  ///< by offset; together all elements, none twice
 
   std::int64_t numel() const;
   std::uint64_t bytes() const { return static_cast<std::uint64_t>(numel()) * dtype_size(dtype); }
@@ -59,8 +60,8 @@ struct LogicalTensor {
 struct Manifest {
   std::int64_t version = kCheckpointVersion;  ///< revision that wrote it
   std::uint64_t save_number = 0;              ///< of two checkpoints beside each other the one with more is newer
-  std::vector<CheckpointFile> files;
-  std::vector<LogicalTensor> tensors;          ///< by role, then name
+  SegmentedList<CheckpointFile> files;
+  SegmentedList<LogicalTensor> tensors;        ///< by role, then name
   std::map<std::string, std::string> aliases;  ///< further names of params and buffers (tied weights): alias -> name
   std::uint64_t manifest_bytes = 0;            ///< length of the text it was read from; 0 if it was not
 
@@ -77,7 +78,8 @@ std::string manifest_text(const Manifest& manifest, const std::string& file);
 
 /// Reads a manifest's text and checks it. Throws FormatError{file, offset}: for a text whose digest does not match (a
 /// torn or damaged one), for one that a newer Castor wrote and this one cannot read, and for anything in it that does
-/// not hold together, naming the tensor or file.
+/// not hold together, naming the tensor or file. No allocation is larger than the text or kSegmentBytes; all of them
+/// together stay below 24 times the text and 16 KiB.
 Manifest parse_manifest(std::string_view text, const std::string& file);
 
 /// True for a name that may be a file of a checkpoint: one path component of at most 255 bytes of UTF-8, without

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <set>
 
 #include "core/base/error.h"
 #include "core/base/file_error.h"
@@ -30,18 +31,15 @@ const PickleValue* child_at(const PickleValue& value, std::size_t i) {
 
 // A key that the dict has twice, or an empty text.
 std::string repeated_key(const PickleDict& dict) {
-  std::vector<std::string_view> texts;
-  std::vector<std::int64_t> integers;
+  std::set<std::string_view> texts;
+  std::set<std::int64_t> integers;
   for (const auto& [key, value] : dict.items) {
-    if (const auto* text = key->get_if<std::string>()) texts.push_back(*text);
-    if (const auto* integer = key->get_if<std::int64_t>()) integers.push_back(*integer);
+    const auto* text = key->get_if<std::string>();
+    if (text != nullptr && !texts.insert(*text).second) return quote_name(*text);
+    const auto* integer = key->get_if<std::int64_t>();
+    if (integer != nullptr && !integers.insert(*integer).second) return cat(*integer);
   }
-  std::ranges::sort(texts);
-  std::ranges::sort(integers);
-  const auto text = std::ranges::adjacent_find(texts);
-  if (text != texts.end()) return quote_name(*text);
-  const auto integer = std::ranges::adjacent_find(integers);
-  return integer != integers.end() ? cat(*integer) : "";
+  return {};
 }
 
 struct Visit {
@@ -62,8 +60,10 @@ std::string find_pickle_problem(const PickleTree& tree, std::size_t max_values) 
   };
   static_assert(kMaxPickleDepth < std::numeric_limits<std::uint8_t>::max());
   if (max_values > std::numeric_limits<std::uint32_t>::max()) throw InternalError("pickle: max_values is too large");
-  std::vector<Finished> finished(tree.values.size());
+  SegmentedList<Finished> finished;
+  for (std::size_t i = 0; i < tree.values.size(); ++i) finished.emplace_back();
   std::vector<Visit> path{{tree.root}};
+  const std::string too_deep = cat("its values nest deeper than ", kMaxPickleDepth);
   finished[tree.root->number].state = State::open;
   while (!path.empty()) {
     Visit& top = path.back();
@@ -85,6 +85,7 @@ std::string find_pickle_problem(const PickleTree& tree, std::size_t max_values) 
     Finished& known = finished[child->number];
     if (known.state == State::open) return cat(child->kind_name(), " contains itself");
     if (known.state == State::fresh) {
+      if (path.size() > kMaxPickleDepth) return too_deep;
       known.state = State::open;
       path.push_back({child});
       continue;
@@ -93,7 +94,7 @@ std::string find_pickle_problem(const PickleTree& tree, std::size_t max_values) 
     top.values += known.values;
     top.height = std::max(top.height, known.height + 1);
     if (top.values > max_values) return cat("it unfolds to more than ", max_values, " values");
-    if (top.height > kMaxPickleDepth) return cat("its values nest deeper than ", kMaxPickleDepth);
+    if (top.height > kMaxPickleDepth) return too_deep;
   }
   return {};
 }

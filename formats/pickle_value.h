@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "core/base/dtype.h"
+#include "formats/segmented_list.h"
 #include "formats/torch_globals.h"
 
 namespace castor::formats {
@@ -31,12 +31,12 @@ struct PickleValue;
 struct PickleSequence {
   enum class Kind { list, tuple, set };
   Kind kind = Kind::list;
-  std::vector<const PickleValue*> items;
+  SegmentedList<const PickleValue*> items;
 };
 
 /// A dict, OrderedDict or Counter, in the order of the file; no two keys are the same text or integer.
 struct PickleDict {
-  std::vector<std::pair<const PickleValue*, const PickleValue*>> items;
+  SegmentedList<std::pair<const PickleValue*, const PickleValue*>> items;
   /// The value under a text key, or null.
   const PickleValue* find(std::string_view key) const;
 };
@@ -115,7 +115,7 @@ struct PickleValue {
 
 /// All values of a pickle; moving it keeps their addresses.
 struct PickleTree {
-  std::deque<PickleValue> values;
+  SegmentedList<PickleValue> values;
   const PickleValue* root = nullptr;
 };
 

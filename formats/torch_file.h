@@ -34,15 +34,15 @@ struct TorchStateTensor {
 
 /// Tensors by name.
 struct TorchStateDict {
-  std::string key;                        ///< under which the file has it: "state_dict"; empty if at the top
-  std::vector<TorchStateTensor> tensors;  ///< in file order; names are unique
-  std::vector<std::string> skipped;       ///< names of values that are no tensors, in file order
+  std::string key;                          ///< under which the file has it: "state_dict"; empty if at the top
+  SegmentedList<TorchStateTensor> tensors;  ///< in file order; names are unique
+  SegmentedList<std::string> skipped;       ///< names of values that are no tensors, in file order
 
   /// The tensor called `name`, or null.
   const TorchStateTensor* find(std::string_view name) const;
 
   /// Indices into `tensors`, sorted by name: what `find` searches.
-  std::vector<std::uint32_t> by_name;
+  SegmentedList<std::uint32_t> by_name;
 };
 
 /// How a file is read.

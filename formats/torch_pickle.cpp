@@ -6,6 +6,7 @@
 
 #include <bit>
 #include <cstring>
+#include <map>
 
 #include "core/base/error.h"
 #include "core/base/file_error.h"
@@ -29,7 +30,7 @@ class PickleMachine {
   PickleTree run();
 
  private:
-  using Values = std::vector<const PickleValue*>;
+  using Values = SegmentedList<const PickleValue*>;
   using Kind = PickleSequence::Kind;
 
   template <class... Parts>
@@ -82,19 +83,23 @@ class PickleMachine {
     stack_.pop_back();
     return value;
   }
+  // The values from number `first` of the stack on.
+  Values pop_from(std::size_t first) {
+    Values values;
+    for (std::size_t i = first; i < stack_.size(); ++i) values.push_back(stack_[i]);
+    stack_.truncate(first);
+    return values;
+  }
   // The values above the last mark, which goes.
   Values pop_mark() {
     if (marks_.empty()) fail("an opcode needs a mark, and the stack has none");
-    Values values(stack_.begin() + static_cast<std::ptrdiff_t>(marks_.back()), stack_.end());
-    stack_.resize(marks_.back());
+    const std::size_t mark = marks_.back();
     marks_.pop_back();
-    return values;
+    return pop_from(mark);
   }
   void push_tuple(std::size_t count) {
     if (stack_.size() - floor() < count) fail("a tuple of ", count, " needs more values than the stack has");
-    PickleSequence tuple{Kind::tuple, Values(stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end())};
-    stack_.resize(stack_.size() - count);
-    push(values_.add(std::move(tuple)));
+    push(values_.add(PickleSequence{Kind::tuple, pop_from(stack_.size() - count)}));
   }
   void extend(Kind kind, const Values& items);
   void set_items(const Values& items);
@@ -106,9 +111,8 @@ class PickleMachine {
   std::size_t at_ = 0;
   TorchRebuilder values_;
   Values stack_;
-  std::vector<std::size_t> marks_;  // sizes of the stack
-  Values memo_;                     // null where nothing was put
-  std::size_t memo_count_ = 0;
+  SegmentedList<std::size_t> marks_;  // sizes of the stack
+  std::map<std::uint64_t, const PickleValue*> memo_;
 };
 
 std::int64_t PickleMachine::integer_of(std::uint64_t count) {
@@ -136,8 +140,7 @@ void PickleMachine::extend(Kind kind, const Values& items) {
   if (sequence == nullptr || sequence->kind != kind) {
     fail("expected ", kind == Kind::list ? "a list" : "a set", " to add to, got ", target->kind_name());
   }
-  Values& into = std::get<PickleSequence>(values_.changeable(target).data).items;
-  into.insert(into.end(), items.begin(), items.end());
+  std::get<PickleSequence>(values_.changeable(target).data).items.append(items);
 }
 
 void PickleMachine::set_items(const Values& items) {
@@ -162,14 +165,13 @@ void PickleMachine::put(std::uint64_t index) {
   if (index >= std::max<std::uint64_t>(bytes_.size(), 256)) {
     fail("the memo's number ", index, " is larger than the pickle could count to");
   }
-  if (index >= memo_.size()) memo_.resize(index + 1, nullptr);
-  if (memo_[index] == nullptr) ++memo_count_;
   memo_[index] = value;
 }
 
 void PickleMachine::get(std::uint64_t index) {
-  if (index >= memo_.size() || memo_[index] == nullptr) fail("the memo has no number ", index);
-  push(memo_[index]);
+  const auto found = memo_.find(index);
+  if (found == memo_.end()) fail("the memo has no number ", index);
+  push(found->second);
 }
 
 // Numbers, texts and bytes. Each returns false if the opcode is not one of its own.
@@ -306,7 +308,7 @@ bool PickleMachine::step_memo(unsigned char opcode) {
       put(number<std::uint32_t>());
       return true;
     case 0x94:  // MEMOIZE
-      put(memo_count_);
+      put(memo_.size());
       return true;
     case 'h':  // BINGET
       get(number<std::uint8_t>());

@@ -33,7 +33,8 @@ struct PickleOptions {
 ///   bytes        the whole pickle
 ///   file         its file's path, for errors
 ///   file_offset  where in the file `bytes` begins
-/// Memory stays below about 100 bytes for a byte of the pickle and below what max_values values take.
+/// Memory stays below about 100 bytes for a byte of the pickle and below what max_values values take; no allocation is
+/// larger than the pickle, or kSegmentBytes.
 /// Throws FormatError{file, offset} for anything else than such a pickle, for a name that is not in the table, for
 /// tensors that leave their storage or have an element type that Castor lacks, for integers beyond 64 bits, for values
 /// that contain themselves and for whatever exceeds the limits.

@@ -139,6 +139,7 @@ const PickleValue* TorchRebuilder::call_bytes(const TorchGlobal& callee, const A
 std::string TorchRebuilder::decode_latin1(const std::string& text) {
   count_copy(text.size());
   std::string bytes;
+  bytes.reserve(text.size());
   for (std::size_t i = 0; i < text.size(); ++i) {
     const auto first = static_cast<unsigned char>(text[i]);
     if (first < 0x80) {

@@ -55,7 +55,7 @@ class TorchRebuilder {
   PickleTree finish(const PickleValue* root);
 
  private:
-  using Args = std::vector<const PickleValue*>;
+  using Args = SegmentedList<const PickleValue*>;
 
   void count_values(std::size_t values);
   void count_copy(std::uint64_t items);

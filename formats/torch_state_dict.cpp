@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <numeric>
 #include <tuple>
 
 #include "core/base/error.h"
@@ -17,7 +16,8 @@ namespace castor::formats {
 namespace {
 
 constexpr std::array<std::string_view, 4> kUsualKeys{"state_dict", "model_state_dict", "model", "module"};
-constexpr std::size_t kMaxNameBytes = std::size_t{64} << 20;  // of all names together
+constexpr std::size_t kMaxNameBytes = 1024;                       // of one name
+constexpr std::size_t kMaxAllNamesBytes = std::size_t{64} << 20;  // of all names together
 
 struct Flattening {
   TorchStateDict result;
@@ -31,8 +31,8 @@ struct Flattening {
 
 bool Flattening::add_inner(const std::string& name, const PickleValue& value) {
   name_bytes += name.size();
-  if (name_bytes > kMaxNameBytes) {
-    problem = cat("the tensors' names take more than ", kMaxNameBytes, " bytes");
+  if (name_bytes > kMaxAllNamesBytes) {
+    problem = cat("the tensors' names take more than ", kMaxAllNamesBytes, " bytes");
     return false;
   }
   return add(name, value);
@@ -46,6 +46,11 @@ bool Flattening::add(const std::string& name, const PickleValue& value) {
       const auto* number = key->get_if<std::int64_t>();
       if (text == nullptr && number == nullptr) {
         problem = cat("in ", quote_name(name), ": expected texts or integers as names, got ", key->kind_name());
+        return false;
+      }
+      if (text != nullptr && prefix.size() + text->size() > kMaxNameBytes) {
+        problem = cat("in ", quote_name(name), ": the name ", quote_name(*text), " makes one of more than ",
+                      kMaxNameBytes, " bytes");
         return false;
       }
       if (!add_inner(text != nullptr ? prefix + *text : cat(prefix, *number), *item)) return false;
@@ -67,7 +72,7 @@ bool Flattening::add(const std::string& name, const PickleValue& value) {
   return true;
 }
 
-void find_aliases(std::vector<TorchStateTensor>& tensors) {
+void find_aliases(SegmentedList<TorchStateTensor>& tensors) {
   using View = std::tuple<std::string_view, DType, std::uint64_t, std::vector<std::int64_t>, std::vector<std::int64_t>>;
   std::map<View, std::size_t> seen;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -136,8 +141,7 @@ TorchStateDict TorchFile::state_dict(std::string_view key) const {
   const PickleValue* top = choose(root(), result.key, flattening.problem);
   if (top != nullptr) flattening.add("", *top);
 
-  result.by_name.resize(result.tensors.size());
-  std::iota(result.by_name.begin(), result.by_name.end(), 0u);
+  for (std::uint32_t i = 0; i < result.tensors.size(); ++i) result.by_name.push_back(i);
   const auto name = [&](std::uint32_t index) -> const std::string& { return result.tensors[index].name; };
   std::ranges::sort(result.by_name, {}, name);
   const auto twice = std::ranges::adjacent_find(result.by_name, {}, name);

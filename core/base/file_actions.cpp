@@ -3,6 +3,7 @@
 // Delicate: the order in write_file_atomically is the whole of its promise (data durable before the name points to it,
 // the name durable before the caller goes on), and clean-up after a failure must not hide the failure.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <utility>
@@ -97,20 +98,19 @@ std::size_t remove_temporary_files(const std::string& directory, FileSystem& fil
 
 std::string read_text_file(const std::string& path, std::uint64_t limit, FileSystem& files) {
   const File file = File::open(path, OpenMode::read, files);
+  std::string text(std::min(file.size(), limit), '\0');
+  text.resize(file.read_up_to(std::as_writable_bytes(std::span(text)), 0));
   // Read to the end instead of trusting the size: files under /proc say 0.
-  constexpr std::size_t kStep = 64 * 1024;
-  std::string text;
   for (;;) {
-    const std::size_t before = text.size();
-    text.resize(before + kStep);
-    const std::size_t got = file.read_up_to(std::as_writable_bytes(std::span(text).subspan(before)), before);
-    text.resize(before + got);
-    if (text.size() > limit) {
+    std::array<char, 4096> more;
+    const std::size_t got = file.read_up_to(std::as_writable_bytes(std::span(more)), text.size());
+    if (got > limit - text.size()) {
       throw IoError(
           cat("read ", quote_name(path, 4096), ": expected a text of at most ", limit, " bytes, it is longer"), path,
           EFBIG);
     }
-    if (got < kStep) return text;
+    if (got == 0) return text;
+    text.append(more.data(), got);
   }
 }
 

@@ -1,168 +1,18 @@
-// Strict reading over nlohmann's SAX parser, and the canonical writer.
+// Trees of JSON: built from the scanner's events (json_scan.cpp), written canonically, and read through cursors.
 //
-// Delicate: the parser reports no position for a token that is well-formed but unwelcome (a repeated key, one level too
-// many), so the text is fed through an iterator that counts bytes and lines. The lexer reads one byte past a number to
-// see its end, hence "just past the token". Objects are filled through the vector that an ordered_map is, because its
-// own insertion searches all earlier keys: a manifest of 100 000 tensors would take minutes.
+// Delicate: objects are filled through the vector that an ordered_map is, because its own insertion searches all
+// earlier keys: an object of 100 000 members would take minutes.
 #include "core/base/json.h"
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <nlohmann/json.hpp>
-#include <unordered_set>
 
 #include "core/base/error.h"
 #include "core/base/file.h"
 
 namespace castor {
 namespace {
-
-/// Position of the byte that the lexer reads next.
-struct Reading {
-  std::uint64_t offset = 0;
-  int line = 1;
-};
-
-/// An input iterator over the text that keeps count. All copies share one count.
-class CountingIterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  CountingIterator(const char* at, Reading* reading) : at_(at), reading_(reading) {}
-  reference operator*() const { return *at_; }
-  CountingIterator& operator++() {
-    ++reading_->offset;
-    if (*at_ == '\n') ++reading_->line;
-    ++at_;
-    return *this;
-  }
-  CountingIterator operator++(int) {
-    CountingIterator before = *this;
-    ++*this;
-    return before;
-  }
-  bool operator==(const CountingIterator& other) const { return at_ == other.at_; }
-  bool operator!=(const CountingIterator& other) const { return at_ != other.at_; }
-
- private:
-  const char* at_;
-  Reading* reading_;
-};
-
-/// Turns nlohmann's calls into JsonEvents and refuses what the limits or strictness refuse.
-class Scanner {
- public:
-  using number_integer_t = Json::number_integer_t;
-  using number_unsigned_t = Json::number_unsigned_t;
-  using number_float_t = Json::number_float_t;
-  using string_t = Json::string_t;
-  using binary_t = Json::binary_t;
-
-  Scanner(const std::string& file, const Reading& reading, JsonEvents& events, const JsonLimits& limits)
-      : file_(file), reading_(reading), events_(events), limits_(limits) {}
-
-  bool null() {
-    count_value();
-    events_.on_null(position());
-    return true;
-  }
-  bool boolean(bool value) {
-    count_value();
-    events_.on_bool(value, position());
-    return true;
-  }
-  bool number_integer(number_integer_t value) {
-    count_value();
-    events_.on_integer(value, position());
-    return true;
-  }
-  bool number_unsigned(number_unsigned_t value) {
-    count_value();
-    if (value <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-      events_.on_integer(static_cast<std::int64_t>(value), position());
-    } else {
-      events_.on_large_integer(value, position());
-    }
-    return true;
-  }
-  bool number_float(number_float_t value, const string_t& text) {
-    count_value();
-    events_.on_float(value, text, position());
-    return true;
-  }
-  bool string(string_t& value) {
-    count_value();
-    events_.on_string(value, position());
-    return true;
-  }
-  bool binary(binary_t&) { return false; }  // only the binary formats call it
-  bool start_object(std::size_t) {
-    count_value();
-    keys_.emplace_back();
-    check_depth();
-    events_.on_object_begin(position());
-    return true;
-  }
-  bool key(string_t& name) {
-    if (!keys_.back().insert(name).second) fail(cat("key ", quote_json(name), " appears twice in one object"));
-    events_.on_key(name, position());
-    return true;
-  }
-  bool end_object() {
-    keys_.pop_back();
-    events_.on_object_end();
-    return true;
-  }
-  bool start_array(std::size_t) {
-    count_value();
-    keys_.emplace_back();
-    check_depth();
-    events_.on_array_begin(position());
-    return true;
-  }
-  bool end_array() {
-    keys_.pop_back();
-    events_.on_array_end();
-    return true;
-  }
-  bool parse_error(std::size_t offset, const std::string& last_token, const nlohmann::detail::exception& error) {
-    const std::string what = error.what();
-    std::size_t reason = what.find("syntax error");
-    if (reason == std::string::npos) reason = what.find("] ") == std::string::npos ? 0 : what.find("] ") + 2;
-    const bool at_end = last_token.empty() || what.find("unexpected end of input") != std::string::npos;
-    offset = std::min<std::size_t>(offset, reading_.offset);  // the lexer counts the end as one more byte
-    throw FormatError(cat(file_, ":", reading_.line, ": not valid JSON at byte ", offset, ": ",
-                          at_end ? std::string("the text ends too early") : what.substr(reason)),
-                      file_, offset);
-  }
-
- private:
-  JsonPosition position() const { return {reading_.offset, reading_.line}; }
-  [[noreturn]] void fail(const std::string& text) const {
-    throw FormatError(cat(file_, ":", reading_.line, ": JSON refused at byte ", reading_.offset, ": ", text), file_,
-                      reading_.offset);
-  }
-  void count_value() {
-    if (++values_ > limits_.max_values) fail(cat("more than ", limits_.max_values, " values"));
-  }
-  void check_depth() const {
-    if (keys_.size() > static_cast<std::size_t>(limits_.max_depth)) {
-      fail(cat("arrays and objects nest deeper than ", limits_.max_depth));
-    }
-  }
-
-  const std::string& file_;
-  const Reading& reading_;
-  JsonEvents& events_;
-  const JsonLimits& limits_;
-  std::size_t values_ = 0;
-  std::vector<std::unordered_set<std::string>> keys_;  ///< one per open object; arrays hold an empty one
-};
 
 /// Builds the tree. Open containers are addressed by pointer: a child's address is stable until its parent grows, and
 /// the parent does not grow while the child is open.
@@ -282,22 +132,6 @@ std::string describe_value(const Json& value) {
 }
 
 }  // namespace
-
-void scan_json(std::string_view text, const std::string& file, JsonEvents& events, const JsonLimits& limits) {
-  if (text.size() > limits.max_bytes) {
-    throw FormatError(cat(file, ": JSON of at most ", limits.max_bytes, " bytes expected, got ", text.size()), file,
-                      limits.max_bytes);
-  }
-  // nlohmann's lexer takes a zero byte for the end of the text and would ignore whatever follows.
-  if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) {
-    throw FormatError(cat(file, ": not valid JSON at byte ", zero, ": a zero byte"), file, zero);
-  }
-  Reading reading;
-  Scanner scanner(file, reading, events, limits);
-  const CountingIterator begin(text.data(), &reading);
-  const CountingIterator end(text.data() + text.size(), &reading);
-  Json::sax_parse(begin, end, &scanner, nlohmann::detail::input_format_t::json, /*strict=*/true);
-}
 
 Json parse_json(std::string_view text, const std::string& file, const JsonLimits& limits) {
   Json root;

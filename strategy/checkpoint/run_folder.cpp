@@ -64,7 +64,8 @@ bool is_among_best(const std::string& work_dir, double score, std::int64_t count
                    FileSystem& files) {
   const std::map<std::string, double> scores = read_scores(work_dir, files);
   const auto better = std::count_if(scores.begin(), scores.end(), [&](const auto& entry) {
-    return greater_is_better ? entry.second >= score : entry.second <= score;
+    const bool is_better = greater_is_better ? entry.second >= score : entry.second <= score;
+    return is_better && exists(join_path(work_dir, entry.first), files);  // a save may have failed
   });
   return better < count;
 }

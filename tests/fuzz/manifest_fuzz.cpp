@@ -16,6 +16,7 @@
 #include "formats/array_shape.h"
 #include "formats/manifest.h"
 #include "formats/manifest_check.h"
+#include "tests/fuzz/parse_watch.h"
 
 namespace {
 
@@ -30,7 +31,7 @@ void require(bool condition) {
 
 std::optional<Manifest> parse(const std::string& text) {
   try {
-    return castor::formats::parse_manifest(text, "m");
+    return castor::test::watch_parse(text.size(), [&] { return castor::formats::parse_manifest(text, "m"); });
   } catch (const castor::FormatError& error) {
     require(error.file == "m" && error.offset <= text.size());
     return std::nullopt;

@@ -1,9 +1,7 @@
 // Fuzz target: any bytes as a safetensors file. Either FormatError, or a file whose tensors cover it exactly and whose
 // names, shapes and bytes can be written and parsed again. Anything else stops the program, which is the finding.
 //
-// Build: clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/safetensors_fuzz.cpp
-//   core/base/{file,file_actions,file_error,file_posix,file_memory,json,json_text}.cpp
-//   formats/{array_shape,safetensors,safetensors_header}.cpp
+// Build and run: tests/fuzz/run safetensors
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -11,6 +9,7 @@
 #include "core/base/file_memory.h"
 #include "formats/array_shape.h"
 #include "formats/safetensors.h"
+#include "tests/fuzz/parse_watch.h"
 
 namespace {
 
@@ -58,7 +57,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   castor::MemoryFileSystem files;
   castor::File::open("/f", castor::OpenMode::create, files).write_exact(std::as_bytes(std::span(data, size)), 0);
   try {
-    check(SafetensorsFile::open("/f", files));
+    check(castor::test::watch_parse(size, [&] { return SafetensorsFile::open("/f", files); }));
   } catch (const castor::FormatError& error) {
     require(error.file == "/f" && error.offset <= size);
   }

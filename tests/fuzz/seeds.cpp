@@ -1,4 +1,5 @@
-// Writes the seeds of the fuzz targets: small inputs that are right, or nearly, for the fuzzer to change.
+// Writes the seeds of the fuzz targets: small inputs that are right, or nearly, for the fuzzer to change, and some that
+// are made to fill memory.
 //
 // usage: seeds TARGET FOLDER, from the root of the tree. A target that is not listed here gets none.
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include "formats/manifest_check.h"
 #include "formats/safetensors.h"
 #include "formats/zip_archive.h"
+#include "tests/support/hostile_files.h"
 
 namespace {
 
@@ -45,6 +47,17 @@ std::vector<std::string> manifests() {
   texts.push_back(newer);
   texts.push_back(R"({"format":"castor-checkpoint","version":9,"reads":2,"save":4,)");
   return texts;
+}
+
+std::vector<std::string> json_texts() {
+  return {R"({"a":[1,-2,0.5,1e-3,18446744073709551615,true,false,null],"b":{"c":"\u00e9\ud83d\ude00\n"}})",
+          "\xEF\xBB\xBF[\"\xC3\xA9\"]\n",
+          "[1e999]",
+          "[\"\\ud800\"]",
+          "[\"\\ude00\"]",
+          "{\"a\":1,\"a\":2}",
+          "[[[[[[]]]]]]",
+          "\"" + castor::test::repeated("\\n", 3000) + "\""};
 }
 
 std::vector<std::string> safetensors_files() {
@@ -154,9 +167,17 @@ int main(int argc, char** argv) {
     std::vector<std::string> seeds;
     if (target == "manifest") seeds = manifests();
     if (target == "safetensors") seeds = safetensors_files();
+    if (target == "json") seeds = json_texts();
     if (target == "idx") seeds = idx_files();
     if (target == "token_file") seeds = token_files();
     if (target == "torch_pickle") seeds = torch_files();
+    constexpr std::size_t kHostileBytes = 3000;
+    std::vector<std::string> hostile;
+    if (target == "manifest") hostile = castor::test::hostile_manifests(kHostileBytes);
+    if (target == "safetensors") hostile = castor::test::hostile_safetensors(kHostileBytes);
+    if (target == "idx") hostile = castor::test::hostile_idx(kHostileBytes);
+    if (target == "torch_pickle") hostile = castor::test::hostile_torch_files(kHostileBytes);
+    seeds.insert(seeds.end(), hostile.begin(), hostile.end());
     castor::make_directories(argv[2]);
     for (std::size_t i = 0; i < seeds.size(); ++i) {
       castor::write_file_atomically(castor::join_path(argv[2], castor::cat("seed_", i)), seeds[i]);

@@ -9,6 +9,7 @@
 
 #include "core/base/file_memory.h"
 #include "formats/token_file.h"
+#include "tests/fuzz/parse_watch.h"
 
 namespace {
 
@@ -29,7 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const bool is_fraction = fraction >= 0 && fraction < 1;
   const auto held_out = is_fraction ? static_cast<double>(tokens.size()) * fraction : 0;
   try {
-    const auto file = castor::formats::TokenFile::open("/f", fraction, files);
+    const auto file = castor::test::watch_parse(
+        tokens.size(), [&] { return castor::formats::TokenFile::open("/f", fraction, files); });
     require(is_fraction && file.path() == "/f");
     require(std::equal(tokens.begin(), tokens.end(), file.all().begin(), file.all().end()));
     require(file.train().data() == file.all().data() && !file.train().empty());

@@ -3,10 +3,7 @@
 // Either FormatError, or values that can be walked and tensors that hold what an element-by-element reading of their
 // storage gives. Anything else stops the program, which is the finding.
 //
-// Build: clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/torch_pickle_fuzz.cpp
-//   core/base/{file,file_actions,file_error,file_posix,file_memory,json,json_text}.cpp
-//   formats/{array_shape,file_kind,pickle_check,pickle_value,safetensors_header,strided_source,torch_file}.cpp
-//   formats/{torch_globals,torch_pickle,torch_rebuild,torch_state_dict,zip_archive,zip_directory}.cpp -lz
+// Build and run: tests/fuzz/run torch_pickle
 // Seeds: tests/parity/data/torch_*/*.pth, and the data.pkl of each.
 #include <algorithm>
 #include <cstdlib>
@@ -16,6 +13,7 @@
 #include "core/base/file_memory.h"
 #include "formats/file_kind.h"
 #include "formats/torch_file.h"
+#include "tests/fuzz/parse_watch.h"
 #include "tests/support/zip_writer.h"
 
 namespace {
@@ -110,7 +108,7 @@ void check_tensor(const TorchFile& file, const TorchTensor& tensor) {
 
 void check(const TorchFile& file) {
   require(walk(file.root(), 0) <= kMaxValues);
-  const castor::formats::TorchStateDict state = file.state_dict();
+  const auto state = castor::test::watch_parse(file.archive().file_bytes(), [&] { return file.state_dict(); });
   for (const castor::formats::TorchStateTensor& tensor : state.tensors) {
     require(state.find(tensor.name) == &tensor);
     check_tensor(file, *tensor.tensor);
@@ -135,7 +133,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   options.pickle.inert_globals = {"numpy.dtype", "numpy.core.multiarray.scalar"};
   options.max_logical_bytes = kMaxLogicalBytes;
   try {
-    check(TorchFile::open("/f", options, files));
+    check(castor::test::watch_parse(contents.size(), [&] { return TorchFile::open("/f", options, files); }));
   } catch (const castor::FormatError& error) {
     require(error.file == "/f" && error.offset <= contents.size());
   }

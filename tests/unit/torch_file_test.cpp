@@ -85,7 +85,7 @@ TEST_CASE("a state dict is found at the top or under the usual keys, or the one 
   const TorchStateDict top = open_pickle(state, storages, files).state_dict();
   CHECK(top.key.empty());
   CHECK(names_of(top) == std::vector<std::string>{"module.w"});
-  CHECK(top.skipped == std::vector<std::string>{"note"});
+  CHECK(top.skipped == formats::SegmentedList<std::string>{"note"});
   CHECK(top.find("module.w") == &top.tensors[0]);
   CHECK(top.find("w") == nullptr);
   for (const char* key : {"state_dict", "model_state_dict", "model", "module"}) {
@@ -110,7 +110,7 @@ TEST_CASE("inner dicts and lists are joined by dots, as an optimizer's state is"
   const TorchStateDict state =
       open_pickle(dict({text("optimizer"), optimizer}), {{"0", counting_bytes(24)}}, files).state_dict("optimizer");
   CHECK(names_of(state) == std::vector<std::string>{"state.0.exp_avg", "groups.0.t"});
-  CHECK(state.skipped == std::vector<std::string>{"state.0.step", "groups.0.lr"});
+  CHECK(state.skipped == formats::SegmentedList<std::string>{"state.0.step", "groups.0.lr"});
   CHECK(state.tensors[1].alias_of == 0);
 }
 
@@ -127,14 +127,20 @@ TEST_CASE("a file whose model cannot be told, or whose names clash, is refused")
 }
 
 TEST_CASE("long names that repeat each other are refused before they fill memory") {
-  std::string value =
-      text(std::string(100'000, 'k')) + op('q', 0, 1) + "0" + text("w") + vector_of_six() + "N" + op('q', 1, 1) + "0";
-  // A thousand leaves under a name of a megabyte.
-  std::string inner = "(";
-  for (int i = 0; i < 1000; ++i) inner += integer(i) + "N";
-  inner += "d";
+  const auto key_and_tensor = [](std::size_t bytes) {
+    return text(std::string(bytes, 'k')) + op('q', 0, 1) + "0" + text("w") + vector_of_six();
+  };
+  // Ten keys of 200 bytes inside each other.
+  std::string inner = "N";
   for (int i = 0; i < 10; ++i) inner = "(" + op('h', 0, 1) + inner + "d";
-  check_state_refused("(" + value + text("deep") + inner + "d", "the tensors' names take more than");
+  check_state_refused("(" + key_and_tensor(200) + text("deep") + inner + "d", "makes one of more than 1024 bytes");
+  // A quarter of a million leaves under names of 900: a dict of 500, shared by 500 others.
+  std::string leaves = "(";
+  for (int i = 0; i < 500; ++i) leaves += integer(i) + "N";
+  leaves = "(" + op('h', 0, 1) + leaves + "d" + "d" + op('q', 1, 1);
+  std::string shared = text("deep") + "(" + integer(0) + leaves;
+  for (int i = 1; i < 500; ++i) shared += integer(i) + op('h', 1, 1);
+  check_state_refused("(" + key_and_tensor(900) + shared + "d" + "d", "the tensors' names take more than");
 }
 
 TEST_CASE("tied tensors are aliases, other views of the same bytes are not") {
