@@ -54,7 +54,7 @@ std::string_view collective_name(CollectiveOp op) {
 
 Buffer::Buffer(const Tensor& tensor) {
   if (!tensor.defined()) throw ShapeError("collective: expected a tensor, got an undefined one");
-  if (!tensor.device().is_cpu()) {
+  if (!tensor.device().is_cpu() && !tensor.device().is_meta()) {
     throw DeviceError(cat("collective: expected a tensor on cpu, got one on ", tensor.device()));
   }
   view = tensor.view();

@@ -51,7 +51,7 @@ enum class SumOrder : std::uint8_t {
 /// until the collective is done. A tensor's storage is kept alive here; it must not be re-pointed meanwhile.
 struct Buffer {
   Buffer(const View& bytes) : view(bytes) {}
-  /// Throws DeviceError unless the tensor is on the CPU.
+  /// Throws DeviceError unless the tensor is on the CPU, or on meta for a group on paper (comm_meta.h).
   Buffer(const Tensor& tensor);
 
   View view;
@@ -102,6 +102,7 @@ struct Collective {
 class Work {
  public:
   struct State;
+  /// Null: it is done.
   explicit Work(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
   /// True once it has ended, well or badly.

@@ -31,17 +31,20 @@ struct Work::State {
 };
 
 bool Work::done() const {
+  if (state_ == nullptr) return true;
   const std::lock_guard lock(state_->mutex);
   return state_->done;
 }
 
 void Work::wait() const {
+  if (state_ == nullptr) return;
   std::unique_lock lock(state_->mutex);
   state_->changed.wait(lock, [&] { return state_->done; });
   if (state_->error) std::rethrow_exception(state_->error);
 }
 
 void Work::wait(std::chrono::milliseconds limit) const {
+  if (state_ == nullptr) return;
   std::unique_lock lock(state_->mutex);
   if (!state_->changed.wait_for(lock, limit, [&] { return state_->done; })) {
     throw CommTimeout(cat(state_->text, " is not done after ", limit.count(), " ms; it goes on"), state_->rank, "wait",

@@ -11,6 +11,8 @@
 #include "strategy/config.h"
 #include "strategy/data/sampler.h"
 #include "strategy/ddp/torch_ddp_plugin.h"
+#include "strategy/gemini/gemini_plugin.h"
+#include "strategy/low_level_zero/low_level_zero_plugin.h"
 #include "strategy/metric.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hooks.h"
@@ -87,24 +89,33 @@ void add_strategies(Registry& registry) {
       [&registry](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed,
                   dist::Comm* comm) -> std::unique_ptr<BaseStrategy> {
         const AutoScaleConfig scale = config.auto_scale_lr.value_or(AutoScaleConfig{});
+        std::optional<Precision> precision;
+        if (config.mixed_precision) precision = precision_of(*config.mixed_precision, "strategy.mixed_precision");
         if (config.plugin.present() && comm != nullptr) {
-          return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin),
-                                                      *comm);
+          return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin), *comm,
+                                                      precision);
         }
         if (comm != nullptr && comm->world_size() > 1) {
           throw ConfigError(cat("strategy.plugin: null trains in one process, this job has ", comm->world_size(),
-                                " ranks; choose a plugin: TorchDDPPlugin"),
+                                " ranks; choose a plugin: lowlevel-zero, TorchDDPPlugin"),
                             "strategy.plugin");
         }
-        return std::make_unique<ColossalAIStrategy>(device, seed, scale);
+        return std::make_unique<ColossalAIStrategy>(device, seed, scale, precision);
       });
   registry.plugins.add<TorchDDPPlugin::Config>("TorchDDPPlugin", "every rank has the whole model; gradients are summed",
                                                make<TorchDDPPlugin, Plugin>);
   for (const char* name : {"SingleDeviceStrategy", "DDPStrategy", "DeepSpeedStrategy", "FSDPStrategy"}) {
     registry.strategies.refuse(name, "use ColossalAIStrategy");
   }
-  for (const char* name : {"gemini", "lowlevel-zero", "GeminiPlugin", "LowLevelZeroPlugin"}) {
-    registry.plugins.refuse(name, "not in this version; write plugin: null to train in one process, or TorchDDPPlugin");
+  for (const char* name : {"lowlevel-zero", "LowLevelZeroPlugin"}) {
+    registry.plugins.add<LowLevelZeroPlugin::Config>(
+        name, "every rank computes with the whole model; optimizer states (and gradients, stage 2) are sharded",
+        make<LowLevelZeroPlugin, Plugin>);
+  }
+  for (const char* name : {"gemini", "GeminiPlugin"}) {
+    registry.plugins.add<GeminiPlugin::Config>(
+        name, "weights, gradients and optimizer states lie in chunks of which every rank has a piece",
+        make<GeminiPlugin, Plugin>);
   }
   for (const char* name : {"TorchFSDPPlugin", "HybridParallelPlugin", "MoeHybridParallelPlugin"}) {
     registry.plugins.refuse(name, "Castor has no such plugin");

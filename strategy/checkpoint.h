@@ -97,12 +97,17 @@ struct LoadReport {
   std::string text() const;
 };
 
+/// Where this process has its stretches of a parameter: {offset, tensor}. A parameter that is not listed has its own
+/// data.
+using WeightPlaces = std::map<const autograd::VariableState*, std::vector<std::pair<std::int64_t, Tensor>>>;
+
 /// Fills the model's parameters and buffers from any source of weights (formats/weights_source.h): a local path, or
 /// what resolve_source takes. Dtypes are converted; f32 masters are preferred to rounded weights where the file has
 /// both. Throws FormatError, before anything is changed, if nothing fits, or if `options.strict` and anything does not
 /// fit; IoError; ConfigError for a regular expression or map_location that is none.
+///   places  where weights go that are not whole in this process
 LoadReport load_weights(const autograd::Module& model, const std::string& source, const LoadOptions& options = {},
-                        FileSystem& files = posix_file_system());
+                        FileSystem& files = posix_file_system(), const WeightPlaces& places = {});
 
 /// The newest valid checkpoint of a run's folder, by save number; torn ones are skipped and logged. Throws IoError
 /// (ENOENT) if there is none.

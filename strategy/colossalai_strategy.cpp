@@ -15,19 +15,83 @@
 namespace castor::strategy {
 namespace {
 
-autograd::Batch on_device(const autograd::Batch& batch, Device device) {
-  return {to_device(batch.inputs, device), batch.targets.defined() ? to_device(batch.targets, device) : Tensor{}};
-}
+constexpr const char* kPrecisionPath = "strategy.mixed_precision";
 
 }  // namespace
 
-ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr)
-    : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr) {}
+ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
+                                       std::optional<Precision> precision)
+    : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), precision_(precision.value_or(Precision::fp32)) {}
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
-                                       std::unique_ptr<Plugin> plugin, dist::Comm& comm)
+                                       std::unique_ptr<Plugin> plugin, dist::Comm& comm,
+                                       std::optional<Precision> precision)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), plugin_(std::move(plugin)), comm_(&comm) {
   if (plugin_ == nullptr) throw InternalError("ColossalAIStrategy: ranks need a plugin");
+  const std::optional<Precision> of_plugin = plugin_->settings().precision;
+  if (precision && of_plugin && *precision != *of_plugin) {
+    throw ConfigError(
+        cat("strategy: mixed_precision is ", precision_name(*precision), " and the precision of ", plugin_->type_name(),
+            " is ", precision_name(*of_plugin), "; give one of them, or both alike"),
+        kPrecisionPath);
+  }
+  precision_ = precision ? *precision : of_plugin.value_or(Precision::fp32);
+}
+
+autograd::Batch ColossalAIStrategy::on_device(const autograd::Batch& batch) const {
+  Tensor inputs = to_device(batch.inputs, device_);
+  if (is_floating(inputs.dtype())) inputs = cast(inputs, compute_dtype(precision_));
+  return {inputs, batch.targets.defined() ? to_device(batch.targets, device_) : Tensor{}};
+}
+
+void ColossalAIStrategy::make_model(const ModelFactory& model, bool is_spread) {
+  const bool is_late = is_spread && plugin_ != nullptr && plugin_->settings().builds_on_meta;
+  const Device place = is_late ? make_meta({kernel_type(device_), "", 0}) : device_;
+  model_ = model({compute_dtype(precision_), place});
+  if (!is_late) return autograd::initialize(*model_, seed_);
+  // Parameters are filled where the plugin puts them.
+  fills_ = autograd::initializers(*model_, seed_);
+  const CategoryScope category(Category::buffers);
+  for (const auto& [name, buffer] : model_->named_buffers()) {
+    buffer.set_data(Tensor::empty(buffer.shape(), buffer.dtype(), device_));
+    fills_.at(buffer.identity())(buffer.data());
+  }
+}
+
+std::unique_ptr<Sharding> ColossalAIStrategy::make_sharding(const PrepareOptions& options) {
+  std::vector<autograd::Variable> parameters;
+  for (const auto& [name, parameter] : model_->named_parameters()) parameters.push_back(parameter);
+  if (plugin_ == nullptr) {
+    std::erase_if(parameters, [](const autograd::Variable& parameter) { return !parameter.requires_grad(); });
+    return make_unsharded(std::move(parameters));
+  }
+  const auto fill = [this](const autograd::Variable& parameter, const Tensor& into) {
+    fills_.at(parameter.identity())(into);
+  };
+  auto sharding = plugin_->shard({*comm_, std::move(parameters), device_, options.accumulative_counts, fill});
+  fills_.clear();
+  sharding->set_before_change([this](const Tensor& tensor) { saver_.before_change(tensor); });
+  return sharding;
+}
+
+OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& options) const {
+  OptimWrapperOptions wrapper;
+  wrapper.accumulative_counts = options.accumulative_counts;
+  wrapper.clip = options.clip;
+  wrapper.max_micro_steps = options.dispatch.max_iters;
+  wrapper.world_size = world_size();
+  const PluginSettings settings = plugin_ == nullptr ? PluginSettings{} : plugin_->settings();
+  if (precision_ == Precision::fp16) wrapper.grad_scaler = settings.grad_scaler;
+  if (settings.max_norm) {
+    if (options.clip) {
+      throw ConfigError(cat("prepare: optim_wrapper.clip_grad and ", plugin_->type_name(),
+                            "'s max_norm both limit gradients; give one of them"),
+                        "optim_wrapper.clip_grad");
+    }
+    wrapper.clip = ClipConfig{};
+    wrapper.clip->max_norm = settings.max_norm;
+  }
+  return wrapper;
 }
 
 autograd::TrainableModel& ColossalAIStrategy::model() {
@@ -37,8 +101,7 @@ autograd::TrainableModel& ColossalAIStrategy::model() {
 
 void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions& options) {
   if (model_ != nullptr) return;
-  model_ = model({DType::f32, device_});
-  autograd::initialize(*model_, seed_);
+  make_model(model, options.optimizer != nullptr);
   if (!options.optimizer) {
     if (!options.param_schedulers.empty())
       throw ConfigError("prepare: param_scheduler needs an optim_wrapper", "param_scheduler");
@@ -49,23 +112,12 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
                           ", so the last window's length must be known: give max_iters in dispatch_kwargs"),
                       "dispatch_kwargs.max_iters");
   }
-  std::vector<autograd::LocalStepper::Parameter> parameters;
-  std::vector<autograd::Variable> trained;
-  for (const auto& [name, parameter] : model_->named_parameters()) {
-    if (!parameter.requires_grad()) continue;
-    parameters.push_back({parameter, 0});
-    trained.push_back(parameter);
-  }
   optim_wrapper_ =
-      std::make_unique<OptimWrapper>(options.optimizer(), std::move(parameters), options.accumulative_counts,
-                                     options.clip, options.dispatch.max_iters);
+      std::make_unique<OptimWrapper>(options.optimizer(), make_sharding(options), wrapper_options(options));
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
-  if (plugin_ != nullptr) {
-    exchange_ = plugin_->make_exchange(*comm_, trained);
-    optim_wrapper_->set_exchange(*exchange_, world_size());
-  }
-  optim_wrapper_->stepper().set_before_update([this](const autograd::Variable& parameter, const auto& states) {
-    saver_.before_change(parameter.data());
+  if (world_size() > 1 && optim_wrapper_->sharding().is_sharded()) save_ranks_ = comm_->split(0, comm_->rank());
+  optim_wrapper_->stepper().set_before_update([this](const autograd::Part& part, const auto& states) {
+    saver_.before_change(part.weights.defined() ? part.weights : part.variable.data());
     for (const auto& [name, state] : states) saver_.before_change(state);
   });
   micro_batch_ = options.dispatch.train_micro_batch_size_per_gpu;
@@ -101,10 +153,11 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const std::int64_t micro_step = optim_wrapper_->window_position();
   const auto k = static_cast<std::uint64_t>(micro_step * world_size() + rank());
   autograd::random_state().begin(seed_, step, k);
+  optim_wrapper_->sharding().begin_pass(true);
   std::map<std::string, autograd::Variable> losses;
   {
     const autograd::BufferUpdateScope collect(buffer_updates_);
-    losses = model_->loss(on_device(batch, device_));
+    losses = model_->loss(on_device(batch));
   }
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
@@ -139,8 +192,19 @@ std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map
   return means;
 }
 
+WeightPlaces ColossalAIStrategy::weight_places() const {
+  if (optim_wrapper_ == nullptr || optim_wrapper_->sharding().has_whole_weights()) return {};
+  WeightPlaces places;
+  for (const autograd::Variable& parameter : optim_wrapper_->sharding().sharded()) places[parameter.identity()];
+  for (const autograd::Part& piece : optim_wrapper_->sharding().pieces())
+    places[piece.variable.identity()].push_back({piece.offset, piece.weights});
+  return places;
+}
+
+std::int64_t ColossalAIStrategy::samples_per_micro_step() const { return micro_batch_ * world_size(); }
+
 void ColossalAIStrategy::reserve_saves() {
-  saver_.reserve(Snapshot::bytes_of(state_tensors(model(), optim_wrapper_.get())));
+  saver_.reserve(Snapshot::bytes_of(state_tensors(model(), optim_wrapper_.get(), true, is_main())));
 }
 
 void ColossalAIStrategy::save_checkpoint(const std::string& filename, const SaveOptions& options) {
@@ -148,13 +212,15 @@ void ColossalAIStrategy::save_checkpoint(const std::string& filename, const Save
     throw InternalError(cat("save_checkpoint: called after micro-step ", optim_wrapper_->window_position(), " of ",
                             optim_wrapper_->accumulative_counts(), " of an accumulation window; save at its end"));
   }
+  if (!is_main() && save_ranks_ == nullptr) return;  // the main rank has everything
   CheckpointContents contents;
   if (options.extra_ckpt != nullptr) contents.state() = *options.extra_ckpt;
   Json& state = contents.state();
   state["seed"] = seed_;
   if (optim_wrapper_ != nullptr) {
     state["inner_count"] = optim_wrapper_->inner_count();
-    state["numerics"] = numerics_key(micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
+    state["samples_per_micro_step"] = samples_per_micro_step();
+    state["numerics"] = numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
     if (options.save_optimizer) state["optimizer"] = optimizer_state(*optim_wrapper_);
     if (options.save_param_scheduler) state["param_schedulers"] = scheduler_states(schedulers_);
   }
@@ -162,22 +228,27 @@ void ColossalAIStrategy::save_checkpoint(const std::string& filename, const Save
 
   SaveRequest request;
   request.folder = filename;
-  request.tensors = state_tensors(model(), options.save_optimizer ? optim_wrapper_.get() : nullptr);
+  request.tensors = state_tensors(model(), optim_wrapper_.get(), options.save_optimizer, is_main());
   for (const auto& [role, tensors] : contents.tensors) {
+    if (!is_main()) break;
     for (const auto& [name, tensor] : tensors) request.tensors.push_back({name, role, contiguous(tensor)});
   }
   for (const auto& [other, first] : model().aliases()) request.aliases[other] = first;
   request.state = dump_json(state, 2) + "\n";
   request.config_yaml = options.config_yaml;
   request.asynchronous = options.asynchronous;
+  request.ranks = save_ranks_.get();
   request.committed = options.committed;
   saver_.save(std::move(request));
 }
 
 LoadReport ColossalAIStrategy::load_checkpoint(const std::string& filename, const LoadOptions& options) {
   saver_.wait();
-  LoadReport report = load_weights(model(), filename, options);
-  if (optim_wrapper_ != nullptr) optim_wrapper_->stepper().refresh_masters();
+  LoadReport report = load_weights(model(), filename, options, posix_file_system(), weight_places());
+  if (optim_wrapper_ != nullptr) {
+    optim_wrapper_->stepper().refresh_masters();
+    optim_wrapper_->sharding().weights_loaded();
+  }
   return report;
 }
 
@@ -203,7 +274,7 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
   }
 
   LoadReport report;
-  std::vector<Fill> fills = match_weights(source, model(), contents.names, report);
+  std::vector<Fill> fills = match_weights(source, model(), contents.names, report, weight_places());
   if (!report.fits()) {
     throw FormatError(cat("resume from ", path, ": the checkpoint does not fit the model:", report.text()), path, 0);
   }
@@ -215,13 +286,12 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
   if (wants_optimizer) load_optimizer_state(state, path, *optim_wrapper_);
   fill(source, fills);
   if (optim_wrapper_ != nullptr) {
-    if (!wants_optimizer) {
-      optim_wrapper_->stepper().refresh_masters();
-      optim_wrapper_->set_inner_count(JsonCursor(state, path).at("inner_count").integer(0));
-    }
+    if (!wants_optimizer) optim_wrapper_->stepper().refresh_masters();
+    optim_wrapper_->sharding().weights_loaded();
+    optim_wrapper_->set_inner_count(micro_steps_here(JsonCursor(state, path), "inner_count", samples_per_micro_step()));
     if (state.contains("numerics")) {
       warn_about_numerics(state.at("numerics"),
-                          numerics_key(micro_batch_, optim_wrapper_->accumulative_counts(), world_size()));
+                          numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size()));
     }
   }
   seed_ = JsonCursor(state, path).at("seed").unsigned_integer();
@@ -230,8 +300,10 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
 
 Tensor ColossalAIStrategy::val_step(const autograd::Batch& batch) {
   model().eval();
+  if (optim_wrapper_ != nullptr) optim_wrapper_->sharding().begin_pass(false);
   const autograd::NoGradScope no_grad;
-  return model_->predict(on_device(batch, device_));
+  const Tensor predictions = model_->predict(on_device(batch));
+  return is_floating(predictions.dtype()) ? cast(predictions, DType::f32) : predictions;
 }
 
 }  // namespace castor::strategy

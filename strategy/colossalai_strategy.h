@@ -1,5 +1,5 @@
-// ColossalAIStrategy at world size 1 without a plugin: the whole path of a step, nothing sharded yet. What a plugin
-// will change (where states live, how gradients meet) sits behind OptimWrapper and LocalStepper.
+// ColossalAIStrategy: the whole path of a step. What a plugin changes (which parts a rank steps, how gradients meet and
+// weights come back) sits behind Sharding; without one a process trains alone.
 #pragma once
 
 #include <memory>
@@ -18,16 +18,20 @@ class ColossalAIStrategy final : public BaseStrategy {
   /// The `strategy` block of a config.
   struct Config {
     TypedConfig plugin{"gemini"};  ///< the peer's default; absent = no plugin
+    std::optional<std::string> mixed_precision;
     std::optional<AutoScaleConfig> auto_scale_lr;
   };
 
   /// device         where the model and its states live: cpu, or meta to plan a run
   /// seed           of weights and dropout
   /// auto_scale_lr  used where `prepare` is not told
-  ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr = {});
+  /// precision      `mixed_precision`; none: fp32
+  ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr = {},
+                     std::optional<Precision> precision = {});
   /// As one rank of `comm`, which must outlive it, with the model spread as `plugin` says.
+  ///   precision  none: the plugin's, else fp32. Throws ConfigError if both are given and differ
   ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
-                     std::unique_ptr<Plugin> plugin, dist::Comm& comm);
+                     std::unique_ptr<Plugin> plugin, dist::Comm& comm, std::optional<Precision> precision = {});
 
   std::int64_t rank() const override { return comm_ == nullptr ? 0 : comm_->rank(); }
   std::int64_t world_size() const override { return comm_ == nullptr ? 1 : comm_->world_size(); }
@@ -42,12 +46,19 @@ class ColossalAIStrategy final : public BaseStrategy {
   void reserve_saves() override;
   /// Random numbers of later steps start from here: what a resume does with the saved run's seed.
   void set_seed(std::uint64_t seed) { seed_ = seed; }
+  Precision precision() const { return precision_; }
   autograd::TrainableModel& model() override;
   OptimWrapper* optim_wrapper() override { return optim_wrapper_.get(); }
   std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() override { return schedulers_; }
 
  private:
+  void make_model(const ModelFactory& model, bool is_spread);
+  std::unique_ptr<Sharding> make_sharding(const PrepareOptions& options);
+  WeightPlaces weight_places() const;
+  OptimWrapperOptions wrapper_options(const PrepareOptions& options) const;
+  autograd::Batch on_device(const autograd::Batch& batch) const;
   void scale_lr(const PrepareOptions& options);
+  std::int64_t samples_per_micro_step() const;  // of all ranks
   void apply_buffer_updates(std::int64_t micro_steps);
   std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
 
@@ -58,10 +69,12 @@ class ColossalAIStrategy final : public BaseStrategy {
   dist::Comm* comm_ = nullptr;
   std::int64_t micro_batch_ = 1;
   autograd::PendingBufferUpdates buffer_updates_;
+  Precision precision_ = Precision::fp32;
   std::shared_ptr<autograd::TrainableModel> model_;
-  std::unique_ptr<GradientExchange> exchange_;
+  autograd::Initializers fills_;  // of parameters that have no memory yet
   std::unique_ptr<OptimWrapper> optim_wrapper_;
   std::vector<std::unique_ptr<ParamScheduler>> schedulers_;
+  std::unique_ptr<dist::Comm> save_ranks_;  // null where the main rank saves everything
   CheckpointSaver saver_;
 };
 
@@ -69,12 +82,9 @@ class ColossalAIStrategy final : public BaseStrategy {
 template <class V>
 void describe(V& v, ColossalAIStrategy::Config& c) {
   v.field("plugin", c.plugin, "how the model is sharded; null: not at all", registered("plugin"), or_name());
-  v.check(
-      "plugin", [&] { return c.plugin.type != "gemini"; },
-      "is gemini when left out, which is not in this version; write plugin: null to train in one process, or "
-      "TorchDDPPlugin");
   v.field("auto_scale_lr", c.auto_scale_lr, "as the top-level auto_scale_lr, which wins");
-  v.refuse("mixed_precision", "not in this version: trains in fp32");
+  v.field("mixed_precision", c.mixed_precision, "of weights and activations; null: the plugin's own, or fp32",
+          one_of({"fp32", "fp16", "bf16"}));
   v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");
   v.refuse("model_wrapper", "not in this version: a strategy calls the model's loss and predict itself");
   v.refuse("work_dir", "set work_dir at the top level or with --work-dir");

@@ -1,67 +1,106 @@
 // The accumulation window; see optim_wrapper.h.
 #include "strategy/optim_wrapper.h"
 
+#include <cmath>
 #include <utility>
 
 #include "autograd/graph.h"
 #include "autograd/optim/clip.h"
+#include "core/base/log.h"
+#include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/optim.h"
 
 namespace castor::strategy {
+namespace {
 
-OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer,
-                           std::vector<autograd::LocalStepper::Parameter> parameters, std::int64_t accumulative_counts,
-                           std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps)
-    : optimizer_(std::move(optimizer)),
-      parameters_(std::move(parameters)),
-      stepper_(*optimizer_, parameters_),
-      counts_(accumulative_counts),
-      clip_(std::move(clip)),
-      max_micro_steps_(max_micro_steps) {
-  if (counts_ < 1)
-    throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", counts_),
-                      "optim_wrapper.accumulative_counts");
-}
+// Steps skipped in a row from which on the scale is no longer to blame.
+constexpr std::int64_t kMostSkipsInRow = 50;
 
-std::vector<autograd::Variable> OptimWrapper::variables() const {
-  std::vector<autograd::Variable> list;
-  for (const auto& parameter : parameters_) list.push_back(parameter.variable);
-  return list;
-}
-
-void OptimWrapper::average(std::int64_t micro_steps) {
-  if (exchange_ != nullptr) return exchange_->finish_window(micro_steps * world_size_);
-  if (micro_steps == 1) return;
-  for (const auto& parameter : parameters_) {
-    if (parameter.variable.grad().defined()) {
-      unary_inplace(UnaryOp::affine, parameter.variable.grad(), 1.0 / static_cast<double>(micro_steps), 0);
-    }
+// The name of the first part whose gradient is not finite; empty if all are.
+std::string first_not_finite(const std::vector<autograd::Part>& parts) {
+  for (const autograd::Part& part : parts) {
+    if (part.gradient.defined() && !std::isfinite(sum_squares(part.gradient))) return part.variable.name();
   }
+  return {};
+}
+
+}  // namespace
+
+OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::unique_ptr<Sharding> sharding,
+                           const OptimWrapperOptions& options)
+    : optimizer_(std::move(optimizer)),
+      sharding_(std::move(sharding)),
+      options_(options),
+      stepper_(*optimizer_, sharding_->parts(), {.keeps_masters = sharding_->keeps_masters()}) {
+  if (options_.accumulative_counts < 1) {
+    throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", options_.accumulative_counts),
+                      "optim_wrapper.accumulative_counts");
+  }
+  if (sharding_->reducer() != nullptr) stepper_.set_reducer(*sharding_->reducer());
+  if (options_.grad_scaler) scaler_.emplace(*options_.grad_scaler);
 }
 
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
-  if (exchange_ != nullptr) exchange_->begin_micro_step(window_count_);
-  autograd::BackwardOptions options;
-  options.sink = exchange_;
-  autograd::backward(loss, options);
-  if (exchange_ != nullptr) exchange_->end_micro_step();
+  sharding_->begin_micro_step(window_count_);
+  autograd::BackwardOptions backward;
+  backward.sink = sharding_.get();
+  if (scaler_) backward.gradient = full({}, scaler_->scale(), loss.dtype(), loss.device());
+  autograd::backward(loss, backward);
+  sharding_->end_micro_step();
   ++inner_count_;
   ++window_count_;
-  const bool is_last = max_micro_steps_.has_value() && inner_count_ == *max_micro_steps_;
-  if (inner_count_ % counts_ != 0 && !is_last) return {};
+  const bool is_last = options_.max_micro_steps.has_value() && inner_count_ == *options_.max_micro_steps;
+  if (inner_count_ % options_.accumulative_counts != 0 && !is_last) return {};
 
-  average(std::exchange(window_count_, 0));
-  UpdateResult result{true, {}};
-  double factor = 1.0;
-  if (clip_ && clip_->type == "value") autograd::clip_grad_value(variables(), *clip_->clip_value);
-  if (clip_ && clip_->type == "norm") {
-    const double norm = stepper_.gradient_norm();
-    factor = autograd::clip_factor(norm, *clip_->max_norm);
-    result.grad_norm = norm;
-  }
-  stepper_.step(factor);
+  UpdateResult result;
+  result.did_update = true;
+  step_window(result);
   stepper_.zero_grad();
   return result;
+}
+
+void OptimWrapper::step_window(UpdateResult& result) {
+  sharding_->finish_window(std::exchange(window_count_, 0) * options_.world_size, stepper_.parts());
+  const std::optional<ClipConfig>& clip = options_.clip;
+  const double scale = scaler_ ? scaler_->scale() : 1.0;
+  double factor = 1.0 / scale;
+  if (scaler_ || (clip && clip->type == "norm")) {
+    const double norm = stepper_.gradient_norm() / scale;
+    result.grad_norm = norm;
+    if (scaler_) {
+      result.loss_scale = scale;
+      result.was_skipped = !std::isfinite(norm);
+      scaler_->update(result.was_skipped);
+      if (result.was_skipped) {
+        check_skips();
+        if (sharding_->overwrites_weights()) stepper_.restore_weights();
+        return sharding_->publish_weights();
+      }
+    }
+    if (clip && clip->type == "norm") factor *= autograd::clip_factor(norm, *clip->max_norm);
+  }
+  if (clip && clip->type == "value") {
+    for (const autograd::Part& part : stepper_.parts()) {
+      if (!part.gradient.defined()) continue;
+      unary_inplace(UnaryOp::clamp, part.gradient, -*clip->clip_value * scale, *clip->clip_value * scale);
+    }
+  }
+  stepper_.step(factor);
+  sharding_->publish_weights();
+}
+
+void OptimWrapper::check_skips() const {
+  const autograd::GradScalerState& state = scaler_->state();
+  if (state.skipped_in_row == 1)
+    logger().info("fp16: a step was skipped, its gradients overflowed; the loss scale is ", state.scale);
+  if (state.skipped_in_row < kMostSkipsInRow) return;
+  const std::string name = first_not_finite(stepper_.parts());
+  throw Error(cat("fp16: ", state.skipped_in_row,
+                  " steps in a row were skipped because gradients are not finite, and a loss scale of ", state.scale,
+                  " does not help. The first such gradient after step ", stepper_.step_count(), " is that of ",
+                  name.empty() ? "another rank's part" : cat("'", name, "'"),
+                  "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
 }
 
 }  // namespace castor::strategy

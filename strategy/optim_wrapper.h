@@ -7,14 +7,14 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "autograd/optim/grad_scaler.h"
 #include "autograd/optim/optimizer.h"
 #include "strategy/config/field.h"
-#include "strategy/gradient_exchange.h"
+#include "strategy/sharding.h"
 
 namespace castor::strategy {
 
@@ -40,30 +40,40 @@ void describe(V& v, ClipConfig& c) {
 
 /// What one update did.
 struct UpdateResult {
-  bool did_update = false;  ///< false inside an accumulation window
+  bool did_update = false;   ///< false inside an accumulation window
+  bool was_skipped = false;  ///< the window's gradients overflowed in fp16: nothing was stepped
   std::optional<double> grad_norm;
+  std::optional<double> loss_scale;  ///< fp16: of this window
+};
+
+struct OptimWrapperOptions {
+  std::int64_t accumulative_counts = 1;  ///< micro-steps in a window
+  std::optional<ClipConfig> clip = {};
+  /// Of the whole run, for the remainder rule; empty when unknown (then the last window never closes early).
+  std::optional<std::int64_t> max_micro_steps = {};
+  std::int64_t world_size = 1;                                 ///< ranks whose gradients `sharding` adds
+  std::optional<autograd::GradScalerConfig> grad_scaler = {};  ///< fp16: scales losses, skips steps that overflowed
 };
 
 class OptimWrapper {
  public:
-  /// max_micro_steps: of the whole run, for the remainder rule; empty when unknown (then the last window never closes
-  /// early).
-  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer,
-               std::vector<autograd::LocalStepper::Parameter> parameters, std::int64_t accumulative_counts,
-               std::optional<ClipConfig> clip, std::optional<std::int64_t> max_micro_steps);
-  /// From now on gradients of `world_size` ranks meet in `exchange`, which must outlive this.
-  void set_exchange(GradientExchange& exchange, std::int64_t world_size) {
-    exchange_ = &exchange;
-    world_size_ = world_size;
-  }
+  /// Throws ConfigError for accumulative_counts below 1.
+  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::unique_ptr<Sharding> sharding,
+               const OptimWrapperOptions& options);
 
   /// Backward of `loss` (undivided), and the step where a window ends.
+  /// Throws Error when too many steps in a row had to be skipped, naming the first parameter whose gradient is not
+  /// finite; CommError.
   UpdateResult update_params(const autograd::Variable& loss);
 
   autograd::Optimizer& optimizer() { return *optimizer_; }
-  const autograd::LocalStepper& stepper() const { return stepper_; }
-  autograd::LocalStepper& stepper() { return stepper_; }
-  std::int64_t accumulative_counts() const { return counts_; }
+  const autograd::Stepper& stepper() const { return stepper_; }
+  autograd::Stepper& stepper() { return stepper_; }
+  Sharding& sharding() { return *sharding_; }
+  const Sharding& sharding() const { return *sharding_; }
+  /// Null unless losses are scaled.
+  autograd::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
+  std::int64_t accumulative_counts() const { return options_.accumulative_counts; }
   /// Micro-steps done so far; set after a resume.
   std::int64_t inner_count() const { return inner_count_; }
   /// Continues after `count` micro-steps, of which the last `window_position` wait in an open window.
@@ -75,18 +85,15 @@ class OptimWrapper {
   std::int64_t window_position() const { return window_count_; }
 
  private:
-  std::vector<autograd::Variable> variables() const;
-  void average(std::int64_t micro_steps);
+  void step_window(UpdateResult& result);
+  void check_skips() const;
 
   std::unique_ptr<autograd::Optimizer> optimizer_;
-  std::vector<autograd::LocalStepper::Parameter> parameters_;
-  autograd::LocalStepper stepper_;
-  std::int64_t counts_;
-  std::optional<ClipConfig> clip_;
-  std::optional<std::int64_t> max_micro_steps_;
+  std::unique_ptr<Sharding> sharding_;
+  OptimWrapperOptions options_;
+  autograd::Stepper stepper_;
+  std::optional<autograd::GradScaler> scaler_;
   std::int64_t inner_count_ = 0;
-  GradientExchange* exchange_ = nullptr;  // null: gradients of this process alone
-  std::int64_t world_size_ = 1;
   std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
 };
 

@@ -12,7 +12,6 @@
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "strategy/checkpoint/training_state.h"
-#include "strategy/colossalai_strategy.h"
 
 namespace castor::strategy {
 namespace {
@@ -59,7 +58,8 @@ double difference_percent(std::size_t planned, std::size_t actual) {
 
 }  // namespace
 
-Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const autograd::Batch& batch) {
+Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
+               const autograd::Batch& batch) {
   const Device device = make_meta({DeviceType::cpu, "", 0});
   Plan plan;
   plan.target = "cpu";
@@ -67,14 +67,14 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
   plan.micro_steps = options.accumulative_counts;
   CostRecorder recorder;
   {
-    ColossalAIStrategy strategy(device, 0);
+    const std::unique_ptr<BaseStrategy> strategy = make_strategy(device);
     PrepareOptions quiet = options;
     quiet.auto_scale_lr = AutoScaleConfig{};
     quiet.param_schedulers.clear();
-    strategy.prepare(model, quiet);
-    plan.parameters = strategy.model().parameter_count();
+    strategy->prepare(model, quiet);
+    plan.parameters = strategy->model().parameter_count();
     std::vector<std::string> backward_order;
-    for (const auto& [name, parameter] : strategy.model().named_parameters()) {
+    for (const auto& [name, parameter] : strategy->model().named_parameters()) {
       parameter.add_gradient_hook([&backward_order, name = name](const autograd::Variable&) {
         if (std::find(backward_order.begin(), backward_order.end(), name) == backward_order.end())
           backward_order.push_back(name);
@@ -82,11 +82,11 @@ Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const a
     }
     const ObserverScope observe(recorder);
     const autograd::LeafUseScope uses(/*named_only=*/true);
-    for (std::int64_t m = 0; m < options.accumulative_counts; ++m) strategy.train_step(batch);
+    for (std::int64_t m = 0; m < options.accumulative_counts; ++m) strategy->train_step(batch);
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);
     plan.memory = allocator(device).stats();
-    plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy.model(), strategy.optim_wrapper()));
+    plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy->model(), strategy->optim_wrapper(), true, true));
     plan.copy_mode = CheckpointSaver::copy_mode(plan.checkpoint_bytes);
   }
   plan.ops = recorder.sorted();

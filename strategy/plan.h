@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -38,9 +40,13 @@ struct Plan {
   CopyMode copy_mode = CopyMode::whole;      ///< what an asynchronous save does on this host, as it is now
 };
 
+/// Makes the strategy to plan on a device; of several ranks one of a group on paper (dist/comm_meta.h).
+using StrategyFactory = std::function<std::unique_ptr<BaseStrategy>(Device)>;
+
 /// Runs one global step on a meta device standing for the CPU.
 ///   batch   a micro-batch of the size that will be trained; only shapes and dtypes are used
-Plan make_plan(const ModelFactory& model, const PrepareOptions& options, const autograd::Batch& batch);
+Plan make_plan(const StrategyFactory& strategy, const ModelFactory& model, const PrepareOptions& options,
+               const autograd::Batch& batch);
 
 /// The plan as text for a person.
 std::string plan_text(const Plan& plan);

@@ -96,7 +96,8 @@ class BaseStrategy {
   virtual Tensor val_step(const autograd::Batch& batch) = 0;
 
   /// Saves the training state as the folder `filename`. Throws InternalError inside an accumulation window, whose sums
-  /// are not saved: save at its end. Errors of writing: IoError (of an earlier asynchronous save, too).
+  /// are not saved: save at its end. Errors of writing: IoError (of an earlier asynchronous save, too). All ranks call
+  /// it; each writes what it has parts of.
   virtual void save_checkpoint(const std::string& filename, const SaveOptions& options = {}) = 0;
   /// Prepares for asynchronous saves: memory for copies is allocated now and not in the first one.
   virtual void reserve_saves() = 0;

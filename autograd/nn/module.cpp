@@ -129,33 +129,42 @@ void name_tree(Module& root) {
   for (auto& [name, buffer] : root.named_buffers()) buffer.set_name(name);
 }
 
-void initialize(Module& root, std::uint64_t seed) {
+Initializers initializers(Module& root, std::uint64_t seed) {
   name_tree(root);
-  std::set<const VariableState*> done;
-  const auto fill_entry = [&](const Module::Entry& entry) {
-    if (!done.insert(entry.variable.identity()).second) return;
-    const Tensor& x = entry.variable.data();
+  Initializers found;
+  const auto add = [&](const Module::Entry& entry) {
     const RandomKey key{seed, hash_text(entry.variable.name())};
-    switch (entry.init.kind) {
-      case Init::Kind::zeros:
-        return x.fill_zero();
-      case Init::Kind::ones:
-        return fill(x, 1);
-      case Init::Kind::constant:
-        return fill(x, entry.init.a);
-      case Init::Kind::normal:
-        return fill_normal(x, key, entry.init.a, entry.init.b);
-      case Init::Kind::uniform:
-        return fill_uniform(x, key, entry.init.a, entry.init.b);
-      case Init::Kind::truncated_normal:
-        return fill_truncated_normal(x, key, entry.init.a, entry.init.b, entry.init.a - 2 * entry.init.b,
-                                     entry.init.a + 2 * entry.init.b);
-    }
+    found.try_emplace(entry.variable.identity(), [init = entry.init, key](const Tensor& x) {
+      switch (init.kind) {
+        case Init::Kind::zeros:
+          return x.fill_zero();
+        case Init::Kind::ones:
+          return fill(x, 1);
+        case Init::Kind::constant:
+          return fill(x, init.a);
+        case Init::Kind::normal:
+          return fill_normal(x, key, init.a, init.b);
+        case Init::Kind::uniform:
+          return fill_uniform(x, key, init.a, init.b);
+        case Init::Kind::truncated_normal:
+          return fill_truncated_normal(x, key, init.a, init.b, init.a - 2 * init.b, init.a + 2 * init.b);
+      }
+    });
   };
   for (auto& [name, module] : root.named_modules()) {
-    for (const Module::Entry& entry : module->parameters_) fill_entry(entry);
-    for (const Module::Entry& entry : module->buffers_) fill_entry(entry);
+    for (const Module::Entry& entry : module->parameters_) add(entry);
+    for (const Module::Entry& entry : module->buffers_) add(entry);
   }
+  return found;
+}
+
+void initialize(Module& root, std::uint64_t seed) {
+  const Initializers fills = initializers(root, seed);
+  const auto run = [&](const auto& named) {
+    for (const auto& [name, variable] : named) fills.at(variable.identity())(variable.data());
+  };
+  run(root.named_parameters());
+  run(root.named_buffers());
 }
 
 }  // namespace castor::autograd

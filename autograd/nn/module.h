@@ -7,6 +7,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -82,7 +83,8 @@ class Module {
 
  private:
   friend class ForwardScope;
-  friend void initialize(Module& root, std::uint64_t seed);
+  friend std::map<const VariableState*, std::function<void(const Tensor&)>> initializers(Module& root,
+                                                                                         std::uint64_t seed);
   friend void name_tree(Module& root);
   struct Entry {
     std::string name;
@@ -114,6 +116,11 @@ class ForwardScope {
 
 /// Names every module and parameter of the tree.
 void name_tree(Module& root);
+
+/// How the tree's parameters and buffers start, by what they are: each fills a tensor of the shape and dtype of its
+/// parameter, wherever that lies. Names the tree.
+using Initializers = std::map<const VariableState*, std::function<void(const Tensor& into)>>;
+Initializers initializers(Module& root, std::uint64_t seed);
 
 /// Names the tree and fills every parameter and buffer: element i of parameter `name` is a function of (seed, name, i).
 void initialize(Module& root, std::uint64_t seed);

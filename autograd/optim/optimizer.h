@@ -10,9 +10,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -96,50 +94,6 @@ class Optimizer {
  private:
   std::vector<ParamGroup> groups_;
   std::map<std::string, double, std::less<>> defaults_;
-};
-
-/// Runs an optimizer over whole parameters of one process. `cut_elements` > 0 cuts every parameter into ranges of that
-/// many elements (a multiple of kBlockElements): same bits, which is how the tests prove the contract.
-class LocalStepper {
- public:
-  struct Parameter {
-    Variable variable;
-    int group = 0;
-  };
-  /// Makes the states, zero, and for parameters of 16 bits an f32 master, called "master", of the weights as they are.
-  ///   cut_elements  0 = not cut
-  /// Throws InternalError for a cut or group that does not exist, DTypeError or ShapeError for parameters that are not
-  /// row-major f32, f16 or bf16.
-  LocalStepper(Optimizer& optimizer, std::vector<Parameter> parameters, std::int64_t cut_elements = 0);
-
-  /// One step from each parameter's grad(). Undefined gradients are zeros by contract.
-  ///   gradient_scale   multiplies every gradient
-  void step(double gradient_scale = 1.0);
-
-  /// The L2 norm of all gradients, over fixed blocks in parameter order; the input of gradient clipping.
-  double gradient_norm() const;
-
-  /// Called before a step changes a parameter and its states; for those who still read them (a checkpoint in writing).
-  using BeforeUpdate = std::function<void(const Variable& parameter, const std::map<std::string, Tensor>& states)>;
-  void set_before_update(BeforeUpdate before_update) { before_update_ = std::move(before_update); }
-
-  void zero_grad();
-  /// Takes the masters from the weights again: after weights were loaded without their masters.
-  void refresh_masters();
-  std::int64_t step_count() const { return step_count_; }
-  void set_step_count(std::int64_t count) { step_count_ = count; }
-  /// States by "parameter name/state name", for checkpoints.
-  std::map<std::string, Tensor> named_states() const;
-
- private:
-  std::vector<Range> ranges_of(std::size_t index) const;
-
-  Optimizer& optimizer_;
-  std::vector<Parameter> parameters_;
-  std::vector<std::map<std::string, Tensor>> states_;
-  std::int64_t cut_elements_;
-  std::int64_t step_count_ = 0;
-  BeforeUpdate before_update_;
 };
 
 }  // namespace castor::autograd

@@ -85,7 +85,7 @@ Entry& entry(Device device) {
   const auto found = devices.entries.find({device.type, device.index});
   if (found != devices.entries.end()) {
     last_entry = &found->second;
-  } else if (device == kCpu) {
+  } else if (device == kCpu || device == kHost) {
     last_entry = &add(devices, device, std::make_unique<CpuBackend>());
   } else if (device.is_cuda()) {
     last_entry = &add(devices, device, cuda_backend(device));
@@ -130,7 +130,7 @@ DeviceType kernel_type(Device device) { return device.is_meta() ? meta_target(de
 std::string to_string(Device device) {
   switch (device.type) {
     case DeviceType::cpu:
-      return "cpu";
+      return device == kHost ? "host" : "cpu";
     case DeviceType::cuda:
       return cat("cuda:", device.index);
     case DeviceType::meta:

@@ -14,7 +14,7 @@ enum class DeviceType : std::uint8_t { cpu, cuda, meta };
 /// A device. Equal devices share an allocator.
 struct Device {
   DeviceType type = DeviceType::cpu;
-  std::int16_t index = 0;  ///< cuda: ordinal; meta: index into the targets made by `make_meta`; cpu: 0
+  std::int16_t index = 0;  ///< cuda: ordinal; meta: index into the targets made by `make_meta`; cpu: 0, or 1 for kHost
 
   constexpr bool is_cpu() const { return type == DeviceType::cpu; }
   constexpr bool is_cuda() const { return type == DeviceType::cuda; }
@@ -23,6 +23,9 @@ struct Device {
 };
 
 inline constexpr Device kCpu{DeviceType::cpu, 0};
+/// The host's memory as a tier of its own, beside a run's device: where the device is the CPU itself, kCpu's memory can
+/// be limited as a GPU's is, and what does not fit is moved here. Same kernels; an allocator of its own.
+inline constexpr Device kHost{DeviceType::cpu, 1};
 
 /// What a meta device stands for.
 struct MetaTarget {

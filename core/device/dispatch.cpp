@@ -4,6 +4,7 @@
 namespace castor {
 
 thread_local ObserverScope* innermost_observer = nullptr;
+thread_local std::uint64_t op_count = 0;
 
 ObserverScope::ObserverScope(DispatchObserver& observer) : observer_(observer), outer_(innermost_observer) {
   innermost_observer = this;

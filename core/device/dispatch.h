@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "build_config.h"
 #include "core/base/error.h"
@@ -47,6 +48,10 @@ class ObserverScope {
 };
 
 extern thread_local ObserverScope* innermost_observer;
+extern thread_local std::uint64_t op_count;
+
+/// Ops that this thread has run so far. Between two values of it an op takes the addresses of its operands.
+inline std::uint64_t dispatched_ops() { return op_count; }
 void notify(const OpCall& call, bool is_after);
 
 /// Runs `args` on `device`. Args has `static constexpr const char* kName`, a free `Cost cost(const Args&)`, and a free
@@ -68,6 +73,7 @@ void dispatch(Device device, const Args& args) {
       throw DeviceError(cat(Args::kName, ": this build has no CUDA kernels; the tensor is on ", device));
     }
   }
+  ++op_count;
   if (is_observed) notify(call, true);
 }
 

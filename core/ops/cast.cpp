@@ -27,6 +27,14 @@ Tensor clone(const Tensor& x) {
 
 Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
 
+void copy_across(const Tensor& x, const Tensor& y) {
+  if (x.numel() == 0 || x.device().is_meta() || y.device().is_meta()) return;
+  if (x.device() == y.device()) return copy_into(x, y);
+  if (x.device().is_cpu()) return y.copy_from_host(x.view().data, x.view().bytes());
+  if (y.device().is_cpu()) return x.copy_to_host(y.view().data, y.view().bytes());
+  copy_into(to_device(x, y.device()), y);
+}
+
 Tensor to_device(const Tensor& x, Device device) {
   if (x.device() == device) return x;
   const Tensor source = contiguous(x);

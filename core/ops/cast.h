@@ -28,6 +28,9 @@ Tensor clone(const Tensor& x);
 /// one device.
 void copy_into(const Tensor& x, const Tensor& y);
 
+/// Copies x's bytes over y's, which has x's shape and dtype, on whatever device; both row-major. Nothing on meta.
+void copy_across(const Tensor& x, const Tensor& y);
+
 /// x on `device`, row-major; x itself when it is there. Copies through host memory between devices.
 Tensor to_device(const Tensor& x, Device device);
 

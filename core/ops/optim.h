@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "core/device/dispatch.h"
 #include "core/tensor/tensor.h"
@@ -38,6 +39,11 @@ struct BlockSquaresArgs {
 Cost cost(const BlockSquaresArgs& args);
 void run(const Cpu& cpu, const BlockSquaresArgs& args);
 void run(const Cuda& cuda, const BlockSquaresArgs& args);
+
+/// The sum of x's squares over each block, in order. On meta: zeros. Throws as sum_squares.
+std::vector<double> block_squares(const Tensor& x);
+/// Blocks that `count` elements make.
+constexpr std::int64_t block_count(std::int64_t count) { return (count + kStatisticsBlock - 1) / kStatisticsBlock; }
 
 /// `carry` plus the block sums of x's squares, added in order: ranges of one tensor in order of offset, each with the
 /// carry of the one before, give the bits of the uncut tensor. Infinite or NaN elements show in the result.

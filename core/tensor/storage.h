@@ -15,6 +15,14 @@
 
 namespace castor {
 
+/// Brings a storage's bytes when they are used: told of every use of the address, before it is given out.
+class StoragePager {
+ public:
+  virtual ~StoragePager() = default;
+  /// May move bytes; when it returns the storage has some, or the use throws.
+  virtual void touch() = 0;
+};
+
 class Storage {
  public:
   /// `bytes` bytes from the device's allocator for the thread's current category. Throws OutOfMemory.
@@ -29,8 +37,10 @@ class Storage {
   std::size_t bytes() const { return bytes_; }
   bool has_data() const { return data_ != nullptr; }
 
-  /// The address, at launch. Throws DeviceError with the history when the storage has no bytes.
+  /// The address, at launch. Throws DeviceError with the history when the storage has no bytes; what a pager throws.
   void* data() const {
+    if (pager_ != nullptr) [[unlikely]]
+      pager_->touch();
     if (data_ == nullptr) [[unlikely]]
       throw_no_data();
     return data_;
@@ -43,6 +53,9 @@ class Storage {
   void drop(const char* reason);
   /// Takes bytes from the allocator again (uninitialised).
   void allocate(const char* reason);
+
+  /// From now on `pager`, which must outlive this or be taken away with null, is told of every use.
+  void set_pager(StoragePager* pager) { pager_ = pager; }
 
   /// Counts the bytes under another category from now on: a kernel's result that turned out to be a gradient.
   void set_category(Category category);
@@ -59,6 +72,7 @@ class Storage {
   Device device_;
   std::size_t bytes_;
   void* data_ = nullptr;
+  StoragePager* pager_ = nullptr;
   CachingAllocator::Block* block_ = nullptr;  // set when the allocator owns the bytes
   std::shared_ptr<void> owner_;               // set when someone else does
   std::vector<Event> uses_;

@@ -90,7 +90,8 @@ std::map<std::string, std::string> revised_names(const LoadSource& source, const
 }
 
 std::vector<Fill> match_weights(const LoadSource& source, const autograd::Module& model,
-                                const std::map<std::string, std::string>& names, LoadReport& report) {
+                                const std::map<std::string, std::string>& names, LoadReport& report,
+                                const WeightPlaces& places) {
   const auto weights = weights_of(model);
   std::map<std::string, const autograd::Variable*> by_name;
   for (const auto& [name, variable] : weights) by_name[name] = &variable;
@@ -127,12 +128,41 @@ std::vector<Fill> match_weights(const LoadSource& source, const autograd::Module
       const formats::SourceTensor* master = source.find("master", entry->name);
       if (master != nullptr && master->shape == entry->shape) entry = master;
     }
-    fills.push_back({entry, target});
+    ++report.loaded;
+    if (const auto found_places = places.find(variable.identity()); found_places != places.end()) {
+      for (const auto& [offset, piece] : found_places->second) fills.push_back({entry, piece, offset});
+    } else {
+      fills.push_back({entry, target});
+    }
   }
-  report.loaded = static_cast<std::int64_t>(fills.size());
   std::sort(report.unexpected.begin(), report.unexpected.end());
   return fills;
 }
+
+namespace {
+
+// The bytes of an entry from a fill's offset on.
+formats::ByteSource bytes_from(const LoadSource& source, const Fill& fill) {
+  const auto element = static_cast<std::int64_t>(dtype_size(fill.entry->dtype));
+  const bool is_whole = fill.offset == 0 && static_cast<std::uint64_t>(fill.target.numel()) == fill.entry->numel();
+  if (is_whole) return fill.entry->open();
+  if (source.checkpoint != nullptr) {
+    const formats::LogicalTensor* tensor = source.checkpoint->manifest().find(fill.entry->role, fill.entry->name);
+    return [checkpoint = source.checkpoint, tensor, element, first = fill.offset](std::uint64_t at,
+                                                                                  std::span<std::byte> out) {
+      checkpoint->read(*tensor, first + static_cast<std::int64_t>(at) / element, out);
+    };
+  }
+  // Other files are streams: what lies before is read and dropped.
+  const formats::ByteSource stream = fill.entry->open();
+  const auto skipped = static_cast<std::uint64_t>(fill.offset * element);
+  std::vector<std::byte> window(std::min<std::uint64_t>(skipped, kConvertElements));
+  for (std::uint64_t at = 0; at < skipped; at += window.size())
+    stream(at, std::span(window).first(std::min<std::uint64_t>(window.size(), skipped - at)));
+  return [stream, skipped](std::uint64_t at, std::span<std::byte> out) { stream(skipped + at, out); };
+}
+
+}  // namespace
 
 void fill(const LoadSource& source, std::span<const Fill> fills) {
   // Of our own checkpoints all tensors that need no conversion are read in one pass over each file.
@@ -146,15 +176,15 @@ void fill(const LoadSource& source, std::span<const Fill> fills) {
       continue;
     }
     auto* to = static_cast<std::byte*>(target.view().data);
-    direct.push_back({source.checkpoint->manifest().find(each.entry->role, each.entry->name), 0, target.numel(),
-                      [to](std::uint64_t at, std::span<const std::byte> bytes) {
+    direct.push_back({source.checkpoint->manifest().find(each.entry->role, each.entry->name), each.offset,
+                      target.numel(), [to](std::uint64_t at, std::span<const std::byte> bytes) {
                         std::memcpy(to + at, bytes.data(), bytes.size());
                       }});
   }
   if (!direct.empty()) source.checkpoint->read(direct);
   for (const Fill* each : others) {
     const Tensor flat = each->target.reshape({-1});
-    const formats::ByteSource bytes = each->entry->open();
+    const formats::ByteSource bytes = bytes_from(source, *each);
     const std::uint64_t element = dtype_size(each->entry->dtype);
     for (std::int64_t offset = 0; offset < flat.numel(); offset += kConvertElements) {
       const std::int64_t count = std::min(kConvertElements, flat.numel() - offset);

@@ -31,7 +31,8 @@ struct LoadSource {
 /// One tensor to fill.
 struct Fill {
   const formats::SourceTensor* entry = nullptr;
-  Tensor target;  ///< of the entry's shape, row-major, any dtype
+  Tensor target;            ///< of the entry's shape, row-major, any dtype
+  std::int64_t offset = 0;  ///< where in the entry the target's first element lies: less than all of it may be wanted
 };
 
 /// Parameters and buffers of a model by name, tied ones once.
@@ -44,7 +45,8 @@ std::map<std::string, std::string> revised_names(const LoadSource& source, const
 /// of a weight that the file holds twice the f32 master is taken for an f32 target.
 ///   names   name in the file -> name in the model
 std::vector<Fill> match_weights(const LoadSource& source, const autograd::Module& model,
-                                const std::map<std::string, std::string>& names, LoadReport& report);
+                                const std::map<std::string, std::string>& names, LoadReport& report,
+                                const WeightPlaces& places = {});
 
 /// Reads and converts, with bounded memory beside the targets. Throws IoError, or FormatError for damage; targets are
 /// then partly filled.

@@ -27,7 +27,7 @@ std::string LoadReport::text() const {
 }
 
 LoadReport load_weights(const autograd::Module& model, const std::string& source, const LoadOptions& options,
-                        FileSystem& files) {
+                        FileSystem& files, const WeightPlaces& places) {
   const LoadSource weights = LoadSource::open(source, files);
   const auto model_weights = weights_of(model);
   const Device device = model_weights.empty() ? kCpu : model_weights.front().second.device();
@@ -36,12 +36,12 @@ LoadReport load_weights(const autograd::Module& model, const std::string& source
   if (options.callback) options.callback(contents);
 
   LoadReport report;
-  const std::vector<Fill> fills = match_weights(weights, model, contents.names, report);
-  if ((options.strict && !report.fits()) || (fills.empty() && !model_weights.empty())) {
-    throw FormatError(
-        cat("load weights from ", shown_source(source),
-            fills.empty() ? ": nothing in it fits the model:" : ": the file does not fit the model:", report.text()),
-        weights.path, 0);
+  const std::vector<Fill> fills = match_weights(weights, model, contents.names, report, places);
+  if ((options.strict && !report.fits()) || (report.loaded == 0 && !model_weights.empty())) {
+    throw FormatError(cat("load weights from ", shown_source(source),
+                          report.loaded == 0 ? ": nothing in it fits the model:" : ": the file does not fit the model:",
+                          report.text()),
+                      weights.path, 0);
   }
   fill(weights, fills);
   return report;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/file_error.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
 #include "formats/checkpoint_list.h"
@@ -69,6 +70,20 @@ void remove_leftovers(const std::string& folder, FileSystem& files) {
   }
 }
 
+// The exception being handled, as one that says where it comes from: it comes up in another save or at the run's end.
+std::exception_ptr background_failure(const std::string& folder) {
+  const std::string begin = cat("saving ", quote_name(folder, 4096), " in the background failed: ");
+  try {
+    throw;
+  } catch (const IoError& error) {
+    return std::make_exception_ptr(IoError(begin + error.what(), error.path, error.code));
+  } catch (const FormatError& error) {
+    return std::make_exception_ptr(FormatError(begin + error.what(), error.file, error.offset));
+  } catch (const std::exception& error) {
+    return std::make_exception_ptr(Error(begin + error.what()));
+  }
+}
+
 }  // namespace
 
 CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) {
@@ -111,7 +126,8 @@ void CheckpointSaver::save(SaveRequest request) {
   wait();
   // Nobody else writes there now: what is called temporary was left by a program that was killed.
   const std::string directory = directory_of(request.folder);
-  if (is_directory(directory, files_)) remove_temporary_files(directory, files_);
+  const bool is_main = request.ranks == nullptr || request.ranks->rank() == 0;
+  if (is_main && is_directory(directory, files_)) remove_temporary_files(directory, files_);
   if (!request.asynchronous) {
     write(request, nullptr);
     return;
@@ -122,7 +138,7 @@ void CheckpointSaver::save(SaveRequest request) {
     try {
       write(request, snapshot_.get());
     } catch (...) {
-      failure_ = std::current_exception();
+      failure_ = background_failure(request.folder);
     }
     snapshot_->abandon();
   });
@@ -140,9 +156,9 @@ void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
   const std::vector<StateTensor>& tensors = snapshot == nullptr ? request.tensors : snapshot->tensors();
   std::vector<formats::TensorPiece> weights, others;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto& [name, role, tensor] = tensors[i];
-    formats::TensorPiece piece{name,           role, tensor.dtype(), {tensor.shape().begin(), tensor.shape().end()}, 0,
-                               tensor.numel(), {}};
+    const auto& [name, role, tensor, cut_from, offset] = tensors[i];
+    const Shape& shape = cut_from ? *cut_from : tensor.shape();
+    formats::TensorPiece piece{name, role, tensor.dtype(), {shape.begin(), shape.end()}, offset, tensor.numel(), {}};
     if (snapshot != nullptr) {
       piece.data = snapshot->source(i);
     } else if (tensor.device().is_cpu() && tensor.numel() > 0) {
@@ -157,30 +173,51 @@ void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
     }
     (is_weight(role) ? weights : others).push_back(std::move(piece));
   }
+  SaveGroup group(request.ranks);
   try {
-    make_directories(folder, files_);
-    remove_leftovers(folder, files_);
-    const formats::SaveLocation location{folder, formats::free_suffix(folder, files_), 0, 1};
+    std::string suffix;
+    group.together([&] {
+      if (!group.is_main()) return;
+      make_directories(folder, files_);
+      remove_leftovers(folder, files_);
+      suffix = formats::free_suffix(folder, files_);
+    });
+    const formats::SaveLocation location{folder, group.from_main(suffix), group.rank(), group.world_size()};
     formats::CheckpointPart part;
-    formats::write_text(part, kStateStem, "json", request.state, location, files_);
-    if (!request.config_yaml.empty()) {
-      formats::write_text(part, kConfigStem, "yaml", request.config_yaml, location, files_);
+    group.together([&] {
+      if (group.is_main()) {
+        formats::write_text(part, kStateStem, "json", request.state, location, files_);
+        if (!request.config_yaml.empty())
+          formats::write_text(part, kConfigStem, "yaml", request.config_yaml, location, files_);
+      }
+      formats::write_pieces(part, kModelStem, weights, location, files_);
+      formats::write_pieces(part, kOptimizerStem, others, location, files_);
+    });
+    std::vector<formats::CheckpointPart> parts;
+    if (request.ranks == nullptr) {
+      parts.push_back(std::move(part));
+    } else {
+      for (const std::string& text : group.gather(formats::part_text(part))) parts.push_back(formats::parse_part(text));
     }
-    formats::write_pieces(part, kModelStem, weights, location, files_);
-    formats::write_pieces(part, kOptimizerStem, others, location, files_);
-    const std::uint64_t number = next_number(directory_of(folder));
-    formats::commit_checkpoint(folder, std::span(&part, 1), request.aliases, number, files_);
+    group.together([&] {
+      if (!group.is_main()) return;
+      const std::uint64_t number = next_number(directory_of(folder));
+      formats::commit_checkpoint(folder, parts, request.aliases, number, files_);
+    });
   } catch (...) {
     // A file system that fails here as well leaves what a crash would leave: skipped by readers, removed by the next
     // save.
     try {
-      remove_leftovers(folder, files_);
-      if (is_new && is_directory(folder, files_) && list_directory(folder, files_).empty()) remove_tree(folder, files_);
+      if (group.is_main()) {
+        remove_leftovers(folder, files_);
+        if (is_new && is_directory(folder, files_) && list_directory(folder, files_).empty())
+          remove_tree(folder, files_);
+      }
     } catch (const IoError&) {
     }
     throw;
   }
-  if (request.committed) request.committed(folder);
+  if (request.committed && group.is_main()) request.committed(folder);
 }
 
 }  // namespace castor::strategy

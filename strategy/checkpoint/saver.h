@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/base/file_stream.h"
+#include "strategy/checkpoint/save_group.h"
 #include "strategy/checkpoint/snapshot.h"
 
 namespace castor::strategy {
@@ -26,7 +27,8 @@ struct SaveRequest {
   std::string state;        ///< state.json's text
   std::string config_yaml;  ///< config.yaml's; empty: none
   bool asynchronous = false;
-  std::function<void(const std::string& folder)> committed;
+  dist::Comm* ranks = nullptr;  ///< who saves the other parts, in a group for nothing else; null: this process has all
+  std::function<void(const std::string& folder)> committed;  ///< on the main rank
 };
 
 /// How an asynchronous save keeps the state while training goes on.

@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,11 +20,13 @@
 
 namespace castor::strategy {
 
-/// A tensor of the training state.
+/// A tensor of the training state, or this rank's piece of one.
 struct StateTensor {
   std::string name;
   std::string role;
-  Tensor tensor;  ///< row-major
+  Tensor tensor;                       ///< row-major
+  std::optional<Shape> cut_from = {};  ///< set: `tensor` is a stretch of one of this shape
+  std::int64_t offset = 0;             ///< where the stretch begins, in elements
 };
 
 class Snapshot {

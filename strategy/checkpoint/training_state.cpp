@@ -1,6 +1,7 @@
 // state.json in and out.
 #include "strategy/checkpoint/training_state.h"
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -25,14 +26,32 @@ std::pair<std::string, std::string> split_state_name(const std::string& name) {
 
 }  // namespace
 
-std::vector<StateTensor> state_tensors(const autograd::Module& model, const OptimWrapper* wrapper) {
+std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapper* wrapper, bool with_states,
+                                       bool is_main) {
+  const bool is_sharded = wrapper != nullptr && wrapper->sharding().is_sharded();
+  if (!is_sharded && !is_main) return {};  // the main rank has everything
   std::vector<StateTensor> tensors;
-  for (const auto& [name, variable] : model.named_parameters()) tensors.push_back({name, "param", variable.data()});
-  for (const auto& [name, variable] : model.named_buffers()) tensors.push_back({name, "buffer", variable.data()});
-  if (wrapper == nullptr) return tensors;
-  for (const auto& [full_name, tensor] : wrapper->stepper().named_states()) {
+  std::set<const autograd::VariableState*> in_pieces;
+  if (is_sharded) {
+    for (const autograd::Part& piece : wrapper->sharding().pieces())
+      tensors.push_back({piece.variable.name(), "param", piece.weights, piece.variable.shape(), piece.offset});
+    for (const autograd::Variable& parameter : wrapper->sharding().sharded()) in_pieces.insert(parameter.identity());
+  }
+  if (is_main) {
+    for (const auto& [name, variable] : model.named_parameters()) {
+      if (!in_pieces.contains(variable.identity())) tensors.push_back({name, "param", variable.data()});
+    }
+    for (const auto& [name, variable] : model.named_buffers()) tensors.push_back({name, "buffer", variable.data()});
+  }
+  if (wrapper == nullptr || !with_states) return tensors;
+  for (const auto& [full_name, state] : wrapper->stepper().named_states()) {
     const auto [name, role] = split_state_name(full_name);
-    tensors.push_back({name, role, tensor});
+    if (!state.is_first) continue;
+    if (state.tensor.shape() == state.shape) {
+      tensors.push_back({name, role, state.tensor});
+    } else {
+      tensors.push_back({name, role, state.tensor, state.shape, state.offset});
+    }
   }
   return tensors;
 }
@@ -41,9 +60,8 @@ Json optimizer_state(OptimWrapper& wrapper) {
   Json state;
   state["type"] = wrapper.optimizer().type_name();
   state["step"] = wrapper.stepper().step_count();
-  state["inner_count"] = wrapper.inner_count();
   std::set<std::string> roles;
-  for (const auto& [name, tensor] : wrapper.stepper().named_states()) roles.insert(split_state_name(name).second);
+  for (const auto& [name, piece] : wrapper.stepper().named_states()) roles.insert(split_state_name(name).second);
   state["state_roles"] = roles;
   Json groups = Json::array();
   for (const autograd::ParamGroup& group : wrapper.optimizer().groups()) {
@@ -52,6 +70,14 @@ Json optimizer_state(OptimWrapper& wrapper) {
     groups.push_back({{"name", group.name}, {"values", values}});
   }
   state["groups"] = std::move(groups);
+  if (const autograd::GradScaler* scaler = wrapper.grad_scaler()) {
+    const autograd::GradScalerState& counters = scaler->state();
+    state["grad_scaler"] = {{"scale", counters.scale},
+                            {"growth_step", counters.growth_step},
+                            {"hysteresis_step", counters.hysteresis_step},
+                            {"skipped_in_row", counters.skipped_in_row},
+                            {"skipped", counters.skipped}};
+  }
   return state;
 }
 
@@ -61,10 +87,21 @@ Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedu
   return states;
 }
 
-Json numerics_key(std::int64_t micro_batch, std::int64_t accumulative_counts, std::int64_t world_size) {
+std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int64_t samples) {
+  const std::int64_t saved = state.at(key).integer(0);
+  if (!state.has("samples_per_micro_step")) return saved;
+  const std::int64_t saved_samples = state.at("samples_per_micro_step").integer(1);
+  if (saved_samples == samples) return saved;
+  // In f64 so that no file can overflow it; counts of real runs are exact there.
+  const double here = static_cast<double>(saved) * static_cast<double>(saved_samples) / static_cast<double>(samples);
+  return static_cast<std::int64_t>(std::min(here, 9e15));
+}
+
+Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
+                  std::int64_t world_size) {
   Json key;
   key["castor"] = kVersion;
-  key["precision"] = "fp32";
+  key["precision"] = std::string(precision_name(precision));
   key["micro_batch"] = micro_batch;
   key["global_batch"] = micro_batch * accumulative_counts * world_size;
   key["threads_per_rank"] = num_threads();
@@ -119,9 +156,9 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
   return contents;
 }
 
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, OptimWrapper& wrapper) {
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, OptimWrapper& wrapper) {
   const std::string& path = source.path;
-  const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
+  const JsonCursor optimizer = JsonCursor(saved, path).at("optimizer");
   const std::string& type = optimizer.at("type").string();
   if (type != wrapper.optimizer().type_name()) {
     throw FormatError(
@@ -137,18 +174,18 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, O
   }
   std::string problems;
   std::vector<Fill> fills;
-  for (const auto& [full_name, tensor] : wrapper.stepper().named_states()) {
+  for (const auto& [full_name, state] : wrapper.stepper().named_states()) {
     const auto [name, role] = split_state_name(full_name);
     const formats::SourceTensor* entry = source.find(role, name);
     // Weights that were trained in f32 are their own masters.
     if (entry == nullptr && role == kMaster) entry = source.find("param", name);
     if (entry == nullptr) {
       problems += cat("\n  missing: ", role, " of ", name);
-    } else if (!(Shape(entry->shape) == tensor.shape())) {
+    } else if (!(Shape(entry->shape) == state.shape)) {
       problems += cat("\n  mismatched: ", role, " of ", name, " is ", formats::shape_text(entry->shape),
-                      " in the file, ", tensor.shape(), " in this run");
+                      " in the file, ", state.shape, " in this run");
     } else {
-      fills.push_back({entry, tensor});
+      fills.push_back({entry, state.tensor, state.offset});
     }
   }
   if (!problems.empty()) {
@@ -159,16 +196,21 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, O
 
 void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper) {
   const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
-  const std::int64_t step = optimizer.at("step").integer(0), inner_count = optimizer.at("inner_count").integer(0);
+  const std::int64_t step = optimizer.at("step").integer(0);
   std::vector<autograd::ParamGroup> groups = wrapper.optimizer().groups();
   for (std::size_t i = 0; i < groups.size(); ++i) {
     for (const auto& [name, value] : optimizer.at("groups").at(i).at("values").members()) {
       groups[i].values.insert_or_assign(name, value.number());
     }
   }
+  if (wrapper.grad_scaler() != nullptr && optimizer.has("grad_scaler")) {
+    const JsonCursor counters = optimizer.at("grad_scaler");
+    wrapper.grad_scaler()->set_state({counters.at("scale").number(), counters.at("growth_step").integer(0),
+                                      counters.at("hysteresis_step").integer(0),
+                                      counters.at("skipped_in_row").integer(0), counters.at("skipped").integer(0)});
+  }
   wrapper.optimizer().groups() = std::move(groups);
   wrapper.stepper().set_step_count(step);
-  wrapper.set_inner_count(inner_count);
 }
 
 void load_scheduler_states(const Json& states, const std::string& path,

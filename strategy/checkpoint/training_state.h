@@ -12,21 +12,29 @@
 #include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/snapshot.h"
 #include "strategy/optim_wrapper.h"
+#include "strategy/precision.h"
 #include "strategy/scheduler/param_scheduler.h"
 
 namespace castor::strategy {
 
-/// Weights and buffers of a model and, if `wrapper` is given, the optimizer's states and masters.
-std::vector<StateTensor> state_tensors(const autograd::Module& model, const OptimWrapper* wrapper);
+/// What this rank saves: its parts of sharded weights, on the main rank all other weights and the buffers, and, with
+/// `with_states`, the optimizer's states and masters of its parts. A wrapper that is null has none.
+std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapper* wrapper, bool with_states,
+                                       bool is_main);
 
-/// {"type", "step", "inner_count", "state_roles", "groups": [{"name", "values"}]}.
+/// {"type", "step", "state_roles", "groups": [{"name", "values"}]} and, in fp16, "grad_scaler".
 Json optimizer_state(OptimWrapper& wrapper);
 /// [{"type", "_global_step", ...}] in order.
 Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedulers);
 
+/// A saved count of micro-steps (the state's member `key`) as it is here, where all ranks together take `samples` at a
+/// time: the one that covers as many samples. Throws FormatError for a state without it.
+std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int64_t samples);
+
 /// What must be equal for a resumed run to give equal bits (DESIGN "numerics key"): versions, precision, batch sizes,
 /// threads and instruction set, by name.
-Json numerics_key(std::int64_t micro_batch, std::int64_t accumulative_counts, std::int64_t world_size);
+Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
+                  std::int64_t world_size);
 /// Logs a warning that names every field in which the two differ.
 void warn_about_numerics(const Json& saved, const Json& current);
 
@@ -38,8 +46,8 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
 
 /// Chooses what fills the optimizer's states and, for 16-bit weights, the masters. Throws FormatError naming every
 /// state that is missing or has another shape, or another optimizer's type.
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& state, OptimWrapper& wrapper);
-/// Takes over what optimizer_state gave: hyper-parameters and counts. The shape of `state` was checked by
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, OptimWrapper& wrapper);
+/// Takes over what optimizer_state gave: hyper-parameters, step and scale. The shape of `state` was checked by
 /// match_optimizer.
 void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper);
 /// Takes over what scheduler_states gave. Throws FormatError if number or types differ.

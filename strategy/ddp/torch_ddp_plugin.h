@@ -20,8 +20,7 @@ class TorchDDPPlugin final : public Plugin {
   explicit TorchDDPPlugin(const Config& config) : config_(config) {}
 
   const char* type_name() const override { return "TorchDDPPlugin"; }
-  std::unique_ptr<GradientExchange> make_exchange(dist::Comm& comm,
-                                                  const std::vector<autograd::Variable>& parameters) override;
+  std::unique_ptr<Sharding> shard(const ShardRequest& request) override;
 
  private:
   Config config_;

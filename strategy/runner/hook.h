@@ -46,7 +46,9 @@ class RunControl {
   virtual const std::string& log_dir() const = 0;
   /// False inside an accumulation window, whose sums are not saved.
   virtual bool can_save() = 0;
-  /// Saves the training state as work_dir/name. Throws as BaseStrategy::save_checkpoint.
+  /// True on all ranks if it is on any; all of them must ask.
+  virtual bool on_any_rank(bool value) = 0;
+  /// Saves the training state as work_dir/name; all ranks call it. Throws as BaseStrategy::save_checkpoint.
   virtual void save(const std::string& name, const SaveRules& rules) = 0;
 };
 

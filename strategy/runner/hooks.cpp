@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iomanip>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -143,6 +144,8 @@ std::optional<bool> greater_is_better(const std::string& metric) {
   return std::nullopt;
 }
 
+constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max();
+
 std::string checkpoint_name(const RunProgress& p) {
   const bool whole_epoch = p.by_epoch && p.epoch_length > 0 && p.iter > 0 && p.iter % p.epoch_length == 0;
   return whole_epoch ? cat("epoch_", p.iter / p.epoch_length) : cat("iter_", p.iter);
@@ -155,8 +158,9 @@ SaveRules CheckpointHook::rules() const {
   if (config_.max_keep_ckpts > 0) {
     rules.retention.keep_last = config_.max_keep_ckpts;
     rules.retention.keep_every = config_.keep_every;
-    if (config_.save_best) rules.retention.keep_best = config_.keep_best;
-    rules.retention.greater_is_better = greater_is_better_;
+    // A resumed run may save before it knows which scores are better: then all that have one stay.
+    if (config_.save_best) rules.retention.keep_best = greater_is_better_ ? config_.keep_best : kAll;
+    rules.retention.greater_is_better = greater_is_better_.value_or(true);
   }
   return rules;
 }
@@ -178,6 +182,11 @@ void CheckpointHook::ask(RunControl& run) {
 
 void CheckpointHook::before_run(RunControl& run) {
   if (config_.async_save && run.strategy().optim_wrapper() != nullptr) run.strategy().reserve_saves();
+  if (config_.rule) {
+    greater_is_better_ = *config_.rule == "greater";
+  } else if (config_.save_best) {
+    greater_is_better_ = greater_is_better(*config_.save_best);
+  }
   if (run.progress().iter > 0) saved_iter_ = run.progress().iter;  // resumed from there
   if (config_.save_begin && run.progress().iter == 0 && run.progress().max_iters > 0) save(run);
 }
@@ -193,7 +202,7 @@ void CheckpointHook::after_iteration(RunControl& run) {
 
 void CheckpointHook::after_val(RunControl& run) {
   const auto& metrics = run.progress().metrics;
-  if (!config_.save_best || metrics.empty() || !run.can_save() || !run.strategy().is_main()) return;
+  if (!config_.save_best || metrics.empty() || !run.can_save()) return;
   const auto found = *config_.save_best == "auto" ? metrics.begin() : metrics.find(*config_.save_best);
   if (found == metrics.end()) {
     std::string names;
@@ -204,10 +213,15 @@ void CheckpointHook::after_val(RunControl& run) {
   if (!config_.rule && !guess) {
     throw ConfigError(cat("save_best: say rule: greater or rule: less for the metric ", found->first), "rule");
   }
-  greater_is_better_ = config_.rule ? *config_.rule == "greater" : *guess;
-  if (!is_among_best(run.work_dir(), found->second, config_.keep_best, greater_is_better_)) return;
+  if (!config_.rule) greater_is_better_ = guess;
+  // The main rank keeps the scores, and decides for all.
+  const bool is_main = run.strategy().is_main();
+  const bool is_among = is_main && is_among_best(run.work_dir(), found->second, config_.keep_best, *greater_is_better_);
+  if (!run.on_any_rank(is_among)) return;
+  // Noted first, so that what the save removes is measured against it.
+  if (is_main) note_score(run.work_dir(), checkpoint_name(run.progress()), found->second);
   save(run);
-  note_score(run.work_dir(), checkpoint_name(run.progress()), found->second);
+  if (!is_main) return;
   logger().info("among the best ", config_.keep_best, " by ", found->first, ": ", number(found->second, 4));
 }
 

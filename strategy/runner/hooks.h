@@ -74,7 +74,7 @@ class CheckpointHook final : public Hook {
   Config config_;
   bool is_due_ = false;  // a save waits for the end of an accumulation window
   std::int64_t saved_iter_ = -1;
-  bool greater_is_better_ = true;
+  std::optional<bool> greater_is_better_;  // unknown with save_best: auto until the first validation
 };
 
 template <class V>

@@ -15,9 +15,11 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
+#include "dist/comm_meta.h"
 #include "formats/checkpoint_reader.h"
 #include "strategy/checkpoint.h"
 #include "strategy/checkpoint/fill.h"
+#include "strategy/checkpoint/training_state.h"
 #include "strategy/config.h"
 #include "strategy/source/source.h"
 
@@ -96,10 +98,14 @@ PrepareOptions Runner::prepare_options() const {
   return options;
 }
 
+bool Runner::has_plugin() const {
+  const ConfigNode* plugin = config_.strategy.node.find("plugin");
+  return plugin == nullptr || !plugin->is_null();  // one that is left out is the default
+}
+
 void Runner::join_job() {
   const dist::RankInfo info = dist::rank_info_from(dist::process_environment(), *config_.launcher);
-  const ConfigNode* plugin = config_.strategy.node.find("plugin");
-  if (info.world_size == 1 && (plugin == nullptr || plugin->is_null())) return;
+  if (info.world_size == 1 && !has_plugin()) return;
   job_ = std::make_unique<dist::Job>(info, dist::JobOptions{});
   const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
   job_->world().broadcast(drawn, 0, "seed");
@@ -155,7 +161,14 @@ Plan Runner::plan() {
     throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
   set_up_run();
-  return make_plan(model_factory(), prepare_options(), train_loader_->at(0, 0));
+  // A plan needs ranks only on paper.
+  const int world_size = job_ != nullptr ? job_->info().world_size : 1;
+  const std::unique_ptr<dist::Comm> ranks =
+      has_plugin() ? dist::make_meta_comm(job_ != nullptr ? job_->info().rank : 0, world_size) : nullptr;
+  const auto make_strategy = [&](Device device) {
+    return registry_.strategies.build(config_.strategy, device, seed(), ranks.get());
+  };
+  return make_plan(make_strategy, model_factory(), prepare_options(), train_loader_->at(0, 0));
 }
 
 bool Runner::train() {
@@ -261,15 +274,18 @@ void Runner::load_or_resume(const std::vector<std::string>& candidates) {
     if (!report.fits()) logger().warning("the file and the model differ:", report.text());
   }
   for (std::size_t i = 0; i < candidates.size(); ++i) {
+    const bool is_last = i + 1 == candidates.size();
+    bool is_damaged = false;
     try {
       resume_from(candidates[i]);
-      return;
     } catch (const FormatError& error) {
       // Only damage sends a run back to an older checkpoint; one that does not fit is the user's to decide about.
-      const bool is_last = i + 1 == candidates.size();
       if (is_last || formats::Checkpoint::open(candidates[i]).verify().empty()) throw;
       logger().warning("skipped ", candidates[i], ", which is damaged: ", error.what());
+      is_damaged = true;
     }
+    // A rank reads only its parts: all of them go back to an older one when one must.
+    if (!on_any_rank(is_damaged)) return;
   }
 }
 
@@ -278,10 +294,15 @@ void Runner::resume_from(const std::string& checkpoint) {
   options.callback = loaded_callback();
   const CheckpointContents contents = strategy_->resume(checkpoint, options);
   const JsonCursor state(contents.state(), checkpoint);
-  progress_.iter = state.at("iter").integer(0);
+  const std::int64_t samples = config_.train_dataloader->batch_size * strategy_->world_size();
+  progress_.iter = micro_steps_here(state, "iter", samples);
   progress_.epoch = progress_.iter / progress_.epoch_length;
   for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
-  const std::int64_t saved_length = state.at("epoch_length").integer(1);
+  if (const std::int64_t saved = state.at("iter").integer(0); saved != progress_.iter) {
+    logger().info("iteration ", saved, " of the saved run is iteration ", progress_.iter, " here, where one takes ",
+                  samples, " samples");
+  }
+  const std::int64_t saved_length = micro_steps_here(state, "epoch_length", samples);
   if (saved_length != progress_.epoch_length) {
     logger().warning("an epoch had ", saved_length, " iterations when ", checkpoint, " was saved, now it has ",
                      progress_.epoch_length, ": samples are taken up at the same iteration");
@@ -304,8 +325,10 @@ void Runner::train_one_iteration() {
   progress_.last = strategy_->train_step(batch);
   progress_.step_seconds = seconds_since(start);
   ++progress_.iter;
-  for (auto& scheduler : strategy_->param_schedulers()) {
-    if (!scheduler->by_epoch()) scheduler->step();
+  if (!progress_.last.update.was_skipped) {
+    for (auto& scheduler : strategy_->param_schedulers()) {
+      if (!scheduler->by_epoch()) scheduler->step();
+    }
   }
   for (auto& hook : hooks_) hook->after_train_iter(*this);
 }
@@ -380,7 +403,6 @@ bool Runner::can_save() {
 }
 
 void Runner::save(const std::string& name, const SaveRules& rules) {
-  if (!is_main()) return;  // every rank has the whole state
   SaveOptions options;
   options.save_optimizer = rules.save_optimizer;
   options.save_param_scheduler = rules.save_param_scheduler;

@@ -43,18 +43,18 @@ class Runner final : private RunControl {
   const std::string& work_dir() const override { return config_.work_dir; }
   const std::string& log_dir() const override { return log_dir_; }
   bool can_save() override;
+  bool on_any_rank(bool value) override;
   void save(const std::string& name, const SaveRules& rules) override;
 
   std::unique_ptr<DataLoader> make_loader(const DataLoaderConfig& config, bool is_training) const;
   std::vector<std::unique_ptr<Metric>> make_metrics(const OneOrMany& field) const;
   PrepareOptions prepare_options() const;
   ModelFactory model_factory() const;
+  bool has_plugin() const;
   /// Meets the other ranks, if there are any, and agrees on the seed.
   void join_job();
   bool is_main() const { return job_ == nullptr || job_->info().rank == 0; }
   dist::Comm* comm() { return job_ == nullptr ? nullptr : &job_->world(); }
-  /// True on all ranks if it is on any.
-  bool on_any_rank(bool value);
   /// A file in the log's folder, on the rank that writes.
   void write_log_file(const std::string& name, const std::string& contents) const;
   void set_up_environment();

@@ -10,7 +10,7 @@
 
 #include <doctest/doctest.h>
 
-#include "autograd/optim/optimizer.h"
+#include "autograd/optim/stepper.h"
 #include "strategy/builtins.h"
 #include "strategy/registry.h"
 #include "tests/parity/counted_numbers.h"
@@ -43,7 +43,7 @@ std::vector<std::vector<float>> play(const strategy::Registry& registry, const J
   const autograd::Variable parameter(Tensor::from_values(test::counted_floats("parameter", shape.numel()), shape),
                                      true);
   parameter.set_name("parameter");
-  autograd::LocalStepper stepper(*optimizer, {{parameter, 0}}, cut_elements);
+  autograd::Stepper stepper(*optimizer, {{parameter, 0}}, {.cut_elements = cut_elements});
   std::vector<std::vector<float>> trajectory;
   for (std::size_t step = 0; step < steps; ++step) {
     parameter.set_grad(Tensor::from_values(gradient(static_cast<int>(step)), shape));

@@ -342,7 +342,8 @@ TEST_CASE("a background save that fails is reported by the next save or by wait,
   faulty.inject({12, FaultKind::power_cut, EIO});
   save(*net, "iter_1", faulty, saver, true);
   for (const auto& [name, variable] : net->named_parameters()) saver.before_change(variable.data());
-  CHECK_THROWS_AS(save(*net, "iter_2", faulty, saver, true), IoError);
+  CHECK_THROWS_WITH_AS(save(*net, "iter_2", faulty, saver, true),
+                       doctest::Contains("saving \"/run/iter_1\" in the background failed: "), IoError);
   CHECK_NOTHROW(saver.wait());
   CHECK(formats::list_checkpoints("/run", disk).checkpoints.empty());
 }

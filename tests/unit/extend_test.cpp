@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include "autograd/graph.h"
+#include "autograd/optim/stepper.h"
 #include "samples/extend/signum.h"
 #include "samples/extend/spiral_net.h"
 #include "samples/extend/spirals.h"
@@ -66,7 +67,7 @@ std::vector<float> after_steps(std::int64_t cut_elements) {
   Signum optimizer({.lr = 0.5, .momentum = 0.5, .weight_decay = 0.25});
   const Variable parameter(Tensor::from_values(values, {3000}), true);
   parameter.set_name("weight");
-  autograd::LocalStepper stepper(optimizer, {{parameter, 0}}, cut_elements);
+  autograd::Stepper stepper(optimizer, {{parameter, 0}}, {.cut_elements = cut_elements});
   for (int step = 0; step < 3; ++step) {
     for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = std::sin(static_cast<float>(i + 1000 * step));
     parameter.set_grad(Tensor::from_values(gradients, {3000}));

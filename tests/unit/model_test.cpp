@@ -11,6 +11,7 @@
 #include "autograd/graph.h"
 #include "autograd/optim/adam.h"
 #include "autograd/random_state.h"
+#include "autograd/optim/stepper.h"
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
@@ -72,9 +73,9 @@ std::vector<double> train(TrainableModel& model, const Batch& batch, int steps, 
   AdamConfig config;
   config.lr = lr;
   Adam optimizer(config);
-  std::vector<LocalStepper::Parameter> parameters;
+  std::vector<Part> parameters;
   for (const auto& [name, parameter] : model.named_parameters()) parameters.push_back({parameter, 0});
-  LocalStepper stepper(optimizer, parameters);
+  Stepper stepper(optimizer, parameters);
   std::vector<double> losses;
   for (int step = 0; step < steps; ++step) {
     random_state().begin(5, static_cast<std::uint64_t>(step), 0);

@@ -19,7 +19,8 @@ struct Stepped {
   explicit Stepped(std::int64_t counts, std::optional<ClipConfig> clip = {},
                    std::optional<std::int64_t> max_micro_steps = {})
       : parameter(Tensor::zeros({2}, DType::f32), true),
-        wrapper(std::make_unique<autograd::SGD>(sgd()), {{parameter, 0}}, counts, std::move(clip), max_micro_steps) {}
+        wrapper(std::make_unique<autograd::SGD>(sgd()), make_unsharded({parameter}),
+                {.accumulative_counts = counts, .clip = std::move(clip), .max_micro_steps = max_micro_steps}) {}
 
   static autograd::SGDConfig sgd() {
     autograd::SGDConfig config;

@@ -14,6 +14,7 @@
 #include "autograd/optim/adam.h"
 #include "autograd/optim/lamb.h"
 #include "autograd/optim/sgd.h"
+#include "autograd/optim/stepper.h"
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
@@ -255,20 +256,20 @@ const std::vector<Shape>& shapes() {
 struct Run {
   std::unique_ptr<Optimizer> optimizer;
   std::vector<Variable> variables;
-  std::unique_ptr<LocalStepper> stepper;
+  std::unique_ptr<Stepper> stepper;
 };
 
 Run make_run(const OptimizerCase& c, std::int64_t cut, DType dtype = DType::f32) {
   Run run;
   run.optimizer = c.make();
-  std::vector<LocalStepper::Parameter> parameters;
+  std::vector<Part> parameters;
   for (std::size_t i = 0; i < shapes().size(); ++i) {
     Variable variable(tensor(numbers(shapes()[i].numel(), i), shapes()[i], dtype), true);
     variable.set_name("p" + std::to_string(i));
     run.variables.push_back(variable);
     parameters.push_back({variable, 0});
   }
-  run.stepper = std::make_unique<LocalStepper>(*run.optimizer, std::move(parameters), cut);
+  run.stepper = std::make_unique<Stepper>(*run.optimizer, std::move(parameters), Stepper::Options{.cut_elements = cut});
   return run;
 }
 
@@ -313,7 +314,7 @@ TEST_CASE("five steps of every optimizer equal a naive computation in f64") {
       const Reference& reference = references[static_cast<std::size_t>(name[1] - '0')];
       REQUIRE(reference.states.contains(name.substr(slash + 1)));
       const Values& want = reference.states.at(name.substr(slash + 1));
-      const Values got = values_of(state);
+      const Values got = values_of(state.tensor);
       REQUIRE(got.size() == want.size());
       double worst = 0;
       for (std::size_t j = 0; j < got.size(); ++j)
@@ -340,7 +341,8 @@ TEST_CASE("every optimizer gives the same bits on a parameter cut at block bound
         for (std::size_t i = 0; i < shapes().size(); ++i)
           CHECK(same_bits(pieces.variables[i].data(), again.variables[i].data()));
         const auto states = again.stepper->named_states();
-        for (const auto& [name, state] : pieces.stepper->named_states()) CHECK(same_bits(state, states.at(name)));
+        for (const auto& [name, state] : pieces.stepper->named_states())
+          CHECK(same_bits(state.tensor, states.at(name).tensor));
       }
     }
   }
@@ -361,7 +363,8 @@ TEST_CASE("16-bit weights are trained through f32 masters and are the masters' r
     }
     for (std::size_t i = 0; i < shapes().size(); ++i) {
       CHECK(same_bits(half.variables[i].data(), cast(full.variables[i].data(), DType::bf16)));
-      CHECK(same_bits(half.stepper->named_states().at("p" + std::to_string(i) + "/master"), full.variables[i].data()));
+      CHECK(same_bits(half.stepper->named_states().at("p" + std::to_string(i) + "/master").tensor,
+                      full.variables[i].data()));
     }
   }
 }
@@ -396,7 +399,7 @@ TEST_CASE("a run goes on from saved states and the step count") {
     if (t != 2) continue;
     for (std::size_t i = 0; i < shapes().size(); ++i) copy_into(first.variables[i].data(), second.variables[i].data());
     const auto states = second.stepper->named_states();
-    for (const auto& [name, state] : first.stepper->named_states()) copy_into(state, states.at(name));
+    for (const auto& [name, state] : first.stepper->named_states()) copy_into(state.tensor, states.at(name).tensor);
     second.stepper->set_step_count(first.stepper->step_count());
   }
   for (std::size_t i = 0; i < shapes().size(); ++i)
@@ -409,7 +412,7 @@ TEST_CASE("masters are taken again from loaded weights when asked for") {
   const Tensor loaded = tensor(Values(2500, 0.5), {2500}, DType::bf16);
   copy_into(loaded, run.variables[1].data());
   run.stepper->refresh_masters();
-  CHECK(values_of(run.stepper->named_states().at("p1/master")) == Values(2500, 0.5));
+  CHECK(values_of(run.stepper->named_states().at("p1/master").tensor) == Values(2500, 0.5));
 }
 
 TEST_CASE("a step on meta computes nothing and needs the same states") {
@@ -419,10 +422,10 @@ TEST_CASE("a step on meta computes nothing and needs the same states") {
     const auto optimizer = c.make();
     Variable weight(Tensor::zeros({40, 60}, DType::f32, meta), true), bias(Tensor::zeros({40}, DType::f32, meta), true);
     weight.set_grad(Tensor::zeros({40, 60}, DType::f32, meta));
-    LocalStepper stepper(*optimizer, {{weight, 0}, {bias, 0}});
+    Stepper stepper(*optimizer, {{weight, 0}, {bias, 0}});
     stepper.step();
     CHECK(stepper.gradient_norm() == 0);
-    for (const auto& [name, state] : stepper.named_states()) CHECK(state.device() == meta);
+    for (const auto& [name, state] : stepper.named_states()) CHECK(state.tensor.device() == meta);
   }
 }
 

@@ -37,6 +37,9 @@ PrepareOptions training(const OptimizerFactory& optimizer, std::int64_t accumula
   return options;
 }
 
+/// One process without a plugin.
+std::unique_ptr<BaseStrategy> alone(Device device) { return std::make_unique<ColossalAIStrategy>(device, 0); }
+
 autograd::Batch images(std::int64_t count) {
   return {Tensor::zeros({count, 1, 28, 28}, DType::f32), Tensor::zeros({count}, DType::i64)};
 }
@@ -56,7 +59,7 @@ MemoryStats first_step(const ModelFactory& model, const PrepareOptions& options,
 void check_audit(const std::string& name, const ModelFactory& model, const PrepareOptions& options,
                  const std::function<autograd::Batch()>& batch) {
   INFO(name);
-  const Plan plan = make_plan(model, options, batch());
+  const Plan plan = make_plan(alone, model, options, batch());
   const MemoryStats actual = first_step(model, options, batch);
   INFO(audit_text(plan, actual));
   CHECK(audit_worst(plan, actual) <= 0.05);
@@ -113,7 +116,8 @@ TEST_CASE("the plan of a decoder with rotary, SwiGLU, recompute and accumulation
 }
 
 TEST_CASE("a plan lists the parameters in the order of their use, and their gradients' order") {
-  const Plan plan = make_plan(decoder(), training([] { return std::make_unique<autograd::AdamW>(); }, 2), tokens());
+  const Plan plan =
+      make_plan(alone, decoder(), training([] { return std::make_unique<autograd::AdamW>(); }, 2), tokens());
   const auto model = decoder()({DType::f32, kCpu});
   autograd::name_tree(*model);
   std::set<std::string> names;
@@ -138,7 +142,7 @@ TEST_CASE("a plan lists the parameters in the order of their use, and their grad
 TEST_CASE("a plan counts the FLOPs of every product and its JSON says the same as its text") {
   samples::MlpClassifierConfig config;
   config.width = 64;
-  const Plan plan = make_plan(factory<samples::MlpClassifier>(config),
+  const Plan plan = make_plan(alone, factory<samples::MlpClassifier>(config),
                               training([] { return std::make_unique<autograd::AdamW>(); }), images(32));
   // Forward, gradient of the weights, gradient of the inputs (not of the first layer's).
   const double products = 2.0 * 32 * (3 * (784 * 64 + 64 * 64 + 64 * 10) - 784 * 64);
@@ -157,7 +161,7 @@ TEST_CASE("a plan counts the FLOPs of every product and its JSON says the same a
 TEST_CASE("planning allocates nothing on the CPU") {
   const autograd::Batch batch = tokens();
   const std::uint64_t before = allocator(kCpu).stats().allocations;
-  make_plan(decoder(), training([] { return std::make_unique<autograd::AdamW>(); }), batch);
+  make_plan(alone, decoder(), training([] { return std::make_unique<autograd::AdamW>(); }), batch);
   CHECK(allocator(kCpu).stats().allocations == before);
 }
 

@@ -1,101 +1,85 @@
-// Data parallel training: the same bits however a global batch is split over ranks and micro-steps.
+// Training on ranks: the same bits however a global batch is split over ranks and micro-steps, whatever is sharded, in
+// every precision, and across save and resume.
 #include <cmath>
 #include <mutex>
 
 #include <doctest/doctest.h>
 
 #include "autograd/graph.h"
-#include "autograd/nn/layers.h"
-#include "autograd/nn/vision.h"
-#include "autograd/ops/elementwise.h"
-#include "autograd/ops/softmax.h"
+#include "autograd/optim/adafactor.h"
 #include "autograd/optim/adam.h"
+#include "autograd/optim/lamb.h"
 #include "autograd/random_state.h"
-#include "core/ops/random.h"
+#include "core/ops/cast.h"
 #include "dist/comm_thread.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/ddp/torch_ddp_plugin.h"
+#include "strategy/gemini/gemini_plugin.h"
+#include "strategy/low_level_zero/low_level_zero_plugin.h"
+#include "tests/support/mixed_model.h"
+#include "tests/support/temp_dir.h"
 
 using namespace castor;
 using namespace castor::strategy;
+using castor::test::CountedSamples;
+using castor::test::MixedModel;
 
 namespace {
 
-/// Everything whose bits could depend on the split: dropout, batch statistics, a tied weight, a frozen layer, and a
-/// parameter that no loss reaches.
-class MixedModel final : public autograd::TrainableModel {
- public:
-  explicit MixedModel(const autograd::TensorOptions& options)
-      : first_(8, 16, {.tensor = options}),
-        norm_(16, 1e-5, 0.1, options),
-        dropout_(0.25),
-        middle_(16, 16, {.tensor = options}),
-        frozen_(16, 16, {.tensor = options}),
-        unused_(3, 3, {.tensor = options}),
-        last_(16, 3, {.tensor = options}) {
-    register_module("first", first_);
-    register_module("norm", norm_);
-    register_module("dropout", dropout_);
-    register_module("middle", middle_);
-    register_module("frozen", frozen_);
-    register_module("unused", unused_);
-    register_module("last", last_);
-    frozen_.weight().set_requires_grad(false);
-    frozen_.bias().set_requires_grad(false);
-  }
-  autograd::Variable forward(const Tensor& inputs) override {
-    const autograd::ForwardScope scope(*this);
-    const std::int64_t n = inputs.size(0);
-    autograd::Variable x = first_.forward(autograd::Variable(inputs));
-    x = autograd::reshape(norm_.forward(autograd::reshape(x, {n, 16, 1, 1})), {n, 16});
-    x = middle_.forward(dropout_.forward(autograd::relu(x)));
-    x = middle_.forward(autograd::relu(x));
-    return last_.forward(frozen_.forward(x));
-  }
-  std::map<std::string, autograd::Variable> loss(const autograd::Batch& batch) override {
-    return {{"loss", autograd::cross_entropy(forward(batch.inputs), batch.targets)}};
-  }
+using MakePlugin = std::function<std::unique_ptr<Plugin>()>;
 
- private:
-  autograd::Linear first_;
-  autograd::BatchNorm2d norm_;
-  autograd::Dropout dropout_;
-  autograd::Linear middle_, frozen_, unused_, last_;
+/// One way of training.
+struct Layout {
+  std::string name;
+  int world_size = 1;
+  std::int64_t micro_steps = 1;
+  MakePlugin plugin = {};  ///< empty: none, in one process
 };
 
-class CountedSamples final : public Dataset {
- public:
-  std::int64_t size() const override { return 96; }
-  autograd::Batch batch(std::span<const std::int64_t> samples) const override {
-    const auto n = static_cast<std::int64_t>(samples.size());
-    autograd::Batch result{Tensor::empty({n, 8}, DType::f32), Tensor::empty({n}, DType::i64)};
-    for (std::int64_t i = 0; i < n; ++i) {
-      fill_normal(result.inputs.select(0, i), {5, static_cast<std::uint64_t>(samples[static_cast<std::size_t>(i)])});
-      result.targets.data<std::int64_t>()[i] = samples[static_cast<std::size_t>(i)] % 3;
-    }
-    return result;
-  }
+/// What is the same for all layouts that are compared.
+struct Task {
+  Precision precision = Precision::fp32;
+  OptimizerFactory optimizer = [] {
+    autograd::AdamWConfig config;
+    config.lr = 1e-2;
+    return std::make_unique<autograd::AdamW>(config);
+  };
+  std::int64_t updates = 6;
+  std::string resume_from = {};  ///< a checkpoint; empty: start anew
+  std::string save_as = {};      ///< saved at the end; empty: not
 };
 
 /// Every tensor of a trained model and its optimizer, and what was logged.
 struct Outcome {
   std::map<std::string, std::vector<float>> tensors;
   std::vector<double> grad_norms;
+  std::int64_t skipped = 0;
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
 
-Outcome train(ColossalAIStrategy& strategy, std::int64_t micro_steps, std::int64_t updates) {
+std::vector<float> floats(const Tensor& x) { return cast(x, DType::f32).to_vector<float>(); }
+
+/// Puts a piece where it belongs. What several ranks have must be equal.
+void put(std::map<std::string, std::vector<float>>& into, const std::string& name, std::int64_t whole,
+         std::int64_t offset, const std::vector<float>& piece) {
+  std::vector<float>& all = into[name];
+  all.resize(static_cast<std::size_t>(whole), std::nanf(""));
+  for (std::size_t i = 0; i < piece.size(); ++i) {
+    float& place = all[static_cast<std::size_t>(offset) + i];
+    CHECK((std::isnan(place) || place == piece[i]));
+    place = piece[i];
+  }
+}
+
+void run_rank(ColossalAIStrategy& strategy, std::int64_t micro_steps, const Task& task, Outcome& outcome,
+              std::mutex& mutex) {
   PrepareOptions options;
-  options.optimizer = [] {
-    autograd::AdamWConfig config;
-    config.lr = 1e-2;
-    return std::make_unique<autograd::AdamW>(config);
-  };
+  options.optimizer = task.optimizer;
   options.accumulative_counts = micro_steps;
   options.clip = ClipConfig{};
   options.clip->max_norm = 0.5;
-  options.dispatch.max_iters = updates * micro_steps;
+  options.dispatch.max_iters = 1000 * micro_steps;
   strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); }, options);
   SamplerOptions loading;
   loading.seed = 3;
@@ -103,103 +87,290 @@ Outcome train(ColossalAIStrategy& strategy, std::int64_t micro_steps, std::int64
   loading.world_size = strategy.world_size();
   loading.rank = strategy.rank();
   DataLoader loader(std::make_shared<CountedSamples>(), loading);
-  Outcome outcome;
-  for (std::int64_t i = 0; i < updates * micro_steps; ++i) {
+  if (!task.resume_from.empty()) {
+    strategy.resume(task.resume_from);
+    CHECK(strategy.optim_wrapper()->inner_count() == 6 * micro_steps);
+    loader.seek({1, 0});  // six updates of a global batch of 16 were an epoch
+  }
+  std::vector<double> norms;
+  for (std::int64_t i = 0; i < task.updates * micro_steps; ++i) {
     const StepResult step = strategy.train_step(loader.next());
-    if (step.update.did_update) outcome.grad_norms.push_back(*step.update.grad_norm);
+    if (step.update.did_update) norms.push_back(step.update.was_skipped ? -1 : *step.update.grad_norm);
   }
-  for (const auto& [name, variable] : strategy.model().named_parameters()) {
-    outcome.tensors[name] = variable.data().to_vector<float>();
+  if (!task.save_as.empty()) strategy.save_checkpoint(task.save_as);
+  std::map<std::string, std::vector<float>> weights;  // reading one may gather it: all ranks do
+  for (const auto& [name, variable] : strategy.model().named_parameters()) weights[name] = floats(variable.data());
+  const std::lock_guard lock(mutex);
+  for (const auto& [name, values] : weights)
+    put(outcome.tensors, name, static_cast<std::int64_t>(values.size()), 0, values);
+  for (const auto& [name, variable] : strategy.model().named_buffers())
+    put(outcome.tensors, name, variable.data().numel(), 0, floats(variable.data()));
+  for (const auto& [name, state] : strategy.optim_wrapper()->stepper().named_states())
+    put(outcome.tensors, name, state.shape.numel(), state.offset, floats(state.tensor));
+  if (strategy.rank() == 0) {
+    outcome.grad_norms = norms;
+    if (const autograd::GradScaler* scaler = strategy.optim_wrapper()->grad_scaler())
+      outcome.skipped = scaler->state().skipped;
   }
-  for (const auto& [name, variable] : strategy.model().named_buffers()) {
-    if (variable.dtype() == DType::f32) outcome.tensors[name] = variable.data().to_vector<float>();
+}
+
+Outcome train(const Layout& layout, const Task& task) {
+  Outcome outcome;
+  std::mutex mutex;
+  if (!layout.plugin) {
+    ColossalAIStrategy strategy(kCpu, 7, {}, task.precision);
+    run_rank(strategy, layout.micro_steps, task, outcome, mutex);
+  } else {
+    dist::run_ranks(layout.world_size, [&](dist::Comm& comm) {
+      ColossalAIStrategy strategy(kCpu, 7, {}, layout.plugin(), comm, task.precision);
+      run_rank(strategy, layout.micro_steps, task, outcome, mutex);
+    });
   }
-  for (const auto& [name, state] : strategy.optim_wrapper()->stepper().named_states()) {
-    outcome.tensors[name] = state.to_vector<float>();
+  for (const auto& [name, values] : outcome.tensors) {
+    for (const float value : values) CHECK_FALSE_MESSAGE(std::isnan(value), name);
   }
   return outcome;
 }
 
-/// The outcome of all ranks, which must agree.
-Outcome train_on_ranks(int world_size, std::int64_t micro_steps, double bucket_cap_mb = 25, std::int64_t updates = 6) {
-  std::mutex mutex;
-  std::vector<Outcome> outcomes;
-  dist::run_ranks(world_size, [&](dist::Comm& comm) {
-    TorchDDPPlugin::Config plugin;
-    plugin.bucket_cap_mb = bucket_cap_mb;
-    ColossalAIStrategy strategy(kCpu, 7, {}, std::make_unique<TorchDDPPlugin>(plugin), comm);
-    Outcome outcome = train(strategy, micro_steps, updates);
-    const std::lock_guard lock(mutex);
-    outcomes.push_back(std::move(outcome));
-  });
-  REQUIRE(outcomes.size() == static_cast<std::size_t>(world_size));
-  for (const Outcome& outcome : outcomes) CHECK(outcome == outcomes.front());
-  return outcomes.front();
+MakePlugin ddp(double bucket_cap_mb = 25) {
+  return [bucket_cap_mb] {
+    TorchDDPPlugin::Config config;
+    config.bucket_cap_mb = bucket_cap_mb;
+    return std::make_unique<TorchDDPPlugin>(config);
+  };
 }
 
-/// The same without ranks or plugin.
-Outcome train_alone(std::int64_t micro_steps) {
-  ColossalAIStrategy strategy(kCpu, 7);
-  return train(strategy, micro_steps, 6);
+MakePlugin zero(std::int64_t stage, Precision precision, double bucket_in_m = 12,
+                const std::function<void(LowLevelZeroPlugin::Config&)>& change = {}) {
+  return [=] {
+    LowLevelZeroPlugin::Config config;
+    config.stage = stage;
+    config.precision = precision_name(precision);
+    config.reduce_bucket_size_in_m = bucket_in_m;
+    config.grad_scaler = {};
+    if (change) change(config);
+    return std::make_unique<LowLevelZeroPlugin>(config);
+  };
 }
 
-TEST_CASE(
-    "ranks and micro-steps may share a global batch in any way: weights, buffers, states and norms keep their bits") {
-  const Outcome four = train_alone(4);
-  CHECK(train_on_ranks(1, 4) == four);
-  CHECK(train_on_ranks(2, 2) == four);
-  CHECK(train_on_ranks(4, 1) == four);
-  const Outcome twelve = train_alone(12);
-  CHECK(train_on_ranks(3, 4) == twelve);
-  CHECK(train_on_ranks(6, 2) == twelve);
-  CHECK(twelve.tensors != four.tensors);
+MakePlugin gemini(Precision precision, const std::function<void(GeminiPlugin::Config&)>& change = {}) {
+  return [=] {
+    GeminiPlugin::Config config;
+    config.precision = precision_name(precision);
+    config.enable_gradient_accumulation = true;
+    config.min_chunk_size_m = 0.0003;
+    config.search_range_m = 0.0001;
+    config.hidden_dim = 16;
+    if (change) change(config);
+    return std::make_unique<GeminiPlugin>(config);
+  };
+}
+
+/// The small buckets' size: a few hundred elements, so that parameters lie in several.
+constexpr double kSmallBucket = 0.0003;
+
+constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::fp16};
+
+TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in any way: everything keeps its bits") {
+  for (const Precision precision : kPrecisions) {
+    CAPTURE(precision_name(precision));
+    Task task;
+    task.precision = precision;
+    const Outcome four = train({"alone", 1, 4}, task), twelve = train({"alone", 1, 12}, task);
+    CHECK(twelve.tensors != four.tensors);
+    const std::pair<const char*, MakePlugin> plugins[] = {
+        {"ddp", ddp()},
+        {"zero-1", zero(1, precision, kSmallBucket)},
+        {"zero-2", zero(2, precision, kSmallBucket)},
+        {"gemini, all sharded", gemini(precision)},
+        {"gemini, all gathered", gemini(precision, [](auto& c) { c.shard_param_frac = 0; })},
+        {"gemini, half of each, two ahead", gemini(precision,
+                                                   [](auto& c) {
+                                                     c.shard_param_frac = 0.5;
+                                                     c.offload_optim_frac = 0.5;
+                                                     c.offload_param_frac = 0.5;
+                                                     c.max_prefetch = 2;
+                                                   })},
+        {"gemini, everything offloaded", gemini(precision,
+                                                [](auto& c) {
+                                                  c.offload_optim_frac = 1;
+                                                  c.offload_param_frac = 1;
+                                                })},
+        {"gemini, auto", gemini(precision, [](auto& c) {
+           c.placement_policy = "auto";
+           c.device_memory_gib = 1e-5;
+         })}};
+    for (const auto& [name, plugin] : plugins) {
+      CAPTURE(name);
+      CHECK(train({name, 1, 4, plugin}, task) == four);
+      CHECK(train({name, 2, 2, plugin}, task) == four);
+      CHECK(train({name, 4, 1, plugin}, task) == four);
+      CHECK(train({name, 3, 4, plugin}, task) == twelve);
+      CHECK(train({name, 6, 2, plugin}, task) == twelve);
+    }
+  }
+}
+
+TEST_CASE("steps that overflow in fp16 are skipped alike in every layout") {
+  Task task;
+  task.precision = Precision::fp16;
+  const auto plugin = [](std::int64_t stage) {
+    return zero(stage, Precision::fp16, kSmallBucket, [](auto& c) {
+      c.grad_scaler.initial_scale = 262144;
+      c.grad_scaler.hysteresis = 1;
+    });
+  };
+  const Outcome expected = train({"zero-1", 1, 4, plugin(1)}, task);
+  CHECK(expected.skipped > 0);
+  CHECK(expected.skipped < task.updates);
+  CHECK(train({"zero-1", 4, 1, plugin(1)}, task) == expected);
+  CHECK(train({"zero-2", 2, 2, plugin(2)}, task) == expected);
 }
 
 TEST_CASE("buckets of any size give the same bits, more pieces than elements included") {
-  const Outcome expected = train_on_ranks(2, 2);
-  CHECK(train_on_ranks(2, 2, 1e-6) == expected);
-  CHECK(train_on_ranks(2, 2, 0.001) == expected);
+  const Task task;
+  const Outcome expected = train({"ddp", 2, 2, ddp()}, task);
+  CHECK(train({"ddp", 2, 2, ddp(1e-6)}, task) == expected);
+  CHECK(train({"ddp", 2, 2, ddp(0.001)}, task) == expected);
+  CHECK(train({"zero", 2, 2, zero(1, Precision::fp32)}, task) == expected);
+  CHECK(train({"zero", 2, 2, zero(2, Precision::fp32, 1e-6)}, task) == expected);
+}
+
+TEST_CASE("optimizers whose statistics span whole parameters step shards of them with the same bits") {
+  const std::pair<const char*, OptimizerFactory> optimizers[] = {
+      {"Lamb", [] { return std::make_unique<autograd::Lamb>(autograd::LambConfig{}); }},
+      {"Adafactor", [] { return std::make_unique<autograd::Adafactor>(autograd::AdafactorConfig{}); }}};
+  for (const auto& [name, optimizer] : optimizers) {
+    CAPTURE(name);
+    Task task;
+    task.optimizer = optimizer;
+    CHECK(train({"zero", 4, 1, zero(1, Precision::fp32)}, task) == train({"alone", 1, 4}, task));
+  }
+}
+
+TEST_CASE("a run saved under one layout goes on under any other with the bits of the undisturbed run") {
+  for (const Precision precision : kPrecisions) {
+    CAPTURE(precision_name(precision));
+    const Layout layouts[] = {{"alone", 1, 4},
+                              {"ddp", 2, 2, ddp()},
+                              {"zero-1", 4, 1, zero(1, precision, kSmallBucket)},
+                              {"zero-2", 2, 2, zero(2, precision)},
+                              {"gemini", 4, 1, gemini(precision)},
+                              {"gemini, offloaded", 2, 2, gemini(precision, [](auto& c) {
+                                 c.offload_optim_frac = 1;
+                                 c.offload_param_frac = 0.5;
+                               })}};
+    Task whole;
+    whole.precision = precision;
+    whole.updates = 12;
+    Outcome expected = train(layouts[0], whole);
+    expected.grad_norms.erase(expected.grad_norms.begin(), expected.grad_norms.begin() + 6);
+    for (const Layout& before : layouts) {
+      const test::TempDir folder;
+      Task first;
+      first.precision = precision;
+      first.save_as = (folder.path() / "iter_6").string();
+      train(before, first);
+      for (const Layout& after : layouts) {
+        CAPTURE(before.name);
+        CAPTURE(after.name);
+        Task rest;
+        rest.precision = precision;
+        rest.resume_from = first.save_as;
+        CHECK(train(after, rest) == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("options of zero that change numbers change them, and those that do not keep every bit") {
+  Task task;
+  task.precision = Precision::bf16;
+  const Outcome expected = train({"zero", 2, 2, zero(1, Precision::bf16)}, task);
+  const auto with = [&](const std::function<void(LowLevelZeroPlugin::Config&)>& change) {
+    return train({"zero", 2, 2, zero(1, Precision::bf16, 12, change)}, task);
+  };
+  CHECK(with([](auto& c) { c.overlap_communication = false; }) == expected);
+  CHECK(with([](auto& c) { c.communication_dtype = "fp32"; }) == expected);  // bf16 values are f32 values
+  CHECK(with([](auto& c) { c.communication_dtype = "fp16"; }).tensors != expected.tensors);
+  const Outcome without_masters = with([](auto& c) { c.master_weights = false; });
+  CHECK_FALSE(without_masters.tensors.contains("first.weight/master"));
+  CHECK(without_masters.tensors.at("first.weight") != expected.tensors.at("first.weight"));
+}
+
+TEST_CASE("a precision that contradicts the plugin's is refused, and so are two limits of the norm") {
+  dist::run_ranks(1, [](dist::Comm& comm) {
+    CHECK_THROWS_WITH_AS(ColossalAIStrategy(kCpu, 1, {}, zero(1, Precision::bf16)(), comm, Precision::fp16),
+                         doctest::Contains("mixed_precision is fp16"), ConfigError);
+    ColossalAIStrategy strategy(kCpu, 1, {}, zero(1, Precision::fp32, 12, [](auto& c) { c.max_norm = 1; })(), comm);
+    PrepareOptions options;
+    options.optimizer = [] { return std::make_unique<autograd::AdamW>(autograd::AdamWConfig{}); };
+    options.clip = ClipConfig{};
+    options.clip->max_norm = 0.5;
+    CHECK_THROWS_WITH_AS(
+        strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); },
+                         options),
+        doctest::Contains("max_norm"), ConfigError);
+  });
+}
+
+TEST_CASE("a shard's states take its share of the memory") {
+  for (const int world_size : {1, 4}) {
+    std::mutex mutex;
+    std::int64_t largest = 0, total = 0;
+    dist::run_ranks(world_size, [&](dist::Comm& comm) {
+      ColossalAIStrategy strategy(kCpu, 7, {}, zero(1, Precision::bf16)(), comm);
+      PrepareOptions options;
+      options.optimizer = [] { return std::make_unique<autograd::AdamW>(autograd::AdamWConfig{}); };
+      strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); },
+                       options);
+      std::int64_t elements = 0;
+      for (const auto& [name, state] : strategy.optim_wrapper()->stepper().named_states())
+        elements += state.tensor.numel();
+      const std::lock_guard lock(mutex);
+      largest = std::max(largest, elements);
+      total += elements;
+    });
+    const std::int64_t trained = 8 * 16 + 16 + 2 * 16 + 16 * 16 + 16 + 3 * 3 + 3 + 16 * 3 + 3;
+    CHECK(total == 3 * trained);                          // master, exp_avg, exp_avg_sq
+    if (world_size == 4) CHECK(largest < 3 * total / 4);  // parameters of less than a block are not cut
+  }
 }
 
 TEST_CASE("another order of addition gives other bits, so equality above is no accident") {
   // Two ranks that each sum their own micro-steps first: what a ring over local sums would do.
-  dist::run_ranks(1, [&](dist::Comm& comm) {
-    ColossalAIStrategy strategy(kCpu, 7, {}, std::make_unique<TorchDDPPlugin>(TorchDDPPlugin::Config{}), comm);
-    PrepareOptions options;
-    options.optimizer = [] { return std::make_unique<autograd::AdamW>(autograd::AdamWConfig{}); };
-    options.accumulative_counts = 100;
-    options.dispatch.max_iters = 100;
-    strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); },
-                     options);
-    SamplerOptions loading;
-    loading.seed = 3;
-    loading.batch_size = 4;
-    DataLoader loader(std::make_shared<CountedSamples>(), loading);
-    std::vector<std::vector<float>> gradients;
-    for (int k = 0; k < 4; ++k) {
-      autograd::random_state().begin(7, 0, static_cast<std::uint64_t>(k));
-      const auto losses = strategy.model().loss(loader.next());
-      autograd::backward(losses.at("loss"));
-      const autograd::Variable weight = strategy.model().named_parameters().at(0).second;
-      gradients.push_back(weight.grad().to_vector<float>());
-      weight.set_grad({});
-    }
-    int different = 0;
-    for (std::size_t i = 0; i < gradients[0].size(); ++i) {
-      const float in_order = ((gradients[0][i] + gradients[1][i]) + gradients[2][i]) + gradients[3][i];
-      const float by_rank = (gradients[0][i] + gradients[2][i]) + (gradients[1][i] + gradients[3][i]);
-      different += in_order != by_rank ? 1 : 0;
-    }
-    CHECK(different > 0);
-  });
+  ColossalAIStrategy strategy(kCpu, 7);
+  PrepareOptions options;
+  options.optimizer = [] { return std::make_unique<autograd::AdamW>(autograd::AdamWConfig{}); };
+  strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); }, options);
+  SamplerOptions loading;
+  loading.seed = 3;
+  loading.batch_size = 4;
+  DataLoader loader(std::make_shared<CountedSamples>(), loading);
+  std::vector<std::vector<float>> gradients;
+  for (int k = 0; k < 4; ++k) {
+    autograd::random_state().begin(7, 0, static_cast<std::uint64_t>(k));
+    const auto losses = strategy.model().loss(loader.next());
+    autograd::backward(losses.at("loss"));
+    const autograd::Variable weight = strategy.model().named_parameters().at(0).second;
+    gradients.push_back(weight.grad().to_vector<float>());
+    weight.set_grad({});
+  }
+  int different = 0;
+  for (std::size_t i = 0; i < gradients[0].size(); ++i) {
+    const float in_order = ((gradients[0][i] + gradients[1][i]) + gradients[2][i]) + gradients[3][i];
+    const float by_rank = (gradients[0][i] + gradients[2][i]) + (gradients[1][i] + gradients[3][i]);
+    different += in_order != by_rank ? 1 : 0;
+  }
+  CHECK(different > 0);
 }
 
-TEST_CASE("a parameter that is not f32 is refused by the plugin, naming it") {
+TEST_CASE("a parameter that is no float of 16 or 32 bits is refused by the plugin, naming it") {
   dist::run_ranks(1, [](dist::Comm& comm) {
-    autograd::Variable half(Tensor::zeros({4}, DType::bf16), true);
-    half.set_name("some.weight");
-    CHECK_THROWS_WITH_AS(TorchDDPPlugin(TorchDDPPlugin::Config{}).make_exchange(comm, {half}),
-                         doctest::Contains("'some.weight' must be f32"), DTypeError);
+    autograd::Variable wide(Tensor::zeros({4}, DType::f64), true);
+    wide.set_name("some.weight");
+    CHECK_THROWS_WITH_AS(TorchDDPPlugin(TorchDDPPlugin::Config{}).shard({comm, {wide}}),
+                         doctest::Contains("'some.weight' must be f32, bf16 or f16"), DTypeError);
   });
 }
 

@@ -1,5 +1,7 @@
-// What LocalStepper and the optimizers' configs promise beside the arithmetic (optimizer_test.cpp): groups, names of
+// What Stepper and the optimizers' configs promise beside the arithmetic (optimizer_test.cpp): groups, names of
 // states, norms and clipping, and what is refused.
+#include "autograd/optim/stepper.h"
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -34,14 +36,14 @@ Values values_of(const Tensor& x) {
 struct Run {
   std::unique_ptr<Optimizer> optimizer;
   std::vector<Variable> variables;
-  std::unique_ptr<LocalStepper> stepper;
+  std::unique_ptr<Stepper> stepper;
 };
 
 /// Parameters {1, 2} with gradients {1, -1}, one for each group number.
 Run plain_run(std::unique_ptr<Optimizer> optimizer, const std::vector<int>& groups) {
   Run run;
   run.optimizer = std::move(optimizer);
-  std::vector<LocalStepper::Parameter> parameters;
+  std::vector<Part> parameters;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     Variable variable(tensor({1, 2}, {2}), true);
     variable.set_name("w" + std::to_string(i));
@@ -49,7 +51,7 @@ Run plain_run(std::unique_ptr<Optimizer> optimizer, const std::vector<int>& grou
     run.variables.push_back(variable);
     parameters.push_back({variable, groups[i]});
   }
-  run.stepper = std::make_unique<LocalStepper>(*run.optimizer, std::move(parameters));
+  run.stepper = std::make_unique<Stepper>(*run.optimizer, std::move(parameters));
   return run;
 }
 
@@ -167,7 +169,7 @@ TEST_CASE("what a stepper cannot serve is refused with the parameter's name") {
   SGD sgd;
   const auto stepper = [&](Variable variable, int group, std::int64_t cut) {
     variable.set_name("blocks.0.weight");
-    LocalStepper(sgd, {{variable, group}}, cut);
+    Stepper(sgd, {{variable, group}}, {.cut_elements = cut});
   };
   const Variable good(tensor({1, 2}, {2}), true);
   CHECK_THROWS_AS(stepper(good, 0, 1000), InternalError);

@@ -174,7 +174,8 @@ TEST_CASE("a run stopped and restarted from its cursor gives equal bits") {
     to[i].second.data().copy_from_host(from[i].second.data().view().data, from[i].second.data().view().bytes());
   const auto states = first.optim_wrapper()->stepper().named_states();
   for (const auto& [name, state] : second.optim_wrapper()->stepper().named_states()) {
-    state.copy_from_host(states.at(name).view().data, states.at(name).view().bytes());
+    const View from = states.at(name).tensor.view();
+    state.tensor.copy_from_host(from.data, from.bytes());
   }
   second.optim_wrapper()->stepper().set_step_count(first.optim_wrapper()->stepper().step_count());
   second.set_seed(9);

@@ -1,0 +1,208 @@
+// Parts as ranges, and the order of a step; see stepper.h. Nothing is read back from the device but statistics.
+#include "autograd/optim/stepper.h"
+
+#include <cmath>
+
+#include "core/ops/cast.h"
+#include "core/ops/optim.h"
+
+namespace castor::autograd {
+namespace {
+
+constexpr const char* kMaster = "master";
+
+Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
+
+Tensor weights_of(const Part& part) { return part.weights.defined() ? part.weights : flat(part.variable.data()); }
+
+Tensor gradient_of(const Part& part) {
+  if (part.gradient.defined()) return part.gradient;
+  const Tensor& whole = part.variable.grad();
+  return whole.defined() ? flat(whole).narrow(0, part.offset, part.count) : Tensor{};
+}
+
+Device place_of(const Part& part) { return part.states_on.value_or(weights_of(part).device()); }
+
+// x itself where it is there already.
+Tensor moved(const Tensor& x, Device device) {
+  if (x.device() == device) return x;
+  const Tensor there = Tensor::empty(x.shape(), x.dtype(), device);
+  copy_across(x, there);
+  return there;
+}
+
+}  // namespace
+
+Part::Part(Variable parameter, int its_group)
+    : variable(std::move(parameter)), group(its_group), count(variable.data().numel()) {}
+
+Part::Part(Variable parameter, int its_group, std::int64_t its_offset, Tensor its_weights)
+    : variable(std::move(parameter)),
+      group(its_group),
+      offset(its_offset),
+      count(its_weights.numel()),
+      weights(std::move(its_weights)) {}
+
+Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& options)
+    : optimizer_(optimizer), parts_(std::move(parts)), options_(options) {
+  const std::int64_t cut_elements = options.cut_elements;
+  if (cut_elements < 0 || cut_elements % kBlockElements != 0) {
+    throw InternalError(cat("Stepper: cuts fall on multiples of ", kBlockElements, " elements, got ", cut_elements));
+  }
+  const CategoryScope category(Category::optimizer);
+  for (const Part& part : parts_) {
+    const Tensor& x = part.variable.data();
+    const std::string& name = part.variable.name();
+    const bool is_half = x.dtype() == DType::bf16 || x.dtype() == DType::f16;
+    if (!is_half && x.dtype() != DType::f32)
+      throw DTypeError(cat("Stepper: '", name, "' must be f32, f16 or bf16, got ", x));
+    if (!x.is_contiguous())
+      throw ShapeError(cat("Stepper: '", name, "' must be row-major, got ", x, " with strides ", x.strides()));
+    if (part.group < 0 || part.group >= static_cast<int>(optimizer.groups().size())) {
+      throw InternalError(cat("Stepper: '", name, "' is in group ", part.group, " of ", optimizer.groups().size()));
+    }
+    if (part.offset % kBlockElements != 0 || part.offset + part.count > x.numel()) {
+      throw InternalError(cat("Stepper: '", name, "' has ", x.numel(), " elements and no part [", part.offset, ", ",
+                              part.offset + part.count, ") on a block's boundary"));
+    }
+    std::map<std::string, Tensor> states;
+    for (const StateSpec& spec : optimizer.states(x.shape())) {
+      const bool is_cut = spec.shape == x.shape() && !part.is_whole();
+      states[spec.name] = Tensor::zeros(is_cut ? Shape{part.count} : spec.shape, spec.dtype, place_of(part));
+    }
+    if (is_half && options.keeps_masters) {
+      const Tensor master = moved(cast(weights_of(part), DType::f32), place_of(part));
+      states[kMaster] = part.is_whole() ? master.reshape(x.shape()) : master;
+    }
+    states_.push_back(std::move(states));
+  }
+}
+
+Stepper::Work Stepper::fetch(const Part& part) const {
+  Work work{weights_of(part), gradient_of(part)};
+  const Device place = place_of(part);
+  if (work.gradient.defined()) work.gradient = moved(work.gradient, place);
+  // Weights with a master are only written.
+  const bool has_master = options_.keeps_masters && work.weights.dtype() != DType::f32;
+  if (work.weights.device() != place) {
+    work.weights =
+        has_master ? Tensor::empty(work.weights.shape(), work.weights.dtype(), place) : moved(work.weights, place);
+  }
+  return work;
+}
+
+std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
+  const Part& part = parts_[index];
+  const auto& states = states_[index];
+  const Shape& shape = part.variable.shape();
+  const auto& [weights, gradient] = work;
+  const auto master = states.find(kMaster);
+  const std::int64_t length = options_.cut_elements > 0 ? options_.cut_elements : std::max<std::int64_t>(part.count, 1);
+  std::map<std::string, bool> is_cut;
+  for (const StateSpec& spec : optimizer_.states(shape)) is_cut[spec.name] = spec.shape == shape;
+  std::vector<Range> ranges;
+  for (std::int64_t begin = 0; begin < part.count; begin += length) {
+    const std::int64_t count = std::min(length, part.count - begin);
+    const auto cut = [&](const Tensor& whole) { return flat(whole).narrow(0, begin, count); };
+    Range range{&part.variable.name(), shape, part.offset + begin, count, part.group, {}, {}, {}, {}};
+    if (weights.dtype() == DType::f32) {
+      range.parameter = cut(weights);
+    } else {
+      range.parameter = master != states.end() ? cut(master->second) : cast(cut(weights), DType::f32);
+      range.copy = cut(weights);
+    }
+    if (gradient.defined()) range.gradient = cut(gradient);
+    for (const auto& [name, state] : states) {
+      if (name != kMaster) range.states[name] = is_cut.at(name) ? cut(state) : state;
+    }
+    ranges.push_back(std::move(range));
+  }
+  return ranges;
+}
+
+void Stepper::step(double gradient_scale) {
+  ++step_count_;
+  const StepContext context{step_count_, gradient_scale};
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].count == 0) continue;
+    const Work work = fetch(parts_[i]);
+    const std::vector<Range> ranges = ranges_of(i, work);
+    if (before_update_) before_update_(parts_[i], states_[i]);
+    Stats finished;
+    for (int pass = 0; pass < optimizer_.stats_passes(); ++pass) {
+      const auto add = [&](Stats& carry) {
+        for (const Range& range : ranges) optimizer_.accumulate_stats(pass, range, context, finished, carry);
+      };
+      Stats sums;
+      if (reducer_ != nullptr && !ranges.front().parameter.device().is_meta()) {
+        sums = reducer_->reduce(i, add);
+      } else {
+        add(sums);
+      }
+      finished.merge(sums);
+      optimizer_.finish_pass(pass, ranges.front(), context, finished);
+    }
+    for (const Range& range : ranges) optimizer_.apply(range, context, finished);
+    const Tensor weights = weights_of(parts_[i]);
+    if (weights.device() != work.weights.device()) copy_across(work.weights, weights);
+  }
+}
+
+double Stepper::gradient_norm() const {
+  if (!parts_.empty() && parts_.front().variable.device().is_meta()) return 0;
+  std::vector<std::vector<double>> blocks;
+  for (const Part& part : parts_) {
+    const Tensor gradient = gradient_of(part);
+    blocks.push_back(gradient.defined() ? block_squares(gradient)
+                                        : std::vector<double>(static_cast<std::size_t>(block_count(part.count))));
+  }
+  if (reducer_ != nullptr) return std::sqrt(reducer_->sum_blocks(blocks));
+  double total = 0;
+  for (const std::vector<double>& part : blocks) {
+    double sum = 0;
+    for (const double block : part) sum += block;
+    total += sum;
+  }
+  return std::sqrt(total);
+}
+
+void Stepper::restore_weights() {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const auto master = states_[i].find(kMaster);
+    if (master == states_[i].end()) continue;
+    const Tensor weights = weights_of(parts_[i]);
+    copy_across(cast(flat(master->second), weights.dtype()), weights);
+  }
+}
+
+void Stepper::refresh_masters() {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const auto master = states_[i].find(kMaster);
+    if (master != states_[i].end()) copy_across(cast(weights_of(parts_[i]), DType::f32), flat(master->second));
+  }
+}
+
+void Stepper::zero_grad() {
+  for (Part& part : parts_) {
+    part.gradient = {};
+    part.variable.set_grad({});
+  }
+}
+
+std::map<std::string, StatePiece> Stepper::named_states() const {
+  std::map<std::string, StatePiece> found;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& part = parts_[i];
+    const Shape& shape = part.variable.shape();
+    std::map<std::string, Shape> shapes = {{kMaster, shape}};
+    for (const StateSpec& spec : optimizer_.states(shape)) shapes[spec.name] = spec.shape;
+    for (const auto& [name, state] : states_[i]) {
+      const bool is_cut = shapes.at(name) == shape;
+      found[part.variable.name() + "/" + name] = {shapes.at(name), is_cut ? part.offset : 0, state,
+                                                  is_cut || part.offset == 0};
+    }
+  }
+  return found;
+}
+
+}  // namespace castor::autograd

@@ -1,0 +1,119 @@
+// Stepper: runs an optimizer over the parts of parameters that a process owns. Without sharding a part is a whole
+// parameter; a plugin that shards gives each rank its own stretches, and the bits are those of the uncut step.
+//
+// Delicate: the order of calls is the contract (each pass over all ranges of a parameter in order of offset, then its
+// finish; then the updates), and sums over parameters that several owners share are completed by a StatsReducer in the
+// order of their blocks, never as partial sums.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/optim/optimizer.h"
+
+namespace castor::autograd {
+
+/// Elements [offset, offset + count) of a parameter that this process steps.
+struct Part {
+  /// All of a parameter, where its data() and grad() lie at each step.
+  Part(Variable parameter, int group);
+  /// A stretch of it.
+  ///   offset   a multiple of kBlockElements
+  ///   weights  f32|bf16|f16 [count], row-major: where the stretch's weights lie
+  Part(Variable parameter, int group, std::int64_t offset, Tensor weights);
+
+  bool is_whole() const { return offset == 0 && count == variable.data().numel(); }
+
+  Variable variable;
+  int group = 0;
+  std::int64_t offset = 0;
+  std::int64_t count = 0;
+  Tensor weights;  ///< undefined: the variable's own data
+  /// Where its states live and its step is computed; unset: where its weights are. Weights and gradient of another
+  /// place are copied there for the step, and the new weights back.
+  std::optional<Device> states_on = {};
+  Tensor gradient;  ///< f32|bf16|f16 [count]; undefined: the variable's grad(), and zeros where that is undefined too
+};
+
+/// Completes what is summed over parameters that several processes own parts of.
+class StatsReducer {
+ public:
+  virtual ~StatsReducer() = default;
+  /// The statistics of one pass over a whole parameter: `add` adds those of this process's part to a carry.
+  virtual Stats reduce(std::size_t part, const std::function<void(Stats& carry)>& add) = 0;
+  /// The sum over all parameters, in their order, of the sum of their blocks, in order.
+  ///   blocks  of each part of this process, by part
+  virtual double sum_blocks(const std::vector<std::vector<double>>& blocks) = 0;
+};
+
+/// A state of a part, for checkpoints.
+struct StatePiece {
+  Shape shape;              ///< of the whole state
+  std::int64_t offset = 0;  ///< where the tensor's first element lies in it
+  Tensor tensor;            ///< the whole state, or [count] of it
+  bool is_first = true;     ///< false: a state that is kept whole, which another owner has as well
+};
+
+class Stepper {
+ public:
+  struct Options {
+    std::int64_t cut_elements = 0;  ///< > 0: parts are stepped in ranges of that many elements (a multiple of
+                                    ///< kBlockElements), which is how tests prove the contract
+    bool keeps_masters = true;      ///< false: 16-bit weights are widened for a step and rounded after it
+  };
+  /// Makes the states, zero, and for parts of 16 bits an f32 master, called "master", of the weights as they are.
+  /// Throws InternalError for a cut or group that does not exist, DTypeError or ShapeError for parameters that are not
+  /// row-major f32, f16 or bf16.
+  Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& options);
+  Stepper(Optimizer& optimizer, std::vector<Part> parts) : Stepper(optimizer, std::move(parts), Options{}) {}
+
+  /// Who completes sums over parts of other processes; must outlive this. None: this process has every part.
+  void set_reducer(StatsReducer& reducer) { reducer_ = &reducer; }
+
+  /// One step from each part's gradient.
+  ///   gradient_scale   multiplies every gradient
+  void step(double gradient_scale = 1.0);
+
+  /// The L2 norm of all gradients, of every owner, over fixed blocks in parameter order; the input of clipping. 0 on
+  /// meta.
+  double gradient_norm() const;
+
+  /// Called before a step changes a part and its states; for those who still read them (a checkpoint in writing).
+  using BeforeUpdate = std::function<void(const Part& part, const std::map<std::string, Tensor>& states)>;
+  void set_before_update(BeforeUpdate before_update) { before_update_ = std::move(before_update); }
+
+  std::vector<Part>& parts() { return parts_; }
+  const std::vector<Part>& parts() const { return parts_; }
+  /// Forgets every gradient.
+  void zero_grad();
+  /// Writes the masters' rounding to the weights: after gradients took their place and no step followed.
+  void restore_weights();
+  /// Takes the masters from the weights again: after weights were loaded without their masters.
+  void refresh_masters();
+  std::int64_t step_count() const { return step_count_; }
+  void set_step_count(std::int64_t count) { step_count_ = count; }
+  /// States by "parameter name/state name", for checkpoints.
+  std::map<std::string, StatePiece> named_states() const;
+
+ private:
+  /// What a part's step reads and writes, in one place.
+  struct Work {
+    Tensor weights, gradient;
+  };
+  Work fetch(const Part& part) const;
+  std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
+
+  Optimizer& optimizer_;
+  std::vector<Part> parts_;
+  std::vector<std::map<std::string, Tensor>> states_;  // by part
+  Options options_;
+  std::int64_t step_count_ = 0;
+  StatsReducer* reducer_ = nullptr;
+  BeforeUpdate before_update_;
+};
+
+}  // namespace castor::autograd

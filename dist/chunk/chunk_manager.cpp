@@ -1,0 +1,426 @@
+// Chunks and their moves; see chunk_manager.h.
+#include "dist/chunk/chunk_manager.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/device/dispatch.h"
+#include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
+#include "dist/gradient_buckets.h"
+
+namespace castor::dist {
+namespace {
+
+// Reductions on their way at a time: one travels while the next one's gradients are computed.
+constexpr std::size_t kMostReducing = 2;
+// Ops that must have begun after a chunk's last use before it may be dropped: an op may still be taking addresses when
+// the next one is counted.
+constexpr std::uint64_t kOpsInFlight = 2;
+
+bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
+
+}  // namespace
+
+std::string_view chunk_state_name(ChunkState state) {
+  constexpr std::string_view kNames[] = {"away", "arriving", "gathered", "collecting", "reducing"};
+  return kNames[static_cast<std::size_t>(state)];
+}
+
+struct ChunkManager::Chunk final : StoragePager {
+  Chunk(ChunkManager& its_manager, std::size_t its_number) : manager(its_manager), number(its_number) {}
+  void touch() override { manager.touch(*this); }
+
+  ChunkManager& manager;
+  std::size_t number;
+  std::string label;
+  FlatArray array;
+  std::vector<autograd::Variable> variables;  // by slot
+  bool is_trained = false;
+  ChunkState state = ChunkState::kAway;
+  std::shared_ptr<Storage> storage;
+  Tensor whole;                 // over the storage
+  Tensor piece;                 // this rank's weights, or the window's gradients in their place
+  Tensor sum;                   // f32, of this rank's piece
+  Tensor gradient;              // of the finished window
+  std::vector<bool> delivered;  // by slot
+  std::size_t delivered_count = 0;
+  std::optional<Work> work;  // the gather or the reduction that is on its way
+  std::uint64_t last_op = 0;
+  std::int64_t last_access = -1;
+};
+
+// While it lives the manager's own uses of storages are not accesses.
+class ChunkManager::Moving {
+ public:
+  explicit Moving(ChunkManager& manager) : manager_(manager), previous_(std::exchange(manager.is_moving_, true)) {}
+  ~Moving() { manager_.is_moving_ = previous_; }
+  Moving(const Moving&) = delete;
+  Moving& operator=(const Moving&) = delete;
+
+ private:
+  ChunkManager& manager_;
+  bool previous_;
+};
+
+ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& parameters, Device device,
+                           const ChunkOptions& options, const Fill& fill)
+    : comm_(comm),
+      gather_group_(comm.split(0, comm.rank())),
+      reduce_group_(comm.split(0, comm.rank())),
+      device_(device),
+      options_(options),
+      parameters_(parameters) {
+  const Moving moving(*this);
+  for (const bool is_trained : {true, false}) {
+    std::vector<std::size_t> numbers;
+    std::vector<FlatItem> items;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const autograd::Variable& parameter = parameters_[i];
+      if (parameter.requires_grad() != is_trained) continue;
+      const DType dtype = parameter.dtype();
+      if (dtype != DType::f32 && !is_half(dtype)) {
+        throw DTypeError(
+            cat(options_.owner, ": '", parameter.name(), "' must be f32, bf16 or f16, got ", parameter.data()));
+      }
+      numbers.push_back(i);
+      items.push_back({parameter.data().numel(), dtype});
+    }
+    for (FlatArray& array : lay_out(items, options_.capacity, comm_.world_size())) {
+      for (FlatSlot& slot : array.slots) slot.item = numbers[slot.item];
+      Chunk& chunk = *chunks_.emplace_back(std::make_unique<Chunk>(*this, chunks_.size()));
+      chunk.array = std::move(array);
+      chunk.is_trained = is_trained;
+      chunk.label = cat("chunk ", chunk.number, " from ", parameters_[chunk.array.slots.front().item].name());
+      chunk.delivered.resize(chunk.array.slots.size());
+    }
+  }
+  for (const auto& each : chunks_) {
+    Chunk& chunk = *each;
+    const FlatArray& array = chunk.array;
+    chunk.storage = Storage::make_empty(static_cast<std::size_t>(array.elements) * dtype_size(array.dtype), device_);
+    chunk.whole = Tensor(chunk.storage, {array.elements}, {1}, 0, array.dtype);
+    give_memory(chunk);
+    chunk.whole.fill_zero();
+    for (std::size_t s = 0; s < array.slots.size(); ++s) {
+      const FlatSlot& slot = array.slots[s];
+      const autograd::Variable& parameter = parameters_[slot.item];
+      chunk.variables.push_back(parameter);
+      place_[parameter.identity()] = {chunk.number, s};
+      const Tensor part = chunk.whole.narrow(0, slot.offset, slot.count).reshape(parameter.shape());
+      fill(parameter, part);
+      parameter.set_data(part);
+    }
+    const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
+    const CategoryScope category(Category::parameters);
+    chunk.piece = clone(chunk.whole.narrow(0, begin, array.piece_elements(comm_.rank())));
+    drop(chunk, "its piece was taken");
+    chunk.storage->set_pager(&chunk);
+  }
+  std::vector<std::string> names;
+  for (const autograd::Variable& parameter : parameters_) names.push_back(parameter.name());
+  sums_ = std::make_unique<PartSums>(comm_, owned_stretches(), std::move(names));
+  traffic_ = {};
+}
+
+ChunkManager::~ChunkManager() {
+  for (const auto& chunk : chunks_) {
+    chunk->storage->set_pager(nullptr);
+    try {
+      if (chunk->work) chunk->work->wait();
+    } catch (const std::exception&) {  // whoever ended the step early has thrown already
+    }
+  }
+}
+
+std::vector<std::vector<OwnedStretch>> ChunkManager::owned_stretches() const {
+  std::vector<std::vector<OwnedStretch>> owned(static_cast<std::size_t>(comm_.world_size()));
+  for (std::size_t rank = 0; rank < owned.size(); ++rank) {
+    for (const auto& chunk : chunks_) {
+      if (!chunk->is_trained) continue;
+      for (const FlatStretch& stretch : chunk->array.stretches(static_cast<int>(rank))) {
+        owned[rank].push_back({chunk->array.slots[stretch.slot].item, stretch.item_offset, stretch.count});
+      }
+    }
+  }
+  return owned;
+}
+
+// ------------------------------------------------------------------------------------------------ what policies see
+
+ChunkState ChunkManager::state(std::size_t chunk) const { return chunks_.at(chunk)->state; }
+bool ChunkManager::is_trained(std::size_t chunk) const { return chunks_.at(chunk)->is_trained; }
+std::int64_t ChunkManager::bytes(std::size_t chunk) const {
+  return static_cast<std::int64_t>(chunks_.at(chunk)->storage->bytes());
+}
+std::int64_t ChunkManager::last_use(std::size_t chunk) const { return chunks_.at(chunk)->last_access; }
+
+bool ChunkManager::can_release(std::size_t number) const {
+  const Chunk& chunk = *chunks_.at(number);
+  return chunk.state == ChunkState::kGathered && chunk.last_op + kOpsInFlight <= dispatched_ops();
+}
+
+void ChunkManager::release(std::size_t number) {
+  Chunk& chunk = *chunks_.at(number);
+  if (!can_release(number)) {
+    throw InternalError(cat(options_.owner, ": ", chunk.label, " is ", chunk_state_name(chunk.state),
+                            " or in use and cannot be dropped"));
+  }
+  drop(chunk, "released");
+}
+
+void ChunkManager::prefetch(std::size_t number) {
+  Chunk& chunk = *chunks_.at(number);
+  if (chunk.state != ChunkState::kAway) return;
+  begin_gather(chunk);
+  ++traffic_.prefetched;
+}
+
+std::int64_t ChunkManager::next_use(std::size_t chunk) const {
+  const auto all = static_cast<std::int64_t>(known_.size());
+  if (!is_training_) return all;
+  for (std::size_t i = accesses_.size(); i < known_.size(); ++i) {
+    if (known_[i] == chunk) return static_cast<std::int64_t>(i - accesses_.size());
+  }
+  return all;
+}
+
+std::optional<std::size_t> ChunkManager::upcoming(std::int64_t ahead) const {
+  const std::size_t at = accesses_.size() + static_cast<std::size_t>(ahead) - 1;
+  return is_training_ && ahead >= 1 && at < known_.size() ? std::optional(known_[at]) : std::nullopt;
+}
+
+void ChunkManager::set_home(std::size_t number, Device device) {
+  Chunk& chunk = *chunks_.at(number);
+  if (chunk.piece.device() == device) return;
+  const CategoryScope category(Category::parameters);
+  const Tensor moved = Tensor::empty(chunk.piece.shape(), chunk.piece.dtype(), device);
+  copy_across(chunk.piece, moved);
+  chunk.piece = moved;
+}
+
+// ------------------------------------------------------------------------------------------------ gathering
+
+void ChunkManager::touch(Chunk& chunk) {
+  if (is_moving_) return;
+  chunk.last_op = dispatched_ops();
+  note_access(chunk);
+  if (chunk.state == ChunkState::kReducing) finish_reduce(chunk);
+  if (chunk.state == ChunkState::kAway) gather(chunk);
+  if (chunk.state == ChunkState::kArriving) {
+    ++traffic_.waits;
+    std::exchange(chunk.work, std::nullopt)->wait();
+    chunk.state = ChunkState::kGathered;
+  }
+}
+
+void ChunkManager::note_access(Chunk& chunk) {
+  if (!accesses_.empty() && accesses_.back() == chunk.number) return;
+  chunk.last_access = access_number_++;
+  accesses_.push_back(chunk.number);
+  const bool is_there = chunk.state != ChunkState::kAway && chunk.state != ChunkState::kReducing;
+  if (is_there && policy_ != nullptr) {
+    const Moving moving(*this);
+    policy_->after_access(chunk.number);
+  }
+}
+
+void ChunkManager::gather(Chunk& chunk) {
+  if (policy_ == nullptr) throw InternalError(cat(options_.owner, ": a chunk was used before there was a policy"));
+  const Moving moving(*this);
+  policy_->before_gather(chunk.number);
+  begin_gather(chunk);
+  ++traffic_.waits;
+  std::exchange(chunk.work, std::nullopt)->wait();
+  chunk.state = ChunkState::kGathered;
+  policy_->after_access(chunk.number);
+}
+
+void ChunkManager::give_memory(Chunk& chunk) {
+  const CategoryScope category(Category::parameters);
+  chunk.storage->allocate("gathered");
+  gathered_bytes_ += bytes(chunk.number);
+  traffic_.peak_gathered_bytes = std::max(traffic_.peak_gathered_bytes, gathered_bytes_);
+}
+
+void ChunkManager::begin_gather(Chunk& chunk) {
+  const Moving moving(*this);
+  give_memory(chunk);
+  const std::int64_t begin = chunk.array.cuts[static_cast<std::size_t>(comm_.rank())];
+  const Tensor own = chunk.whole.narrow(0, begin, chunk.piece.numel());
+  copy_across(chunk.piece, own);
+  chunk.work = gather_group_->start(Collective::all_gather(own, pieces_of(chunk.whole, chunk.array), chunk.label));
+  chunk.state = ChunkState::kArriving;
+  ++traffic_.gathers;
+}
+
+void ChunkManager::drop(Chunk& chunk, const char* reason) {
+  chunk.storage->drop(reason);
+  gathered_bytes_ -= bytes(chunk.number);
+  chunk.state = ChunkState::kAway;
+}
+
+// ------------------------------------------------------------------------------------------------ gradients
+
+void ChunkManager::begin_pass(bool is_training) {
+  accesses_.clear();
+  is_training_ = is_training;
+}
+
+void ChunkManager::begin_micro_step(std::int64_t position) { position_ = position; }
+
+void ChunkManager::deliver(const autograd::Variable& leaf, Tensor gradient) {
+  const auto found = place_.find(leaf.identity());
+  if (found == place_.end()) return;
+  const auto [number, s] = found->second;
+  Chunk& chunk = *chunks_[number];
+  if (!chunk.is_trained) return;
+  if (chunk.delivered[s])
+    throw InternalError(cat(options_.owner, ": '", leaf.name(), "' got two gradients in one backward"));
+  touch(chunk);  // its other parameters may still be used
+  {
+    const Moving moving(*this);
+    const FlatSlot& slot = chunk.array.slots[s];
+    copy_into(gradient, chunk.whole.narrow(0, slot.offset, slot.count).reshape(leaf.shape()));
+  }
+  chunk.state = ChunkState::kCollecting;
+  chunk.delivered[s] = true;
+  if (++chunk.delivered_count == chunk.delivered.size()) start_reduce(chunk);
+}
+
+void ChunkManager::end_micro_step() {
+  const Moving moving(*this);
+  for (const auto& each : chunks_) {
+    Chunk& chunk = *each;
+    if (!chunk.is_trained || chunk.state == ChunkState::kReducing || chunk.delivered_count == chunk.delivered.size())
+      continue;
+    if (chunk.state == ChunkState::kArriving) {
+      std::exchange(chunk.work, std::nullopt)->wait();
+      chunk.state = ChunkState::kGathered;
+    }
+    if (chunk.state == ChunkState::kAway) give_memory(chunk);
+    for (std::size_t s = 0; s < chunk.delivered.size(); ++s) {
+      if (!chunk.delivered[s])
+        chunk.whole.narrow(0, chunk.array.slots[s].offset, chunk.array.slots[s].count).fill_zero();
+    }
+    start_reduce(chunk);
+  }
+  while (!reducing_.empty()) finish_oldest_reduce();
+  for (const auto& chunk : chunks_) {
+    chunk->delivered.assign(chunk->delivered.size(), false);
+    chunk->delivered_count = 0;
+  }
+  known_ = std::exchange(accesses_, {});
+}
+
+void ChunkManager::start_reduce(Chunk& chunk) {
+  const Moving moving(*this);
+  while (reducing_.size() >= kMostReducing) finish_oldest_reduce();
+  if (!chunk.sum.defined()) {
+    const CategoryScope category(Category::gradients);
+    chunk.sum = Tensor::empty({chunk.piece.numel()}, DType::f32, device_);
+  }
+  chunk.delivered_count = chunk.delivered.size();
+  chunk.work = reduce_group_->start(Collective::reduce_scatter(pieces_of(chunk.whole, chunk.array), chunk.sum,
+                                                               cat("gradients of ", chunk.label), ReduceOp::kSum,
+                                                               position_ > 0));
+  chunk.state = ChunkState::kReducing;
+  reducing_.push_back(chunk.number);
+  ++traffic_.reductions;
+  if (!options_.overlaps_reduce) finish_oldest_reduce();
+}
+
+void ChunkManager::finish_oldest_reduce() { finish_reduce(*chunks_[reducing_.front()]); }
+
+void ChunkManager::finish_reduce(Chunk& chunk) {
+  const Moving moving(*this);
+  std::exchange(chunk.work, std::nullopt)->wait();
+  std::erase(reducing_, chunk.number);
+  drop(chunk, "its gradients were reduced");
+  if (!options_.accumulates) make_gradient(chunk, comm_.world_size());
+}
+
+void ChunkManager::make_gradient(Chunk& chunk, std::int64_t micro_batches) {
+  const CategoryScope category(Category::gradients);
+  if (micro_batches > 1 && chunk.sum.numel() > 0)
+    unary_inplace(UnaryOp::affine, chunk.sum, 1.0 / static_cast<double>(micro_batches), 0);
+  const DType dtype = chunk.array.dtype;
+  if (is_half(dtype) && options_.keeps_masters) {
+    // The weights are the masters' rounding: until the step writes them anew their place is the gradient's.
+    if (before_change_) before_change_(chunk.piece);
+    copy_across(cast(chunk.sum, dtype), chunk.piece);
+    chunk.gradient = chunk.piece;
+  } else {
+    chunk.gradient = cast(chunk.sum, dtype);
+  }
+  if (!options_.accumulates) chunk.sum = {};
+}
+
+void ChunkManager::finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) {
+  const Moving moving(*this);
+  std::size_t part = 0;
+  for (const auto& each : chunks_) {
+    Chunk& chunk = *each;
+    if (!chunk.is_trained) continue;
+    if (options_.accumulates) {
+      make_gradient(chunk, micro_batches);
+    } else if (micro_batches != comm_.world_size()) {
+      throw InternalError(cat(options_.owner, ": a window of ", micro_batches, " micro-batches on ", comm_.world_size(),
+                              " ranks needs sums that are kept between micro-steps"));
+    }
+    const std::int64_t begin = chunk.array.cuts[static_cast<std::size_t>(comm_.rank())];
+    for (const FlatStretch& stretch : chunk.array.stretches(comm_.rank())) {
+      parts[part++].gradient = chunk.gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
+    }
+    chunk.gradient = {};
+  }
+}
+
+void ChunkManager::publish() {
+  for (const auto& chunk : chunks_) {
+    if (!chunk->is_trained) continue;
+    if (chunk->state == ChunkState::kArriving) {
+      std::exchange(chunk->work, std::nullopt)->wait();
+      chunk->state = ChunkState::kGathered;
+    }
+    if (chunk->state == ChunkState::kGathered) drop(*chunk, "its weights were stepped");
+  }
+}
+
+void ChunkManager::drop_all() {
+  for (const auto& chunk : chunks_) {
+    if (chunk->state == ChunkState::kArriving) {
+      std::exchange(chunk->work, std::nullopt)->wait();
+      chunk->state = ChunkState::kGathered;
+    }
+    if (chunk->state == ChunkState::kGathered) drop(*chunk, "other weights were loaded");
+  }
+}
+
+std::vector<autograd::Part> ChunkManager::parts(const std::function<Device(std::size_t chunk)>& states_on) const {
+  std::vector<autograd::Part> parts;
+  for (const auto& chunk : chunks_) {
+    if (!chunk->is_trained) continue;
+    const std::int64_t begin = chunk->array.cuts[static_cast<std::size_t>(comm_.rank())];
+    for (const FlatStretch& stretch : chunk->array.stretches(comm_.rank())) {
+      parts.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
+                       chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
+      parts.back().states_on = states_on(chunk->number);
+    }
+  }
+  return parts;
+}
+
+std::vector<autograd::Part> ChunkManager::pieces() const {
+  std::vector<autograd::Part> pieces;
+  for (const auto& chunk : chunks_) {
+    const std::int64_t begin = chunk->array.cuts[static_cast<std::size_t>(comm_.rank())];
+    for (const FlatStretch& stretch : chunk->array.stretches(comm_.rank())) {
+      pieces.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
+                        chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
+    }
+  }
+  return pieces;
+}
+
+}  // namespace castor::dist

@@ -1,0 +1,124 @@
+// Filling, exchanging and adding; see gradient_buckets.h.
+#include "dist/gradient_buckets.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/ops/cast.h"
+
+namespace castor::dist {
+
+std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array) {
+  std::vector<Buffer> pieces;
+  for (std::size_t rank = 0; rank + 1 < array.cuts.size(); ++rank) {
+    pieces.emplace_back(whole.narrow(0, array.cuts[rank], array.cuts[rank + 1] - array.cuts[rank]));
+  }
+  return pieces;
+}
+
+GradientBuckets::GradientBuckets(Comm& comm, std::vector<autograd::Variable> parameters, const BucketOptions& options)
+    : comm_(comm), options_(options), parameters_(std::move(parameters)) {
+  std::reverse(parameters_.begin(), parameters_.end());
+  std::vector<FlatItem> items;
+  for (const autograd::Variable& parameter : parameters_) {
+    const DType dtype = parameter.dtype();
+    if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16) {
+      throw DTypeError(
+          cat(options_.owner, ": '", parameter.name(), "' must be f32, bf16 or f16, got ", parameter.data()));
+    }
+    items.push_back({parameter.data().numel(), dtype});
+  }
+  layout_ = lay_out(items, options_.capacity, comm_.world_size());
+  const CategoryScope category(Category::gradients);
+  for (std::size_t b = 0; b < layout_.size(); ++b) {
+    const FlatArray& array = layout_[b];
+    Bucket& bucket = buckets_.emplace_back();
+    bucket.label = cat("gradients of bucket ", b, " from ", parameters_[array.slots.front().item].name());
+    bucket.filled.resize(array.slots.size());
+    bucket.sum =
+        Tensor::empty({array.piece_elements(comm_.rank())}, DType::f32, parameters_[array.slots.front().item].device());
+    for (std::size_t s = 0; s < array.slots.size(); ++s) {
+      place_[parameters_[array.slots[s].item].identity()] = {b, s};
+    }
+  }
+}
+
+GradientBuckets::~GradientBuckets() {
+  for (Bucket& bucket : buckets_) {
+    try {
+      if (bucket.exchange) bucket.exchange->wait();
+    } catch (const std::exception&) {  // whoever ended the step early has thrown already
+    }
+  }
+}
+
+void GradientBuckets::begin_micro_step(std::int64_t position) {
+  position_ = position;
+  started_ = 0;
+  for (Bucket& bucket : buckets_) {
+    bucket.filled.assign(bucket.filled.size(), false);
+    bucket.filled_count = 0;
+  }
+}
+
+Tensor GradientBuckets::part_of(std::size_t b, std::size_t s) {
+  const FlatArray& array = layout_[b];
+  Bucket& bucket = buckets_[b];
+  if (!bucket.contribution.defined()) {
+    const CategoryScope category(Category::gradients);
+    const DType dtype = options_.exchange_dtype.value_or(array.dtype);
+    bucket.contribution = Tensor::empty({array.elements}, dtype, bucket.sum.device());
+    bucket.contribution.fill_zero();  // the gaps between parameters
+  }
+  const FlatSlot& slot = array.slots[s];
+  return bucket.contribution.narrow(0, slot.offset, slot.count).reshape(parameters_[slot.item].shape());
+}
+
+void GradientBuckets::note_filled(std::size_t b, std::size_t s) {
+  buckets_[b].filled[s] = true;
+  ++buckets_[b].filled_count;
+}
+
+void GradientBuckets::deliver(const autograd::Variable& leaf, Tensor gradient) {
+  const auto found = place_.find(leaf.identity());
+  if (found == place_.end()) return;  // frozen after prepare
+  const auto [b, s] = found->second;
+  if (buckets_[b].filled[s])
+    throw InternalError(cat(options_.owner, ": '", leaf.name(), "' got two gradients in one backward"));
+  copy_into(gradient, part_of(b, s));
+  note_filled(b, s);
+  if (options_.overlaps) start_full();
+}
+
+void GradientBuckets::end_micro_step() {
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    for (std::size_t s = 0; s < buckets_[b].filled.size(); ++s) {
+      if (buckets_[b].filled[s]) continue;
+      part_of(b, s).fill_zero();
+      note_filled(b, s);
+    }
+  }
+  start_full();
+  for (Bucket& bucket : buckets_) finish(bucket);
+}
+
+void GradientBuckets::start_full() {
+  while (started_ < buckets_.size() && buckets_[started_].filled_count == buckets_[started_].filled.size()) {
+    start(started_++);
+  }
+}
+
+void GradientBuckets::start(std::size_t b) {
+  Bucket& bucket = buckets_[b];
+  bucket.exchange = comm_.start(Collective::reduce_scatter(pieces_of(bucket.contribution, layout_[b]), bucket.sum,
+                                                           bucket.label, ReduceOp::kSum, position_ > 0));
+  // At most one more is on its way where memory is given back.
+  if (!options_.keeps_buffers && b > 0) finish(buckets_[b - 1]);
+}
+
+void GradientBuckets::finish(Bucket& bucket) {
+  if (bucket.exchange) std::exchange(bucket.exchange, std::nullopt)->wait();
+  if (!options_.keeps_buffers) bucket.contribution = {};
+}
+
+}  // namespace castor::dist

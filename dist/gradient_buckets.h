@@ -1,0 +1,88 @@
+// GradientBuckets: gradients of one backward, exchanged between ranks while backward goes on, and summed by their
+// owners in the order of the micro-batches.
+//
+// Source: Li et al. 2020, arXiv:2006.15704 (buckets that start their exchange while backward goes on); Rajbhandari et
+// al. 2020, arXiv:1910.02054 (each rank owns the sum of its piece). Delicate: each micro-step the owner of a piece adds
+// the ranks' contributions to what it has, rank by rank, in f32; nobody ever adds partial sums of several
+// micro-batches, and so the sum's bits depend on no split. Buckets are exchanged in one order on all ranks, whatever
+// order gradients appear in.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/graph.h"
+#include "dist/comm.h"
+#include "dist/flat_layout.h"
+
+namespace castor::dist {
+
+struct BucketOptions {
+  std::int64_t capacity = 0;                 ///< elements of a bucket
+  std::optional<DType> exchange_dtype = {};  ///< contributions are rounded to it before they are sent; none: their own
+  bool keeps_buffers = true;                 ///< false: a bucket's contribution has memory only until it was sent
+  bool overlaps = true;                      ///< false: nothing is sent before backward has ended
+  const char* owner = "GradientBuckets";     ///< whom errors name
+};
+
+class GradientBuckets final : public autograd::GradientSink {
+ public:
+  /// On every rank with the same parameters in the same order, all f32, bf16 or f16; the group must outlive this.
+  /// Throws DTypeError naming a parameter of another dtype.
+  GradientBuckets(Comm& comm, std::vector<autograd::Variable> parameters, const BucketOptions& options);
+  /// Waits for what is on its way.
+  ~GradientBuckets() override;
+  GradientBuckets(const GradientBuckets&) = delete;
+  GradientBuckets& operator=(const GradientBuckets&) = delete;
+
+  /// The buckets in order of their exchange. Items are numbers in `parameters()`: backward reaches the last parameters
+  /// first, so these come in reverse.
+  const std::vector<FlatArray>& layout() const { return layout_; }
+  const std::vector<autograd::Variable>& parameters() const { return parameters_; }
+  const std::string& label(std::size_t bucket) const { return buckets_[bucket].label; }
+
+  /// Before a micro-step's backward.
+  ///   position  of the micro-step in its window, from 0
+  void begin_micro_step(std::int64_t position);
+  void deliver(const autograd::Variable& leaf, Tensor gradient) override;
+  /// After it. A parameter that got no gradient counts as zero. All contributions of this micro-step are added when it
+  /// returns.
+  void end_micro_step();
+  /// This rank's piece of the window's sum, f32; to be scaled in place by whoever ends the window.
+  const Tensor& sum(std::size_t bucket) const { return buckets_[bucket].sum; }
+  /// Where this rank's contribution was gathered, [elements] of the bucket; between micro-steps free for other use.
+  /// Undefined where buffers are not kept.
+  const Tensor& contribution(std::size_t bucket) const { return buckets_[bucket].contribution; }
+
+ private:
+  struct Bucket {
+    std::string label;
+    std::vector<bool> filled;  // by slot, in this micro-step
+    std::size_t filled_count = 0;
+    Tensor contribution;  // this rank's, of the whole bucket
+    Tensor sum;
+    std::optional<Work> exchange;
+  };
+  Tensor part_of(std::size_t bucket, std::size_t slot);
+  void note_filled(std::size_t bucket, std::size_t slot);
+  void start_full();
+  void start(std::size_t bucket);
+  void finish(Bucket& bucket);
+
+  Comm& comm_;
+  BucketOptions options_;
+  std::vector<autograd::Variable> parameters_;  // in reverse order of the model's
+  std::vector<FlatArray> layout_;
+  std::vector<Bucket> buckets_;
+  std::map<autograd::VariableState*, std::pair<std::size_t, std::size_t>> place_;  // bucket and slot
+  std::size_t started_ = 0;
+  std::int64_t position_ = 0;
+};
+
+/// The pieces of `whole` (the array's elements) as `array` is cut, for all_gather and reduce_scatter.
+std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array);
+
+}  // namespace castor::dist

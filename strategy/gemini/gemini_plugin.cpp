@@ -1,0 +1,157 @@
+// Chunks, the policy that places them, and the tiers that their pieces and states live on.
+#include "strategy/gemini/gemini_plugin.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/base/log.h"
+#include "dist/chunk/chunk_manager.h"
+#include "dist/chunk/chunk_search.h"
+#include "strategy/gemini/placement.h"
+
+namespace castor::strategy {
+namespace {
+
+constexpr double kMebiElements = 1 << 20;
+constexpr double kGibibyte = 1 << 30;
+constexpr std::int64_t kDefaultSearchStep = 1024;
+
+// The host's tier beside `device`.
+Device host_tier(Device device) {
+  if (device.is_meta()) return make_meta({DeviceType::cpu, "", 0});
+  return device.is_cpu() ? kHost : kCpu;
+}
+
+class GeminiSharding final : public Sharding {
+ public:
+  GeminiSharding(const ShardRequest& request, const GeminiPlugin::Config& config, const dist::ChunkOptions& options)
+      : config_(config),
+        device_(request.device),
+        host_(host_tier(request.device)),
+        chunks_(request.comm, request.parameters, request.device, options, request.fill),
+        placement_(chunks_, 0, config.max_prefetch) {
+    chunks_.set_policy(placement_);
+    std::int64_t all = 0, trained = 0;
+    for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) {
+      all += chunks_.bytes(chunk);
+      if (chunks_.is_trained(chunk)) trained += chunks_.bytes(chunk);
+    }
+    states_on_.assign(chunks_.chunk_count(), device_);
+    if (is_auto()) {
+      placement_.set_budget(std::llround(memory_limit() * (1 - config_.warmup_non_model_data_ratio)));
+    } else {
+      placement_.set_budget(std::llround(static_cast<double>(all) * (1 - config_.shard_param_frac)));
+      // Chunks in order, until the share is reached.
+      double states = 0, pieces = 0;
+      for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) {
+        const auto bytes = static_cast<double>(chunks_.bytes(chunk));
+        if (chunks_.is_trained(chunk) && states < config_.offload_optim_frac * static_cast<double>(trained)) {
+          states += bytes;
+          states_on_[chunk] = host_;
+        }
+        if (pieces < config_.offload_param_frac * static_cast<double>(all)) {
+          pieces += bytes;
+          chunks_.set_home(chunk, host_);
+        }
+      }
+    }
+    if (config_.verbose) {
+      logger().info("gemini: ", chunks_.chunk_count(), " chunks of up to ", options.capacity, " elements, ",
+                    bytes_text(static_cast<std::size_t>(all)), " of weights");
+    }
+  }
+
+  ~GeminiSharding() override {
+    if (!config_.verbose) return;
+    const dist::ChunkTraffic& traffic = chunks_.traffic();
+    logger().info("gemini: ", traffic.gathers, " gathers, ", traffic.prefetched, " of them ahead, ", traffic.waits,
+                  " waits, ", traffic.reductions, " reductions; at most ",
+                  bytes_text(static_cast<std::size_t>(traffic.peak_gathered_bytes)), " of whole chunks at a time");
+  }
+
+  std::vector<autograd::Part> parts() const override {
+    return chunks_.parts([this](std::size_t chunk) { return states_on_[chunk]; });
+  }
+  autograd::StatsReducer* reducer() override { return &chunks_.sums(); }
+  bool keeps_masters() const override { return config_.master_weights; }
+  std::vector<autograd::Variable> sharded() const override { return chunks_.parameters(); }
+  std::vector<autograd::Part> pieces() const override { return chunks_.pieces(); }
+  bool has_whole_weights() const override { return false; }
+  void set_before_change(std::function<void(const Tensor&)> before_change) override {
+    chunks_.set_before_change(std::move(before_change));
+  }
+  bool overwrites_weights() const override { return config_.master_weights; }
+
+  void begin_pass(bool is_training) override { chunks_.begin_pass(is_training); }
+  void begin_micro_step(std::int64_t position) override { chunks_.begin_micro_step(position); }
+  void deliver(const autograd::Variable& leaf, Tensor gradient) override { chunks_.deliver(leaf, std::move(gradient)); }
+  void end_micro_step() override {
+    chunks_.end_micro_step();
+    if (is_auto() && !is_measured_) settle_budget();
+  }
+  void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) override {
+    chunks_.finish_window(micro_batches, parts);
+  }
+  void publish_weights() override { chunks_.publish(); }
+  void weights_loaded() override { chunks_.drop_all(); }
+
+ private:
+  bool is_auto() const { return config_.placement_policy == "auto"; }
+
+  double memory_limit() const {
+    if (config_.device_memory_gib) return *config_.device_memory_gib * kGibibyte;
+    const std::size_t limit = allocator(device_).limit();
+    return static_cast<double>(limit > 0 ? limit : backend(device_).total_bytes());
+  }
+
+  // What the first micro-step used beside whole chunks stays free; the rest of the memory may hold chunks.
+  void settle_budget() {
+    is_measured_ = true;
+    const auto peak = static_cast<double>(allocator(device_).stats().peak_total);
+    const auto beside = peak - static_cast<double>(chunks_.traffic().peak_gathered_bytes);
+    const double budget = memory_limit() * config_.steady_cuda_cap_ratio - beside;
+    placement_.set_budget(std::max<std::int64_t>(std::llround(budget), 0));
+    if (config_.verbose)
+      logger().info("gemini: whole chunks may take ", bytes_text(static_cast<std::size_t>(placement_.budget())));
+  }
+
+  GeminiPlugin::Config config_;
+  Device device_, host_;
+  std::vector<Device> states_on_;  // by chunk
+  dist::ChunkManager chunks_;
+  BudgetPlacement placement_;
+  bool is_measured_ = false;
+};
+
+}  // namespace
+
+PluginSettings GeminiPlugin::settings() const {
+  PluginSettings settings;
+  settings.precision = precision_of(config_.precision, "strategy.plugin.precision");
+  settings.grad_scaler = config_.grad_scaler;
+  if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
+  settings.builds_on_meta = true;
+  return settings;
+}
+
+std::unique_ptr<Sharding> GeminiPlugin::shard(const ShardRequest& request) {
+  if (request.accumulative_counts > 1 && !config_.enable_gradient_accumulation) {
+    throw ConfigError(cat("GeminiPlugin: accumulative_counts is ", request.accumulative_counts,
+                          ", which needs enable_gradient_accumulation: true (4 bytes more a parameter over all ranks)"),
+                      "strategy.plugin.enable_gradient_accumulation");
+  }
+  std::vector<std::int64_t> sizes;
+  for (const autograd::Variable& parameter : request.parameters) sizes.push_back(parameter.data().numel());
+  dist::ChunkOptions options;
+  options.capacity = dist::search_chunk_size(sizes, std::llround(config_.min_chunk_size_m * kMebiElements),
+                                             std::llround(config_.search_range_m * kMebiElements),
+                                             config_.hidden_dim.value_or(kDefaultSearchStep))
+                         .elements;
+  options.accumulates = config_.enable_gradient_accumulation;
+  options.overlaps_reduce = config_.enable_async_reduce;
+  options.keeps_masters = config_.master_weights;
+  options.owner = "GeminiPlugin";
+  return std::make_unique<GeminiSharding>(request, config_, options);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,143 @@
+// Flat weights, owners' parts, and gathering after the step.
+#include "strategy/low_level_zero/low_level_zero_plugin.h"
+
+#include <algorithm>
+
+#include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
+#include "dist/gradient_buckets.h"
+#include "dist/part_sums.h"
+
+namespace castor::strategy {
+namespace {
+
+constexpr double kMebiElements = 1 << 20;
+
+class ZeroSharding final : public Sharding {
+ public:
+  ZeroSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, const dist::BucketOptions& options,
+               bool keeps_masters)
+      : comm_(comm),
+        keeps_masters_(keeps_masters),
+        buckets_(comm, parameters, options),
+        sums_(comm, owned_stretches(), names_of(parameters)) {
+    const CategoryScope category(Category::parameters);
+    for (const dist::FlatArray& array : buckets_.layout()) {
+      const Tensor weights =
+          Tensor::empty({array.elements}, array.dtype, buckets_.parameters()[array.slots.front().item].device());
+      weights.fill_zero();
+      for (const dist::FlatSlot& slot : array.slots) {
+        const autograd::Variable& parameter = buckets_.parameters()[slot.item];
+        const Tensor place = weights.narrow(0, slot.offset, slot.count).reshape(parameter.shape());
+        copy_into(parameter.data(), place);
+        parameter.set_data(place);
+      }
+      weights_.push_back(weights);
+    }
+  }
+
+  std::vector<autograd::Part> parts() const override {
+    std::vector<autograd::Part> parts;
+    for (std::size_t b = 0; b < weights_.size(); ++b) {
+      const dist::FlatArray& array = buckets_.layout()[b];
+      for (const dist::FlatStretch& stretch : array.stretches(comm_.rank())) {
+        parts.push_back({buckets_.parameters()[array.slots[stretch.slot].item], 0, stretch.item_offset,
+                         weights_[b].narrow(0, stretch.offset, stretch.count)});
+      }
+    }
+    return parts;
+  }
+  autograd::StatsReducer* reducer() override { return &sums_; }
+  bool keeps_masters() const override { return keeps_masters_; }
+  std::vector<autograd::Variable> sharded() const override { return buckets_.parameters(); }
+  std::vector<autograd::Part> pieces() const override { return parts(); }
+
+  void begin_micro_step(std::int64_t position) override { buckets_.begin_micro_step(position); }
+  void deliver(const autograd::Variable& leaf, Tensor gradient) override {
+    buckets_.deliver(leaf, std::move(gradient));
+  }
+  void end_micro_step() override { buckets_.end_micro_step(); }
+
+  void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) override {
+    std::size_t part = 0;
+    for (std::size_t b = 0; b < weights_.size(); ++b) {
+      const dist::FlatArray& array = buckets_.layout()[b];
+      const Tensor& sum = buckets_.sum(b);
+      if (micro_batches > 1 && sum.numel() > 0) {
+        unary_inplace(UnaryOp::affine, sum, 1.0 / static_cast<double>(micro_batches), 0);
+      }
+      const CategoryScope category(Category::gradients);
+      const Tensor gradient = cast(sum, array.dtype);
+      const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
+      for (const dist::FlatStretch& stretch : array.stretches(comm_.rank())) {
+        parts[part++].gradient = gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
+      }
+    }
+  }
+
+  void publish_weights() override {
+    std::vector<dist::Work> gathers;
+    for (std::size_t b = 0; b < weights_.size(); ++b) {
+      std::vector<dist::Buffer> pieces = dist::pieces_of(weights_[b], buckets_.layout()[b]);
+      const dist::Buffer own = pieces[static_cast<std::size_t>(comm_.rank())];
+      gathers.push_back(
+          comm_.start(dist::Collective::all_gather(own, std::move(pieces), cat("weights of bucket ", b))));
+    }
+    for (const dist::Work& gather : gathers) gather.wait();
+  }
+
+ private:
+  std::vector<std::vector<dist::OwnedStretch>> owned_stretches() const {
+    std::vector<std::vector<dist::OwnedStretch>> owned;
+    const std::size_t last = buckets_.parameters().size() - 1;  // the buckets' items are in reverse order
+    for (int rank = 0; rank < comm_.world_size(); ++rank) {
+      std::vector<dist::OwnedStretch>& stretches = owned.emplace_back();
+      for (const dist::FlatArray& array : buckets_.layout()) {
+        for (const dist::FlatStretch& stretch : array.stretches(rank)) {
+          stretches.push_back({last - array.slots[stretch.slot].item, stretch.item_offset, stretch.count});
+        }
+      }
+    }
+    return owned;
+  }
+
+  static std::vector<std::string> names_of(const std::vector<autograd::Variable>& parameters) {
+    std::vector<std::string> names;
+    for (const autograd::Variable& parameter : parameters) names.push_back(parameter.name());
+    return names;
+  }
+
+  dist::Comm& comm_;
+  bool keeps_masters_;
+  dist::GradientBuckets buckets_;
+  dist::PartSums sums_;
+  std::vector<Tensor> weights_;  // by bucket: all of it
+};
+
+}  // namespace
+
+LowLevelZeroPlugin::LowLevelZeroPlugin(const Config& config) : config_(config) {}
+
+PluginSettings LowLevelZeroPlugin::settings() const {
+  PluginSettings settings;
+  settings.precision = precision_of(config_.precision, "strategy.plugin.precision");
+  settings.grad_scaler = config_.grad_scaler;
+  if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
+  return settings;
+}
+
+std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request) {
+  dist::BucketOptions options;
+  options.capacity =
+      std::max<std::int64_t>(static_cast<std::int64_t>(config_.reduce_bucket_size_in_m * kMebiElements), 1);
+  if (config_.communication_dtype) {
+    options.exchange_dtype =
+        compute_dtype(precision_of(*config_.communication_dtype, "strategy.plugin.communication_dtype"));
+  }
+  options.keeps_buffers = config_.stage == 1;
+  options.overlaps = config_.overlap_communication;
+  options.owner = "LowLevelZeroPlugin";
+  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, config_.master_weights);
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,60 @@
+// What a plugin makes of a model's parameters: which parts of them this rank steps, how the gradients of all ranks
+// become those parts', and how stepped weights come back to everyone who computes with them.
+//
+// Delicate: contributions are added one by one in the order of the global micro-batches (micro-step m, then rank r), in
+// f32; the sum is divided once and rounded once to the gradient's dtype. So a window's gradient has the same bits
+// however its micro-batches were split over ranks and micro-steps (1 x 4, 2 x 2, 4 x 1), and whoever steps it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "autograd/graph.h"
+#include "autograd/optim/stepper.h"
+
+namespace castor::strategy {
+
+/// Receives the gradients of each backward. All ranks make the same calls in the same order; each may throw CommError.
+class Sharding : public autograd::GradientSink {
+ public:
+  /// What this rank steps, without gradients: whole parameters or stretches, in a fixed order.
+  virtual std::vector<autograd::Part> parts() const = 0;
+  /// Completes sums over parts of other ranks; null where this rank's parts are everything.
+  virtual autograd::StatsReducer* reducer() { return nullptr; }
+
+  /// False: parts of 16 bits are stepped without f32 masters.
+  virtual bool keeps_masters() const { return true; }
+  /// The parameters whose weights are saved in pieces, by every rank its own; none: this rank has everything.
+  virtual std::vector<autograd::Variable> sharded() const { return {}; }
+  bool is_sharded() const { return !sharded().empty(); }
+  /// This rank's pieces of them.
+  virtual std::vector<autograd::Part> pieces() const { return {}; }
+  /// False: a parameter's data is gathered when it is used, and weights are loaded into pieces().
+  virtual bool has_whole_weights() const { return true; }
+  /// True: finish_window puts gradients where weights were, so a step that is skipped must restore them.
+  virtual bool overwrites_weights() const { return false; }
+  /// Who is told before bytes of pieces() change other than by a step.
+  virtual void set_before_change(std::function<void(const Tensor&)>) {}
+
+  /// Before a forward pass.
+  virtual void begin_pass(bool /*is_training*/) {}
+  /// Before a micro-step's backward.
+  ///   position  of the micro-step in its accumulation window, from 0
+  virtual void begin_micro_step(std::int64_t position) = 0;
+  /// After it: every parameter's contribution is added. A parameter that got no gradient counts as zero.
+  virtual void end_micro_step() = 0;
+  /// At the window's end: each part's gradient becomes the sum divided by `micro_batches` (of all ranks together).
+  ///   parts  as parts() gave them
+  virtual void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) = 0;
+  /// After the parts were stepped: every rank sees the new weights.
+  virtual void publish_weights() {}
+  /// After weights were loaded into pieces() or into the parameters.
+  virtual void weights_loaded() {}
+};
+
+/// No sharding: one process, whole parameters. Parameters must outlive it.
+std::unique_ptr<Sharding> make_unsharded(std::vector<autograd::Variable> parameters);
+
+}  // namespace castor::strategy
