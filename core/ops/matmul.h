@@ -3,7 +3,8 @@
 //
 // Numerics: sums of f32, f16 and bf16 are f32 and a result is rounded once. The bias is added before that rounding; an
 // activation reads the rounded value, which is what backward saves, so that recomputing gives equal bits. The algorithm
-// is a function of sizes, strides, dtype, threads and instruction set only.
+// is a function of sizes, strides, dtype, threads and instruction set only; on CUDA of sizes, strides, alignments up to
+// 16 bytes, dtype, GPU model and cuBLAS's version.
 #pragma once
 
 #include "core/device/dispatch.h"

@@ -8,6 +8,7 @@
 
 #include "core/base/parallel.h"
 #include "core/ops/cast.h"
+#include "core/ops/gemm_plan.h"
 #include "core/ops/matmul.h"
 #include "core/ops/matmul_f64.h"
 #include "core/ops/onednn.h"
@@ -17,20 +18,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 256;
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-/// One axis of the loop over matrices: its size and each operand's stride.
-struct BatchAxis {
-  std::int64_t size, a, b, c;
-};
-
-/// A product as a loop (`outer`, outermost first) over calls of one batched GEMM.
-struct Product {
-  BatchAxis outer[kMaxDims];
-  int outer_count = 0;
-  BatchAxis batch{1, 0, 0, 0};
-  std::int64_t m, n, k;
-  std::int64_t a_row, a_column, b_row, b_column, c_row;
-};
 
 /// True if no two elements of a batch of matrices share an address, or if one matrix repeats: what oneDNN takes.
 bool is_disjoint(std::int64_t batch, std::int64_t batch_stride, std::int64_t rows, std::int64_t row_stride,
@@ -47,79 +34,13 @@ bool is_disjoint(std::int64_t batch, std::int64_t batch_stride, std::int64_t row
   return true;
 }
 
-Product merge_axes(const MatmulArgs& args) {
-  const View &a = args.a, &b = args.b, &c = args.c;
-  const int leading = c.ndim - 2;
-  Product product;
-  product.m = c.size[leading];
-  product.n = c.size[leading + 1];
-  product.k = a.size[leading + 1];
-  product.a_row = a.stride[leading];
-  product.a_column = a.stride[leading + 1];
-  product.b_row = b.stride[leading];
-  product.b_column = b.stride[leading + 1];
-  product.c_row = c.stride[leading];
-  BatchAxis axes[kMaxDims];  // innermost first
-  int count = 0;
-  for (int i = leading - 1; i >= 0; --i) {
-    const BatchAxis axis{c.size[i], a.stride[i], b.stride[i], c.stride[i]};
-    if (axis.size == 1) continue;
-    if (count > 0) {
-      BatchAxis& inner = axes[count - 1];
-      if (axis.a == inner.a * inner.size && axis.b == inner.b * inner.size && axis.c == inner.c * inner.size) {
-        inner.size *= axis.size;
-        continue;
-      }
-    }
-    axes[count++] = axis;
-  }
-  // One right matrix for consecutive left ones: their rows are rows of one product.
-  if (count > 0) {
-    const BatchAxis& inner = axes[0];
-    const bool a_follows =
-        product.m == 1 ? product.a_column == 1 || product.k == 1 : inner.a == product.m * product.a_row;
-    const bool c_follows = product.m == 1 || inner.c == product.m * product.c_row;
-    if (inner.b == 0 && inner.a != 0 && a_follows && c_follows) {
-      if (product.m == 1) {
-        product.a_row = inner.a;
-        product.a_column = 1;
-        product.c_row = inner.c;
-      }
-      product.m *= inner.size;
-      std::copy(axes + 1, axes + count, axes);
-      --count;
-    }
-  }
-  // oneDNN repeats one operand of a batch, not both.
-  if (count > 0 && (axes[0].a != 0 || axes[0].b != 0) &&
-      is_disjoint(axes[0].size, axes[0].a, product.m, product.a_row, product.k, product.a_column) &&
-      is_disjoint(axes[0].size, axes[0].b, product.k, product.b_row, product.n, product.b_column)) {
-    product.batch = axes[0];
-    std::copy(axes + 1, axes + count, axes);
-    --count;
-  }
-  for (int i = count - 1; i >= 0; --i) product.outer[product.outer_count++] = axes[i];
-  return product;
-}
-
-/// Calls f(offsets) with the element offsets of a, b and c for every step of the outer loop.
-template <class F>
-void for_each_outer(const Product& product, F&& f) {
-  std::int64_t steps = 1;
-  for (int i = 0; i < product.outer_count; ++i) steps *= product.outer[i].size;
-  for (std::int64_t step = 0; step < steps; ++step) {
-    BatchAxis at{1, 0, 0, 0};
-    std::int64_t rest = step;
-    for (int i = product.outer_count - 1; i >= 0; --i) {
-      const BatchAxis& axis = product.outer[i];
-      const std::int64_t index = rest % axis.size;
-      rest /= axis.size;
-      at.a += index * axis.a;
-      at.b += index * axis.b;
-      at.c += index * axis.c;
-    }
-    f(at);
-  }
+/// oneDNN repeats one operand of a batch, not both.
+Product plan_product(const MatmulArgs& args) {
+  return merge_axes(args, [](const Product& product, const BatchAxis& axis) {
+    return (axis.a != 0 || axis.b != 0) &&
+           is_disjoint(axis.size, axis.a, product.m, product.a_row, product.k, product.a_column) &&
+           is_disjoint(axis.size, axis.b, product.k, product.b_row, product.n, product.b_column);
+  });
 }
 
 onednn::GemmProblem describe(const Product& product, const MatmulArgs& args) {
@@ -142,7 +63,7 @@ onednn::GemmProblem describe(const Product& product, const MatmulArgs& args) {
 }
 
 void run_onednn(const MatmulArgs& args) {
-  const Product product = merge_axes(args);
+  const Product product = plan_product(args);
   onednn::Gemm& gemm = onednn::gemm(describe(product, args));
   const std::size_t element = dtype_size(args.c.dtype);
   const auto at = [&](const View& view, std::int64_t offset) {
@@ -154,7 +75,7 @@ void run_onednn(const MatmulArgs& args) {
 }
 
 void run_f64(const MatmulArgs& args) {
-  const Product product = merge_axes(args);
+  const Product product = plan_product(args);
   for_each_outer(product, [&](const BatchAxis& offset) {
     const double* a = args.a.as<double>() + offset.a;
     const double* b = args.b.as<double>() + offset.b;
@@ -245,7 +166,7 @@ bool has_products(const MatmulArgs& args) { return args.c.numel() != 0 && args.a
 
 std::size_t workspace_bytes(const Cpu&, const MatmulArgs& args) {
   if (!has_products(args) || args.c.dtype == DType::f64) return 0;
-  if (onednn::computes_in(args.c.dtype)) return onednn::gemm(describe(merge_axes(args), args)).workspace_bytes();
+  if (onednn::computes_in(args.c.dtype)) return onednn::gemm(describe(plan_product(args), args)).workspace_bytes();
   return Converted(args).total;
 }
 

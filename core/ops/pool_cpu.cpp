@@ -9,69 +9,13 @@
 #include <utility>
 
 #include "core/base/parallel.h"
-#include "core/ops/pool.h"
+#include "core/ops/pool_windows.h"
 
 namespace castor {
 namespace {
 
 constexpr std::int64_t kChunk = 64;     // channels at a time
 constexpr std::int64_t kGrain = 16384;  // elements that are worth a thread
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-
-/// Pixels first, first + step, ... below `last` of one axis; `extent` is the window's size with padding.
-struct Window {
-  std::int64_t first, last, step, extent;
-};
-
-/// One axis of the windows: which pixels a result covers, and which results cover a pixel.
-struct WindowAxis {
-  std::int64_t size, count;  ///< pixels, results
-  std::int64_t kernel, stride, padding, dilation;
-  bool is_adaptive;
-
-  WindowAxis(const PoolWindows& windows, int axis, std::int64_t pixels, std::int64_t results)
-      : size(pixels),
-        count(results),
-        kernel(windows.geometry.kernel[axis]),
-        stride(windows.geometry.stride[axis]),
-        padding(windows.geometry.padding[axis]),
-        dilation(windows.geometry.dilation[axis]),
-        is_adaptive(windows.is_adaptive) {}
-
-  Window window(std::int64_t result) const {
-    if (is_adaptive) {
-      const std::int64_t first = result * size / count, last = ceil_div((result + 1) * size, count);
-      return {first, last, 1, last - first};
-    }
-    const std::int64_t begin = result * stride - padding, end = begin + dilation * (kernel - 1) + 1;
-    const std::int64_t first = begin < 0 ? begin + ceil_div(-begin, dilation) * dilation : begin;
-    return {first, std::min(end, size), dilation, std::min(end, size + padding) - begin};
-  }
-
-  /// Moves `results`, {0, 0} at first, to those [first, second) whose windows reach over `pixel`; pixels must not fall.
-  /// With dilation some of them step over it.
-  void advance(std::pair<std::int64_t, std::int64_t>& results, std::int64_t pixel) const {
-    auto& [first, last] = results;
-    if (is_adaptive) {
-      while (first < count && (first + 1) * size <= pixel * count) ++first;
-      while (last < count && last * size < (pixel + 1) * count) ++last;
-      return;
-    }
-    while (first < count && first * stride - padding + dilation * (kernel - 1) < pixel) ++first;
-    while (last < count && last * stride - padding <= pixel) ++last;
-  }
-
-  bool holds(std::int64_t result, std::int64_t pixel) const {
-    return is_adaptive || dilation == 1 || (pixel + padding - result * stride) % dilation == 0;
-  }
-};
-
-/// The divisor of an average.
-double divisor(const PoolWindows& windows, const Window& h, const Window& w) {
-  if (windows.is_adaptive || windows.geometry.count_include_pad) return static_cast<double>(h.extent * w.extent);
-  return static_cast<double>(std::max<std::int64_t>(1, (h.last - h.first) * (w.last - w.first)));
-}
 
 /// Calls f(row) for rows [0, rows), shared by threads.
 template <class F>
@@ -121,7 +65,7 @@ struct PoolLoop {
   template <class F>
   void for_each_result(F&& f) const {
     for_each_row(images * out_height, out_width * channels * 4, [&](std::int64_t row) {
-      const Window h = vertical.window(row % out_height);
+      const PoolWindow h = vertical.window(row % out_height);
       const std::int64_t image = row / out_height * height * width * channels;
       for (std::int64_t ow = 0; ow < out_width; ++ow)
         f(image, (row * out_width + ow) * channels, h, horizontal.window(ow));
@@ -148,7 +92,7 @@ template <class T>
 void max_forward(const PoolArgs& args) {
   using S = decltype(load(T{}));
   const PoolLoop loop(args.x, args.y, args.windows);
-  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const PoolWindow& h, const PoolWindow& w) {
     const bool is_empty = h.first >= h.last || w.first >= w.last;
     const auto start = static_cast<std::int32_t>(is_empty ? -1 : h.first * loop.width + w.first);
     for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
@@ -181,7 +125,7 @@ template <class T>
 void average_forward(const PoolArgs& args) {
   using S = decltype(load(T{}));
   const PoolLoop loop(args.x, args.y, args.windows);
-  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const PoolWindow& h, const PoolWindow& w) {
     const S factor = static_cast<S>(divisor(args.windows, h, w));
     for_each_chunk(loop.channels, [&](std::int64_t c, auto count) {
       S sum[kChunk];
@@ -249,7 +193,7 @@ template <class T, bool kIsMax>
 void backward_tiling(const PoolBackwardArgs& args) {
   using S = decltype(load(T{}));
   const PoolLoop loop(args.dx, args.dy, args.windows);
-  loop.for_each_result([&](std::int64_t image, std::int64_t result, const Window& h, const Window& w) {
+  loop.for_each_result([&](std::int64_t image, std::int64_t result, const PoolWindow& h, const PoolWindow& w) {
     const std::int64_t* const kernel = args.windows.geometry.kernel;
     const bool is_bottom = h.first == (loop.out_height - 1) * kernel[0],
                is_right = w.first == (loop.out_width - 1) * kernel[1];

@@ -1,55 +1,34 @@
 // How close the kernels that memory binds come to the card's own copy: bytes each must move (every operand once) over
 // the median time of several runs, beside a device-to-device copy on the same card.
-// usage: gpu_bandwidth     needs a GPU; prints a table
-#include <algorithm>
-#include <cmath>
+//
+// usage: gpu_bandwidth [short]     needs a GPU; prints a table; `short` ends with activations, convolution and pooling
 #include <cstdio>
 #include <functional>
+#include <utility>
 
-#include <cuda_runtime_api.h>
-
-#include "core/device/cuda_runtime.h"
+#include "core/ops/activation.h"
 #include "core/ops/cast.h"
+#include "core/ops/conv.h"
+#include "core/ops/elementwise.h"
 #include "core/ops/index.h"
 #include "core/ops/norm.h"
 #include "core/ops/optim.h"
+#include "core/ops/pool.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
 #include "core/ops/softmax.h"
+#include "tests/gpu/timing.h"
 
 using namespace castor;
 
 namespace {
 
-constexpr Device kGpu{DeviceType::cuda, 0};
-constexpr int kRuns = 9;
-constexpr int kCalls = 8;  // between two events, so that the host's own time does not count
-
-double median_ms(const std::function<void()>& work) {
-  const auto stream = static_cast<cudaStream_t>(backend(kGpu).stream());
-  cudaEvent_t begin = nullptr, end = nullptr;
-  check_cuda(cudaEventCreate(&begin), "create an event", kGpu);
-  check_cuda(cudaEventCreate(&end), "create an event", kGpu);
-  std::vector<float> times;
-  for (int run = 0; run < kRuns + 3; ++run) {
-    check_cuda(cudaEventRecord(begin, stream), "record an event", kGpu);
-    for (int call = 0; call < kCalls; ++call) work();
-    check_cuda(cudaEventRecord(end, stream), "record an event", kGpu);
-    check_cuda(cudaEventSynchronize(end), "wait for an event", kGpu);
-    float ms = 0;
-    check_cuda(cudaEventElapsedTime(&ms, begin, end), "read an event", kGpu);
-    if (run >= 3) times.push_back(ms / kCalls);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::sort(times.begin(), times.end());
-  return static_cast<double>(times[times.size() / 2]);
-}
+constexpr Device kGpu = test::kTimedGpu;
 
 double copy_rate = 0;  // GB/s
 
 void report(const char* name, double bytes, const std::function<void()>& work) {
-  const double ms = median_ms(work), rate = bytes / ms / 1e6;
+  const double ms = test::median_ms(work), rate = bytes / ms / 1e6;
   if (copy_rate == 0) copy_rate = rate;
   std::printf("%-58s %9.3f ms %8.0f GB/s %6.2f of copy\n", name, ms, rate, rate / copy_rate);
 }
@@ -76,16 +55,63 @@ void report_norms(std::int64_t rows, std::int64_t n, DType dtype) {
          [&] { layer_norm_backward(x, w, forward.mean, forward.rstd, dy, residual); });
 }
 
+void report_activations(std::int64_t rows, std::int64_t n, DType dtype) {
+  const Tensor x = normal({rows, n}, dtype, 1), kept = normal({rows, n}, dtype, 2);
+  Tensor dy = clone(kept);
+  const std::string at = cat(" ", dtype, " [", rows, ",", n, "]");
+  for (const auto& [name, activation] :
+       {std::pair("relu", Activation::relu), std::pair("gelu_tanh", Activation::gelu_tanh),
+        std::pair("gelu_erf", Activation::gelu_erf), std::pair("silu", Activation::silu)}) {
+    report((name + at).c_str(), 2 * bytes_of(x), [&, kind = activation] { activate(x, kind, true); });
+    report((name + (" with bias backward" + at)).c_str(), 3 * bytes_of(x),
+           [&, kind = activation] { dy = bias_backward(std::move(dy), x, kind, true).first; });
+    dy = clone(kept);
+  }
+  report(("bias backward" + at).c_str(), bytes_of(x), [&] { bias_backward(dy, {}, Activation::none, true); });
+  report(("gelu_tanh, the unfused op" + at).c_str(), 2 * bytes_of(x), [&] { unary(UnaryOp::gelu_tanh, x); });
+}
+
+void report_images() {
+  const auto square = [](std::int64_t stride, std::int64_t padding) {
+    return ConvGeometry{{stride, stride}, {padding, padding}, {1, 1}, 1};
+  };
+  const Tensor rows = normal({64, 56, 56, 64}, DType::bf16, 1), weight = normal({64, 64, 3, 3}, DType::bf16, 2);
+  const Tensor x = rows.permute({0, 3, 1, 2});
+  const double bytes = 2 * bytes_of(x);
+  report("conv 3x3 bf16 [64,64,56,56] to 64", bytes, [&] { conv2d(x, weight, {}, square(1, 1)); });
+  report("conv 3x3 backward, dx", bytes, [&] {
+    conv2d_backward(x, x, weight, {}, square(1, 1), Activation::none, {true, false, false});
+  });
+  report("conv 3x3 backward, dweight", bytes, [&] {
+    conv2d_backward(x, x, weight, {}, square(1, 1), Activation::none, {false, true, false});
+  });
+  const PoolGeometry pool{{3, 3}, {2, 2}, {1, 1}};
+  Tensor indices;
+  const Tensor y = max_pool2d(x, pool, &indices);
+  report("max pool 3x3, stride 2, bf16 [64,64,56,56]", bytes_of(x) + bytes_of(y) + bytes_of(indices),
+         [&] { max_pool2d(x, pool, &indices); });
+  report("max pool backward", bytes_of(x) + bytes_of(y) + bytes_of(indices),
+         [&] { max_pool2d_backward(y, indices, x.shape(), pool); });
+}
+
 }  // namespace
 
-int main() {
-  cudaDeviceProp properties{};
-  check_cuda(cudaGetDeviceProperties(&properties, 0), "read the device's properties", kGpu);
-  std::printf("%s\n", properties.name);
+int main(int count, char**) {
+  std::printf("%s\n", test::gpu_name());
   {
     const Tensor x = normal({std::int64_t{1} << 29}, DType::f32, 9), y = Tensor::empty_like(x);
     report("device copy of 2 GiB", 2 * bytes_of(x), [&] { copy_into(x, y); });
   }
+  report_activations(32768, 3072, DType::bf16);
+  report_activations(16384, 6400, DType::bf16);
+  report_activations(16384, 3072, DType::f32);
+  for (const std::int64_t n : {768, 2304}) {
+    const Tensor dy = normal({32768, n}, DType::bf16, 1);
+    report(cat("bias backward bf16 [32768,", n, "]").c_str(), bytes_of(dy),
+           [&] { bias_backward(dy, {}, Activation::none, true); });
+  }
+  report_images();
+  if (count > 1) return 0;
   report_norms(32768, 768, DType::bf16);
   report_norms(16384, 1600, DType::bf16);
   report_norms(32768, 1024, DType::f32);

@@ -1,0 +1,308 @@
+// The activations of linear and conv2d on CUDA, and their gradient with the column sums of the bias's. Memory binds
+// both: words of 16 bytes, several rows in flight, every operand once. A block of threads owns a fixed block of rows
+// and leaves one line of sums; a second kernel adds the lines in f64, in order.
+//
+// Delicate: results of 16 bits go through the processor's own exponential and reciprocal (errors of some 1e-7, relative
+// to the result), because the exact ones would take longer than memory does; f32 and f64 have the bits of pointwise.h.
+// What a block owns depends on n and the dtype alone, not on addresses.
+#include <algorithm>
+
+#include "core/ops/activation.h"
+#include "core/ops/row_packs_cuda.cuh"
+
+namespace castor {
+namespace {
+
+template <class T>
+using Computed = decltype(load(T{}));
+
+__device__ float exp2_16(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ float reciprocal_16(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+/// pointwise::Silu for results of 16 bits.
+struct Silu16 {
+  __device__ static float sigmoid(float x) { return reciprocal_16(1.0f + exp2_16(-kLog2E * x)); }
+  __device__ static float value(float x, float, float) { return x * sigmoid(x); }
+  __device__ static float slope(float x, float, float, float) {
+    const float s = sigmoid(x);
+    return s * math::fma(x, 1.0f - s, 1.0f);
+  }
+};
+
+/// pointwise::GeluTanh for results of 16 bits: (1 + tanh(u)) / 2 = sigmoid(2u).
+struct GeluTanh16 {
+  static constexpr float kScale = 2 * 0.79788456080286536f, kCubic = 0.044715f;
+  __device__ static float sigmoid(float x) { return Silu16::sigmoid(x * math::fma(kScale * kCubic, x * x, kScale)); }
+  __device__ static float value(float x, float, float) { return x * sigmoid(x); }
+  __device__ static float slope(float x, float, float, float) {
+    const float s = sigmoid(x);
+    const float inner = x * math::fma(3 * kScale * kCubic, x * x, kScale);  // x times the slope of 2u
+    return s * math::fma(inner, 1.0f - s, 1.0f);
+  }
+};
+
+/// pointwise::GeluErf for results of 16 bits: Phi by the Chebyshev fit of math::erf, on both sides.
+struct GeluErf16 {
+  __device__ static float cdf(float x) {
+    const float a = fabsf(x) * 0.70710678f, t = reciprocal_16(math::fma(0.5f, a, 1.0f));
+    float p = 0.17087277f;
+    p = math::fma(p, t, -0.82215223f);
+    p = math::fma(p, t, 1.48851587f);
+    p = math::fma(p, t, -1.13520398f);
+    p = math::fma(p, t, 0.27886807f);
+    p = math::fma(p, t, -0.18628806f);
+    p = math::fma(p, t, 0.09678418f);
+    p = math::fma(p, t, 0.37409196f);
+    p = math::fma(p, t, 1.00002368f);
+    p = math::fma(p, t, -1.26551223f);
+    const float tail = 0.5f * t * exp2_16(kLog2E * math::fma(-a, a, p));
+    return x < 0.0f ? tail : 1.0f - tail;
+  }
+  __device__ static float value(float x, float, float) { return x * cdf(x); }
+  __device__ static float slope(float x, float, float, float) {
+    return math::fma(x, 0.39894228f * exp2_16(-0.5f * kLog2E * (x * x)), cdf(x));
+  }
+};
+
+/// Calls f with the functor of an activation other than none, for elements of type T.
+template <class T, class F>
+void visit_activation(Activation activation, F&& f) {
+  constexpr bool kIs16 = sizeof(T) == 2;
+  switch (activation) {
+    case Activation::none:
+      return;
+    case Activation::relu:
+      return f(pointwise::Relu{});
+    case Activation::gelu_tanh:
+      return f(std::conditional_t<kIs16, GeluTanh16, pointwise::GeluTanh>{});
+    case Activation::gelu_erf:
+      return f(std::conditional_t<kIs16, GeluErf16, pointwise::GeluErf>{});
+    case Activation::silu:
+      return f(std::conditional_t<kIs16, Silu16, pointwise::Silu>{});
+  }
+}
+
+template <class F>
+void visit_float(DType dtype, const char* op, F&& f) {
+  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
+}
+
+constexpr int kThreads = 256;
+constexpr int kPacksAThread = 2;
+
+/// y[i] = f(x[i]) for packs of V and what is left behind the last one; y may be x.
+template <class F, int V, class T>
+__global__ void __launch_bounds__(kThreads) activate(const T* x, T* y, std::int64_t count) {
+  using C = Computed<T>;
+  const std::int64_t packs = count / V;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kPacksAThread) + threadIdx.x;
+  cuda::Pack<T, V> held[kPacksAThread];
+#pragma unroll
+  for (int k = 0; k < kPacksAThread; ++k) {
+    if (first + k * kThreads < packs) held[k] = cuda::pack_at<V>(x + (first + k * kThreads) * V);
+  }
+#pragma unroll
+  for (int k = 0; k < kPacksAThread; ++k) {
+    const std::int64_t pack = first + k * kThreads;
+    if (pack < packs) {
+      C values[V];
+      for (int e = 0; e < V; ++e) values[e] = F::value(cuda::read(held[k].value[e]), C(0), C(0));
+      cuda::store_pack(y + pack * V, cuda::rounded<T, V>(values));
+    } else if (pack == packs) {
+      for (std::int64_t i = packs * V; i < count; ++i) y[i] = cuda::write<T>(F::value(cuda::read(x[i]), C(0), C(0)));
+    }
+  }
+}
+
+template <class F, int V, class T>
+void launch_activate(const Cuda& cuda, const T* x, T* y, std::int64_t count) {
+  const std::int64_t per_block = kThreads * kPacksAThread;
+  const std::int64_t groups = (count + V - 1) / V, blocks = (groups + per_block - 1) / per_block;
+  activate<F, V><<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(cuda)>>>(x, y, count);
+}
+
+/// Rows that a block owns: eight for each of its rows of threads. A row of threads spans as many columns as fit in 32
+/// words of 16 bytes, fewer where n has fewer.
+struct RowBlocks {
+  static constexpr int kRowsAThread = 8;
+  std::int64_t rows;  ///< of a block
+  std::int64_t count;
+
+  explicit RowBlocks(const View& dy) {
+    const auto width = static_cast<std::int64_t>(16 / dtype_size(dy.dtype));
+    const std::int64_t n = dy.size[1], words = n % width == 0 ? n / width : n;
+    rows = kRowsAThread * (kThreads / lanes_for(words));
+    count = (dy.size[0] + rows - 1) / rows;
+  }
+
+  /// Threads along a row of `words` words: a power of two.
+  static int lanes_for(std::int64_t words) {
+    int lanes = 1;
+    while (lanes < 32 && lanes < words) lanes *= 2;
+    return lanes;
+  }
+};
+
+template <class T>
+struct Backward {
+  using C = Computed<T>;
+  const T *dy, *saved;
+  T* dx;     ///< nullptr where there is no activation
+  C* lines;  ///< [row blocks, n]; nullptr where no sums are wanted
+  std::int64_t rows, n, block_rows;
+  std::uint32_t tiles;  ///< of columns
+};
+
+/// One tile of columns of one block of rows.
+template <class F, bool kHasActivation, int V, class T>
+__global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> args) {
+  using C = Computed<T>;
+  constexpr int kRowsAtOnce = kHasActivation ? 4 : RowBlocks::kRowsAThread;
+  __shared__ C parts[kThreads * V];
+  const int lanes = static_cast<int>(blockDim.x), groups = static_cast<int>(blockDim.y);
+  const std::int64_t block = blockIdx.x / args.tiles, n = args.n;
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x % args.tiles) * lanes + threadIdx.x) * V;
+  const bool is_live = column < n;
+  const std::int64_t last = std::min(args.rows, (block + 1) * args.block_rows);
+  C sums[V] = {};
+  for (std::int64_t row = block * args.block_rows + threadIdx.y; is_live && row < last; row += kRowsAtOnce * groups) {
+    cuda::Pack<T, V> dy[kRowsAtOnce], saved[kHasActivation ? kRowsAtOnce : 1];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const std::int64_t at = (row + k * groups) * n + column;
+      if (row + k * groups >= last) break;
+      dy[k] = cuda::pack_at<V>(args.dy + at);
+      if constexpr (kHasActivation) saved[k] = cuda::pack_at<V>(args.saved + at);
+    }
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      if (row + k * groups >= last) break;
+      C values[V];
+      for (int e = 0; e < V; ++e) {
+        values[e] = cuda::read(dy[k].value[e]);
+        if constexpr (kHasActivation) {
+          const C x = cuda::read(saved[k].value[e]);
+          values[e] *= F::slope(x, x, C(0), C(0));
+        }
+        sums[e] += values[e];
+      }
+      if constexpr (kHasActivation)
+        cuda::store_pack(args.dx + (row + k * groups) * n + column, cuda::rounded<T, V>(values));
+    }
+  }
+  if (args.lines == nullptr) return;
+  for (int e = 0; e < V; ++e) parts[(threadIdx.y * lanes + threadIdx.x) * V + e] = sums[e];
+  __syncthreads();
+  // A thread a column: the rows of threads in order.
+  const std::int64_t start = static_cast<std::int64_t>(blockIdx.x % args.tiles) * lanes * V;
+  for (int j = static_cast<int>(threadIdx.y) * lanes + static_cast<int>(threadIdx.x); j < lanes * V && start + j < n;
+       j += kThreads) {
+    C sum = parts[j];
+    for (int group = 1; group < groups; ++group) sum += parts[group * lanes * V + j];
+    args.lines[block * n + start + j] = sum;
+  }
+}
+
+/// dbias from the lines: threadIdx.y adds every 32nd line, then the 32 sums meet in order.
+template <class T>
+__global__ void __launch_bounds__(1024)
+    add_lines(const Computed<T>* lines, std::int64_t count, std::int64_t n, T* dbias) {
+  __shared__ double parts[32][33];
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + threadIdx.x;
+  double part = 0;
+  if (column < n) {
+#pragma unroll 8
+    for (std::int64_t line = threadIdx.y; line < count; line += 32)
+      part += static_cast<double>(lines[line * n + column]);
+  }
+  parts[threadIdx.y][threadIdx.x] = part;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= n) return;
+  double total = 0;
+  for (int k = 0; k < 32; ++k) total += parts[k][threadIdx.x];
+  dbias[column] = cuda::write<T>(static_cast<Computed<T>>(total));
+}
+
+template <class F, bool kHasActivation, int V, class T>
+void launch_backward(const Cuda& cuda, Backward<T> args, const RowBlocks& blocks) {
+  const int lanes = RowBlocks::lanes_for((args.n + V - 1) / V);
+  args.block_rows = blocks.rows;
+  args.tiles = static_cast<std::uint32_t>((args.n + lanes * V - 1) / (lanes * V));
+  backward_block<F, kHasActivation, V>
+      <<<static_cast<unsigned>(blocks.count * args.tiles), dim3(lanes, kThreads / lanes), 0, stream_of(cuda)>>>(args);
+}
+
+template <class F, bool kHasActivation, class T>
+void launch_backward(const Cuda& cuda, const Backward<T>& args, const RowBlocks& blocks, bool fits) {
+  fits ? launch_backward<F, kHasActivation, cuda::kPackWidth<T>>(cuda, args, blocks)
+       : launch_backward<F, kHasActivation, 1>(cuda, args, blocks);
+}
+
+}  // namespace
+
+void run(const Cuda& cuda, const ActivationArgs& args) {
+  const std::int64_t count = args.x.numel();
+  if (count == 0) return;
+  visit_float(args.x.dtype, ActivationArgs::kName, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    visit_activation<T>(args.activation, [&](auto f) {
+      using F = decltype(f);
+      const T* const x = args.x.as<T>();
+      T* const y = args.y.as<T>();
+      cuda::rows_fit(0, {&args.x, &args.y}) ? launch_activate<F, cuda::kPackWidth<T>>(cuda, x, y, count)
+                                            : launch_activate<F, 1>(cuda, x, y, count);
+    });
+  });
+  check_cuda(cudaGetLastError(), ActivationArgs::kName, cuda.device);
+}
+
+std::size_t workspace_bytes(const Cuda&, const BiasBackwardArgs& args) {
+  if (!args.dbias.defined() || args.dy.numel() == 0) return 0;
+  const std::size_t sum_bytes = args.dy.dtype == DType::f64 ? sizeof(double) : sizeof(float);
+  return static_cast<std::size_t>(RowBlocks(args.dy).count * args.dy.size[1]) * sum_bytes;
+}
+
+void run(const Cuda& cuda, const BiasBackwardArgs& args) {
+  const std::int64_t rows = args.dy.size[0], n = args.dy.size[1];
+  if (n == 0) return;
+  visit_float(args.dy.dtype, BiasBackwardArgs::kName, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = Computed<T>;
+    std::int64_t lines = 0;
+    if (rows > 0) {
+      const RowBlocks blocks(args.dy);
+      lines = blocks.count;
+      const bool fits = cuda::rows_fit(n, {&args.dy, &args.saved, &args.dx});
+      const Backward<T> backward{args.dy.as<T>(),
+                                 args.saved.as<T>(),
+                                 args.dx.as<T>(),
+                                 args.dbias.defined() ? args.workspace.as<C>() : nullptr,
+                                 rows,
+                                 n,
+                                 0,
+                                 0};
+      if (args.activation == Activation::none) {
+        launch_backward<pointwise::Relu, false>(cuda, backward, blocks, fits);
+      } else {
+        visit_activation<T>(args.activation,
+                            [&](auto f) { launch_backward<decltype(f), true>(cuda, backward, blocks, fits); });
+      }
+    }
+    if (!args.dbias.defined()) return;
+    add_lines<T><<<static_cast<unsigned>((n + 31) / 32), dim3(32, 32), 0, stream_of(cuda)>>>(
+        args.workspace.as<C>(), lines, n, args.dbias.as<T>());
+  });
+  check_cuda(cudaGetLastError(), BiasBackwardArgs::kName, cuda.device);
+}
+
+}  // namespace castor

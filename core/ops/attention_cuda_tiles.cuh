@@ -1,0 +1,163 @@
+// What the three tiled kernels share: how work is cut and handed out, the ring of tiles between the warp that loads and
+// the warpgroups that compute, masks on accumulators, and how accumulators reach memory.
+//
+// A block stays on its multiprocessor and takes one work item after another: an item is a tile of rows (queries in
+// forward and dq, keys in dk and dv) and its mirror image in the same head, because under a causal cut the two together
+// cost the same for every item. Its last warpgroup only loads; each of the others owns 64 rows and keeps all its sums
+// in registers, so no result depends on which block or warpgroup came first.
+//
+// In an accumulator of [64, N], thread t of a warpgroup holds rows 16 (t / 32) + t % 32 / 4 and that + 8, and of each 8
+// columns the two from 2 (t % 4) on: element 4 j + 2 h + e is row h, column 8 j + 2 (t % 4) + e.
+#pragma once
+
+#include <algorithm>
+
+#include "core/ops/attention_cuda.cuh"
+#include "core/ops/attention_cuda_wgmma.cuh"
+
+namespace castor::cuda {
+
+inline constexpr int kGroupRows = 64;  ///< rows of a warpgroup
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+inline constexpr float kInfinity = __builtin_inff();
+
+/// Numbers that all tiled kernels take.
+struct TileSizes {
+  int queries, keys, heads, group;  ///< group: query heads of one key head
+  int shift;                        ///< keys - queries: query i sees keys up to i + shift under a causal cut
+  int blocks, pairs, items;         ///< tiles of rows in a head, work items in a head and in all
+  float scale, scale_log2;          ///< scores times this are natural exponents, exponents of 2
+  bool is_causal;
+
+  __host__ __device__ int visible_keys(int query) const {
+    const int visible = is_causal ? query + shift + 1 : keys;
+    return visible < 0 ? 0 : visible < keys ? visible : keys;
+  }
+};
+
+template <class Args>
+TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_tile, std::int64_t heads) {
+  TileSizes s{};
+  s.queries = static_cast<int>(args.q.size[1]);
+  s.keys = static_cast<int>(args.k.size[1]);
+  s.heads = static_cast<int>(args.q.size[2]);
+  s.group = static_cast<int>(args.q.size[2] / args.k.size[2]);
+  s.shift = s.keys - s.queries;
+  s.blocks = static_cast<int>((rows + rows_in_tile - 1) / rows_in_tile);
+  s.pairs = (s.blocks + 1) / 2;
+  s.items = s.pairs * static_cast<int>(args.q.size[0] * heads);
+  s.scale = static_cast<float>(args.scale);
+  s.scale_log2 = s.scale * kLog2E;
+  s.is_causal = args.causal;
+  return s;
+}
+
+/// Calls body(batch and head as one number, tile) for all tiles of this block.
+template <class Body>
+__device__ void for_tiles(const TileSizes& s, Body body) {
+  for (int item = static_cast<int>(blockIdx.x); item < s.items; item += static_cast<int>(gridDim.x)) {
+    const int pair = item % s.pairs, mirror = s.blocks - 1 - pair;
+    body(item / s.pairs, mirror);
+    if (mirror != pair) body(item / s.pairs, pair);
+  }
+}
+
+/// Slots of shared memory that are filled and emptied in turn; `count` is how many times before.
+template <int kSlots>
+struct Ring {
+  std::uint32_t full, empty;  ///< addresses of kSlots barriers each
+  __device__ static int slot(std::uint32_t count) { return static_cast<int>(count % kSlots); }
+  __device__ std::uint32_t full_barrier(std::uint32_t count) const { return full + 8 * (count % kSlots); }
+  __device__ void wait_full(std::uint32_t count) const { wait_phase(full_barrier(count), count / kSlots & 1); }
+  __device__ void wait_empty(std::uint32_t count) const {
+    wait_phase(empty + 8 * (count % kSlots), (count / kSlots & 1) ^ 1);
+  }
+  /// By every warp that read the slot, once it is done.
+  __device__ void release(std::uint32_t count) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(empty + 8 * (count % kSlots));
+  }
+  __device__ void init(int warps) const {
+    for (int i = 0; i < kSlots; ++i) {
+      init_barrier(full + 8 * i, 1);
+      init_barrier(empty + 8 * i, warps);
+    }
+  }
+};
+
+/// Begins the loads of [kRows, kDim] at `position`, panel by panel.
+template <int kRows, int kDim>
+__device__ void load_tile(std::uint32_t to, const CUtensorMap& map, std::uint32_t barrier, int head, int position,
+                          int batch) {
+#pragma unroll
+  for (int column = 0; column < kDim; column += kPanelColumns)
+    load_box(to + column / kPanelColumns * kRows * kRowBytes, map, barrier, column, head, position, batch);
+}
+
+/// Where a thread's accumulators lie in its warpgroup's 64 rows.
+struct OwnPlace {
+  int warpgroup, row, column;  ///< row of half 0, and column in each 8
+  __device__ OwnPlace()
+      : warpgroup(__shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / kWarpgroup, 0)),
+        row(static_cast<int>(threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4)),
+        column(static_cast<int>(threadIdx.x % 4 * 2)) {}
+};
+
+/// Four words of each of four neighbouring lanes, transposed: word i of lane t becomes word t of lane i.
+__device__ inline void transpose_quad(std::uint32_t& a, std::uint32_t& b, std::uint32_t& c, std::uint32_t& d) {
+  constexpr unsigned kAll = 0xFFFFFFFFu;
+  const bool is_odd = threadIdx.x & 1, is_high = threadIdx.x & 2;
+  const std::uint32_t ab = __shfl_xor_sync(kAll, is_odd ? a : b, 1), cd = __shfl_xor_sync(kAll, is_odd ? c : d, 1);
+  (is_odd ? a : b) = ab;
+  (is_odd ? c : d) = cd;
+  const std::uint32_t ac = __shfl_xor_sync(kAll, is_high ? a : c, 2), bd = __shfl_xor_sync(kAll, is_high ? b : d, 2);
+  (is_high ? a : c) = ac;
+  (is_high ? b : d) = bd;
+}
+
+/// Writes this thread's share of [64, kDim] accumulators times a factor for each of its two rows, in words of 16 bytes.
+/// rows[h] is where row h begins, or nullptr.
+template <class T, int kDim>
+__device__ void store_accumulators(const float (&c)[kDim / 2], const float (&factor)[2], T* const (&rows)[2]) {
+  const int lane = static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; j += 4) {
+      std::uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        word[i] = pack<T>(c[4 * (j + i) + 2 * h] * factor[h], c[4 * (j + i) + 2 * h + 1] * factor[h]);
+      transpose_quad(word[0], word[1], word[2], word[3]);
+      if (rows[h] != nullptr)
+        *reinterpret_cast<uint4*>(rows[h] + (j + lane) * 8) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+}
+
+/// The copy engine's view of [B, T, H, D], read in boxes of 64 columns by `rows` positions.
+CUtensorMap tensor_map(const View& x, int rows, const char* op, Device device);
+
+/// Blocks to launch: as many as there are multiprocessors, unless there is less to do.
+unsigned resident_blocks(int items, const char* op, Device device);
+
+/// Launches a tiled kernel with its shared memory.
+template <class Params>
+void launch_tiles(void (*kernel)(Params), const Params& params, int threads, int shared_bytes, const char* op,
+                  const Cuda& cuda) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op, cuda.device);
+  kernel<<<resident_blocks(params.sizes.items, op, cuda.device), threads, shared_bytes, stream_of(cuda)>>>(params);
+  check_cuda(cudaGetLastError(), op, cuda.device);
+}
+
+/// Calls f(TypeTag<T>{}, std::integral_constant<int, D>{}) for what the tiled kernels take.
+template <class F>
+void visit_tiled(const View& q, F f) {
+  const auto with_dim = [&](auto tag) {
+    q.size[3] == 64 ? f(tag, std::integral_constant<int, 64>{}) : f(tag, std::integral_constant<int, 128>{});
+  };
+  q.dtype == DType::bf16 ? with_dim(TypeTag<BFloat16>{}) : with_dim(TypeTag<Half>{});
+}
+
+}  // namespace castor::cuda

@@ -1,0 +1,114 @@
+// The matrix products of GPT-2's layers in bf16: forward with the bias, gradient by data, gradient by weights, beside
+// what the card gives for large squares. For each it also tries all of the library's proposals, which shows what other
+// choices than ours (-1) would win.
+//
+// usage: gpu_gemm [all]     needs a GPU with 16 GiB free; prints a table; `all`: every proposal's rate and name
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/device/backend.h"
+#include "core/device/cuda_gemm.h"
+#include "core/ops/random.h"
+#include "tests/gpu/timing.h"
+
+using namespace castor;
+
+namespace {
+
+constexpr Device kGpu = test::kTimedGpu;
+constexpr int kChoices = 8;
+constexpr int kWarmUps = 2, kRounds = 9, kCalls = 3;
+double ceiling = 0;  // TFLOP/s
+bool prints_all = false;
+
+Tensor normal(std::int64_t count, std::uint64_t key) {
+  const Tensor x = Tensor::empty({count}, DType::bf16, kGpu);
+  fill_normal(x, {key, 1});
+  return x;
+}
+
+CudaGemmProblem product(std::int64_t m, std::int64_t n, std::int64_t k, bool a_is_transposed, bool b_is_transposed) {
+  CudaGemmProblem problem;
+  problem.dtype = problem.result_dtype = DType::bf16;
+  problem.m = m;
+  problem.n = n;
+  problem.k = k;
+  problem.a_row = a_is_transposed ? 1 : k;
+  problem.a_column = a_is_transposed ? m : 1;
+  problem.b_row = b_is_transposed ? 1 : n;
+  problem.b_column = b_is_transposed ? k : 1;
+  problem.c_row = n;
+  return problem;
+}
+
+void report(const std::string& name, CudaGemmProblem problem) {
+  const Tensor a = normal(problem.m * problem.k, 1), b = normal(problem.k * problem.n, 2), bias = normal(problem.n, 3);
+  const Tensor c = Tensor::empty({problem.m * problem.n}, DType::bf16, kGpu);
+  const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(kCudaGemmWorkspace)}, DType::u8, kGpu);
+  const double flops =
+      2 * static_cast<double>(problem.m) * static_cast<double>(problem.n) * static_cast<double>(problem.k);
+  // All in turn, several times over: the card's clock wanders with its load, and the median is of equal shares of it.
+  std::vector<const CudaGemm*> gemms;
+  for (int choice = -1; choice < kChoices; ++choice) {
+    problem.choice = choice;
+    const CudaGemm* const gemm = find_cuda_gemm(kGpu, problem);
+    if (gemm == nullptr) break;
+    gemms.push_back(gemm);
+  }
+  std::vector<std::vector<double>> times(gemms.size());
+  for (int round = -kWarmUps; round < kRounds; ++round) {
+    for (std::size_t i = 0; i < gemms.size(); ++i) {
+      const double ms = test::median_ms(
+          [&] {
+            run_cuda_gemm({kGpu, backend(kGpu).stream()}, *gemms[i], a.view().data, b.view().data,
+                          problem.has_bias ? bias.view().data : nullptr, c.view().data, workspace.view().data);
+          },
+          {1, kCalls, 0});
+      if (round >= 0) times[i].push_back(ms);
+    }
+  }
+  std::vector<double> rates;
+  for (std::vector<double>& own : times) {
+    std::sort(own.begin(), own.end());
+    rates.push_back(flops / own[own.size() / 2] / 1e9);
+  }
+  const double ours = rates[0];
+  const auto best = std::max_element(rates.begin(), rates.end());
+  ceiling = std::max(ceiling, *best);
+  std::printf(
+      "%-20s %6lld x%6lld x%6lld %8.3f ms %6.1f TFLOP/s %5.2f of ceiling; first %6.1f, best %6.1f (choice %d)\n",
+      name.c_str(), static_cast<long long>(problem.m), static_cast<long long>(problem.n),
+      static_cast<long long>(problem.k), flops / ours / 1e9, ours, ours / ceiling, rates[1], *best,
+      static_cast<int>(best - rates.begin()) - 1);
+  for (std::size_t i = 1; prints_all && i < rates.size(); ++i)
+    std::printf("    %zu: %6.1f  %s\n", i - 1, rates[i], cuda_gemm_name(*gemms[i]).c_str());
+}
+
+void report_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool has_bias) {
+  CudaGemmProblem forward = product(tokens, out, in, false, true);
+  forward.has_bias = has_bias;
+  report(name + " forward", forward);
+  report(name + " dx", product(tokens, in, out, false, false));
+  report(name + " dweight", product(out, in, tokens, true, false));
+}
+
+}  // namespace
+
+int main(int count, char**) {
+  prints_all = count > 1;
+  std::printf("%s, bf16, normal random numbers\n", test::gpu_name());
+  for (const std::int64_t n : {4096, 8192}) report("square", product(n, n, n, false, true));
+  for (const auto& [model, width, tokens] :
+       {std::tuple(std::string("124M "), 768, 32768), std::tuple(std::string("350M "), 1024, 32768),
+        std::tuple(std::string("1.5B "), 1600, 16384)}) {
+    report_layer(model + "qkv", tokens, width, 3 * width, true);
+    report_layer(model + "proj", tokens, width, width, true);
+    report_layer(model + "fc", tokens, width, 4 * width, true);
+    report_layer(model + "fcproj", tokens, 4 * width, width, true);
+    report_layer(model + "head", tokens, width, 50304, false);
+  }
+  return 0;
+}
