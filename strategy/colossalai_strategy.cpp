@@ -46,16 +46,13 @@ autograd::Batch ColossalAIStrategy::on_device(const autograd::Batch& batch) cons
 
 void ColossalAIStrategy::make_model(const ModelFactory& model, bool is_spread) {
   const bool is_late = is_spread && plugin_ != nullptr && plugin_->settings().builds_on_meta;
-  const Device place = is_late ? make_meta({kernel_type(device_), "", 0}) : device_;
-  model_ = model({compute_dtype(precision_), place});
+  autograd::TensorOptions where{compute_dtype(precision_), device_};
+  if (is_late) where.parameters_on = make_meta({kernel_type(device_), "", 0});
+  model_ = model(where);
   if (!is_late) return autograd::initialize(*model_, seed_);
   // Parameters are filled where the plugin puts them.
   fills_ = autograd::initializers(*model_, seed_);
-  const CategoryScope category(Category::buffers);
-  for (const auto& [name, buffer] : model_->named_buffers()) {
-    buffer.set_data(Tensor::empty(buffer.shape(), buffer.dtype(), device_));
-    fills_.at(buffer.identity())(buffer.data());
-  }
+  for (const auto& [name, buffer] : model_->named_buffers()) fills_.at(buffer.identity())(buffer.data());
 }
 
 std::unique_ptr<Sharding> ColossalAIStrategy::make_sharding(const PrepareOptions& options) {

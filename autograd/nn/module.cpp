@@ -27,7 +27,7 @@ Init Init::fan_in_uniform(std::int64_t fan_in) {
 Variable Module::register_parameter(std::string name, const Shape& shape, const Init& init,
                                     const TensorOptions& options) {
   const CategoryScope category(Category::parameters);
-  Variable parameter(Tensor::empty(shape, options.dtype, options.device), true);
+  Variable parameter(Tensor::empty(shape, options.dtype, options.parameters_on.value_or(options.device)), true);
   parameters_.push_back({std::move(name), parameter, init});
   return parameter;
 }

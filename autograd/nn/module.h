@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,7 +40,9 @@ struct Init {
 /// Where and as what modules allocate.
 struct TensorOptions {
   DType dtype = DType::f32;
-  Device device = kCpu;
+  Device device = kCpu;  ///< where the model computes
+  /// Where parameters are allocated, if it is another place: on meta, when whoever shards them brings their memory.
+  std::optional<Device> parameters_on = {};
 };
 
 /// Called around a module's forward.

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
   const Ring<kStages> q_ring{barriers + 16, barriers + 16 + 8 * kStages};
   if (threadIdx.x == 0) {
     k_ring.init(4 * Shape::kGroups);
-    q_ring.init(4 * Shape::kGroups);
+    q_ring.init(kWarpgroup * Shape::kGroups);
     publish_barriers();
   }
   __syncthreads();
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
       for (int head = 0; head < s.group; ++head) {
         for (int i = begin; i < own; ++i, ++turn) {  // queries that see earlier warpgroups' keys only
           q_ring.wait_full(turn);
-          q_ring.release(turn);
+          q_ring.release_each(turn);
         }
         if (own == query_blocks) continue;
         float scores[kQueries / 2] = {}, dp[kQueries / 2] = {};
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
           hold(dv);
           hold(weights);
           hold(ds);
-          q_ring.release(turn);
+          q_ring.release_each(turn);
         }
       }
       if constexpr (!Shape::kHoldsKeys) k_ring.release(tiles);

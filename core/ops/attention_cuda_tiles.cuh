@@ -78,10 +78,13 @@ struct Ring {
     __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(empty + 8 * (count % kSlots));
   }
-  __device__ void init(int warps) const {
+  /// By every thread that read the slot with its own loads.
+  __device__ void release_each(std::uint32_t count) const { arrive(empty + 8 * (count % kSlots)); }
+  /// `releases`: how many calls of one of the two make a slot empty (a warp's `release` is one).
+  __device__ void init(int releases) const {
     for (int i = 0; i < kSlots; ++i) {
       init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, warps);
+      init_barrier(empty + 8 * i, releases);
     }
   }
 };
