@@ -2,6 +2,7 @@
 #include "autograd/optim/stepper.h"
 
 #include <cmath>
+#include <utility>
 
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
@@ -148,14 +149,52 @@ void Stepper::step(double gradient_scale) {
   }
 }
 
+// One array a device and one read of each: a read waits for the device.
+std::vector<std::vector<double>> Stepper::squares_of_blocks() const {
+  struct Sums {
+    std::int64_t count = 0;
+    Tensor all;
+    std::vector<double> values;
+  };
+  std::map<std::pair<DeviceType, int>, Sums> by_device;
+  const auto sums_on = [&](Device device) -> Sums& { return by_device[{device.type, device.index}]; };
+  std::vector<Tensor> gradients;
+  for (const Part& part : parts_) {
+    gradients.push_back(gradient_of(part));
+    if (gradients.back().defined()) sums_on(gradients.back().device()).count += block_count(part.count);
+  }
+  const CategoryScope category(Category::workspace);
+  std::vector<std::int64_t> begins;
+  for (const Tensor& gradient : gradients) {
+    begins.push_back(0);
+    if (!gradient.defined()) continue;
+    Sums& sums = sums_on(gradient.device());
+    if (!sums.all.defined()) {
+      sums.all = Tensor::empty({sums.count}, DType::f64, gradient.device());
+      sums.count = 0;
+    }
+    begins.back() = sums.count;
+    const std::int64_t count = block_count(gradient.numel());
+    block_squares(gradient, sums.all.narrow(0, sums.count, count));
+    sums.count += count;
+  }
+  for (auto& [device, sums] : by_device) sums.values = sums.all.to_vector<double>();
+  std::vector<std::vector<double>> blocks;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const auto count = static_cast<std::size_t>(block_count(parts_[i].count));
+    if (!gradients[i].defined()) {
+      blocks.emplace_back(count, 0.0);
+    } else {
+      const auto first = sums_on(gradients[i].device()).values.begin() + begins[i];
+      blocks.emplace_back(first, first + static_cast<std::ptrdiff_t>(count));
+    }
+  }
+  return blocks;
+}
+
 double Stepper::gradient_norm() const {
   if (!parts_.empty() && parts_.front().variable.device().is_meta()) return 0;
-  std::vector<std::vector<double>> blocks;
-  for (const Part& part : parts_) {
-    const Tensor gradient = gradient_of(part);
-    blocks.push_back(gradient.defined() ? block_squares(gradient)
-                                        : std::vector<double>(static_cast<std::size_t>(block_count(part.count))));
-  }
+  const std::vector<std::vector<double>> blocks = squares_of_blocks();
   if (reducer_ != nullptr) return std::sqrt(reducer_->sum_blocks(blocks));
   double total = 0;
   for (const std::vector<double>& part : blocks) {

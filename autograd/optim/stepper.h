@@ -105,6 +105,7 @@ class Stepper {
     Tensor weights, gradient;
   };
   Work fetch(const Part& part) const;
+  std::vector<std::vector<double>> squares_of_blocks() const;  // by part
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
 
   Optimizer& optimizer_;

@@ -3,7 +3,9 @@
 // of scores are the left operands of dv's and dk's products as they lie in registers.
 //
 // Delicate: the statistics of queries (attention_cuda_dq.cu) travel with q and dout through the ring; those beyond the
-// last query are made so that they add nothing.
+// last query are made so that they add nothing. Threads read them with their own loads, so each releases a slot for
+// itself. Scores and sums of one block of queries are begun and awaited within it: accumulators that are in flight from
+// one round of the loop to the next make the compiler wait after every product.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {

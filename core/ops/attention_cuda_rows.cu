@@ -138,6 +138,8 @@ __device__ void make_products(const Tiles<C>& tiles, const Slice (&own)[kCount],
 template <class C>
 __device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* partners, C (&held)[kOwn][kHeld]) {
   const int step = tiles.width + 1;
+  int column[kHeld];  // lanes beyond the end repeat the last
+  for (int c = 0; c < kHeld; ++c) column[c] = min(32 * c + tiles.lane, tiles.width - 1);
   for (int j = 0; j < kPartners; j += 4) {
     Quad<C> weight[kOwn];
 #pragma unroll
@@ -147,7 +149,7 @@ __device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* p
 #pragma unroll
       for (int c = 0; c < kHeld; ++c) {
         if (32 * c >= tiles.width) break;
-        const C value = partners[(j + e) * step + 32 * c + tiles.lane];
+        const C value = partners[(j + e) * step + column[c]];
 #pragma unroll
         for (int r = 0; r < kOwn; ++r) held[r][c] = math::fma(weight[r].value[e], value, held[r][c]);
       }

@@ -30,21 +30,21 @@ Cost cost(const LambArgs& args) {
   return {16.0 * static_cast<double>(args.parameter.numel()),
           streamed_bytes({&args.gradient, &args.copy}, {&args.parameter, &args.exp_avg, &args.exp_avg_sq})};
 }
-std::vector<double> block_squares(const Tensor& x) {
+void block_squares(const Tensor& x, const Tensor& sums) {
   constexpr const char* kOp = "sum_squares";
   check_gradient_dtype(kOp, x);
   if (!x.is_contiguous())
     throw ShapeError(cat(kOp, ": expected a row-major tensor, got ", x, " with strides ", x.strides()));
-  if (x.numel() == 0) return {};
-  const Tensor sums = block_sums_for(x.numel(), x.device());
-  dispatch(x.device(), BlockSquaresArgs{x.view(), sums.view()});
-  if (x.device().is_meta()) return std::vector<double>(static_cast<std::size_t>(sums.numel()));
-  return sums.to_vector<double>();
+  if (sums.numel() != block_count(x.numel()) || sums.dtype() != DType::f64 || !sums.is_contiguous())
+    throw ShapeError(cat(kOp, ": ", x, " has ", block_count(x.numel()), " blocks, got ", sums, " for their sums"));
+  if (x.numel() > 0) dispatch(common_device(kOp, {&x, &sums}), BlockSquaresArgs{x.view(), sums.view()});
 }
 
 double sum_squares(const Tensor& x, double carry) {
-  for (const double block : block_squares(x)) carry += block;
-  return carry;
+  if (x.numel() == 0) return carry;
+  const Tensor sums = block_sums_for(x.numel(), x.device());
+  block_squares(x, sums);
+  return add_in_order(sums, carry);
 }
 
 AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double gradient_factor) {

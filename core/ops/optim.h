@@ -40,8 +40,9 @@ Cost cost(const BlockSquaresArgs& args);
 void run(const Cpu& cpu, const BlockSquaresArgs& args);
 void run(const Cuda& cuda, const BlockSquaresArgs& args);
 
-/// The sum of x's squares over each block, in order. On meta: zeros. Throws as sum_squares.
-std::vector<double> block_squares(const Tensor& x);
+/// sums[i] = the sum of x's squares over block i. Throws as sum_squares.
+///   sums  f64 [block_count(x.numel())], row-major, on x's device
+void block_squares(const Tensor& x, const Tensor& sums);
 /// Blocks that `count` elements make.
 constexpr std::int64_t block_count(std::int64_t count) { return (count + kStatisticsBlock - 1) / kStatisticsBlock; }
 

@@ -37,6 +37,7 @@ struct ChunkManager::Chunk final : StoragePager {
   FlatArray array;
   std::vector<autograd::Variable> variables;  // by slot
   bool is_trained = false;
+  ChunkHome home;
   ChunkState state = ChunkState::kAway;
   std::shared_ptr<Storage> storage;
   Tensor whole;                 // over the storage
@@ -95,10 +96,18 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
       chunk.delivered.resize(chunk.array.slots.size());
     }
   }
+  std::vector<ChunkInfo> infos;
+  for (const auto& chunk : chunks_) {
+    const auto element = static_cast<std::int64_t>(dtype_size(chunk->array.dtype));
+    infos.push_back({chunk->array.elements * element, chunk->is_trained});
+  }
+  const std::vector<ChunkHome> homes =
+      options_.homes ? options_.homes(infos) : std::vector<ChunkHome>(infos.size(), {device_, device_});
   for (const auto& each : chunks_) {
     Chunk& chunk = *each;
     const FlatArray& array = chunk.array;
-    chunk.storage = Storage::make_empty(static_cast<std::size_t>(array.elements) * dtype_size(array.dtype), device_);
+    chunk.storage = Storage::make_empty(static_cast<std::size_t>(infos[chunk.number].bytes), device_);
+    chunk.home = homes.at(chunk.number);
     chunk.whole = Tensor(chunk.storage, {array.elements}, {1}, 0, array.dtype);
     give_memory(chunk);
     chunk.whole.fill_zero();
@@ -113,7 +122,8 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
     }
     const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
     const CategoryScope category(Category::parameters);
-    chunk.piece = clone(chunk.whole.narrow(0, begin, array.piece_elements(comm_.rank())));
+    chunk.piece = Tensor::empty({array.piece_elements(comm_.rank())}, array.dtype, chunk.home.piece);
+    copy_across(chunk.whole.narrow(0, begin, chunk.piece.numel()), chunk.piece);
     drop(chunk, "its piece was taken");
     chunk.storage->set_pager(&chunk);
   }
@@ -188,15 +198,6 @@ std::int64_t ChunkManager::next_use(std::size_t chunk) const {
 std::optional<std::size_t> ChunkManager::upcoming(std::int64_t ahead) const {
   const std::size_t at = accesses_.size() + static_cast<std::size_t>(ahead) - 1;
   return is_training_ && ahead >= 1 && at < known_.size() ? std::optional(known_[at]) : std::nullopt;
-}
-
-void ChunkManager::set_home(std::size_t number, Device device) {
-  Chunk& chunk = *chunks_.at(number);
-  if (chunk.piece.device() == device) return;
-  const CategoryScope category(Category::parameters);
-  const Tensor moved = Tensor::empty(chunk.piece.shape(), chunk.piece.dtype(), device);
-  copy_across(chunk.piece, moved);
-  chunk.piece = moved;
 }
 
 // ------------------------------------------------------------------------------------------------ gathering
@@ -351,7 +352,12 @@ void ChunkManager::make_gradient(Chunk& chunk, std::int64_t micro_batches) {
     copy_across(cast(chunk.sum, dtype), chunk.piece);
     chunk.gradient = chunk.piece;
   } else {
-    chunk.gradient = cast(chunk.sum, dtype);
+    const Tensor gradient = cast(chunk.sum, dtype);
+    chunk.gradient = gradient;
+    if (chunk.home.states != device_) {
+      chunk.gradient = Tensor::empty(gradient.shape(), dtype, chunk.home.states);
+      copy_across(gradient, chunk.gradient);
+    }
   }
   if (!options_.accumulates) chunk.sum = {};
 }
@@ -397,7 +403,7 @@ void ChunkManager::drop_all() {
   }
 }
 
-std::vector<autograd::Part> ChunkManager::parts(const std::function<Device(std::size_t chunk)>& states_on) const {
+std::vector<autograd::Part> ChunkManager::parts() const {
   std::vector<autograd::Part> parts;
   for (const auto& chunk : chunks_) {
     if (!chunk->is_trained) continue;
@@ -405,7 +411,7 @@ std::vector<autograd::Part> ChunkManager::parts(const std::function<Device(std::
     for (const FlatStretch& stretch : chunk->array.stretches(comm_.rank())) {
       parts.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
                        chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
-      parts.back().states_on = states_on(chunk->number);
+      parts.back().states_on = chunk->home.states;
     }
   }
   return parts;

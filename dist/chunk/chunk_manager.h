@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,11 +50,25 @@ class ChunkPolicy {
   virtual void after_access(std::size_t chunk) = 0;
 };
 
+/// What is known of a chunk when places are chosen.
+struct ChunkInfo {
+  std::int64_t bytes = 0;  ///< of the whole chunk
+  bool is_trained = false;
+};
+
+/// Where a rank's share of a chunk lives.
+struct ChunkHome {
+  Device piece;   ///< its weights
+  Device states;  ///< its optimizer states; they are stepped there
+};
+
 struct ChunkOptions {
   std::int64_t capacity = 0;    ///< elements of a chunk
   bool accumulates = false;     ///< windows of several micro-steps: an f32 sum of each piece is kept between them
   bool overlaps_reduce = true;  ///< gradients are reduced while backward goes on
   bool keeps_masters = true;    ///< 16-bit pieces have f32 masters, so a gradient may take the piece's place
+  /// Where what belongs to chunks lives, told their bytes and which are trained; empty: all of it where it is used.
+  std::function<std::vector<ChunkHome>(std::span<const ChunkInfo> chunks)> homes = {};
   const char* owner = "ChunkManager";  ///< whom errors name
 };
 
@@ -109,8 +124,6 @@ class ChunkManager final : public autograd::GradientSink {
   std::optional<std::size_t> upcoming(std::int64_t ahead) const;
   /// The number of the access at which it was used last.
   std::int64_t last_use(std::size_t chunk) const;
-  /// Moves the piece: to the host's tier or back.
-  void set_home(std::size_t chunk, Device device);
   const ChunkTraffic& traffic() const { return traffic_; }
 
   // A step.
@@ -129,8 +142,7 @@ class ChunkManager final : public autograd::GradientSink {
   void drop_all();
 
   /// This rank's stretches of trained parameters.
-  ///   states_on  where the states of a chunk's parts live
-  std::vector<autograd::Part> parts(const std::function<Device(std::size_t chunk)>& states_on) const;
+  std::vector<autograd::Part> parts() const;
   /// For statistics of trained parameters.
   autograd::StatsReducer& sums() { return *sums_; }
   /// This rank's stretches of all parameters, frozen ones too.

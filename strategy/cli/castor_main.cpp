@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/interrupt.h"
 #include "dist/run_job.h"
+#include "strategy/cli/bench.h"
 #include "strategy/cli/check.h"
 #include "strategy/cli/ckpt.h"
 #include "strategy/cli/generate.h"
@@ -21,8 +22,8 @@
 namespace castor::strategy {
 
 std::vector<Subcommand> builtin_subcommands() {
-  return {train_command(run_train), test_command(run_test), plan_command(run_plan),    generate_command(run_generate),
-          check_command(),          ckpt_command(),         run_command(dist::run_job)};
+  return {train_command(run_train), test_command(run_test), plan_command(run_plan), generate_command(run_generate),
+          check_command(),          ckpt_command(),         bench_command(),        run_command(dist::run_job)};
 }
 
 int castor_main(int argc, char** argv, Registry& registry, std::vector<Subcommand> own) {

@@ -14,6 +14,7 @@ Subcommand plan_command(std::function<int(const PlanArguments&, Registry&, std::
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
     declare_config_arguments(*arguments, list);
+    list.option("--world-size", arguments->world_size, "N", "ranks to plan for; what is printed is rank 0's");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments, plan = std::move(plan)](Registry& registry, std::ostream& out) {

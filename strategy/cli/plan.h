@@ -1,8 +1,10 @@
 // `castor plan CONFIG`: what a run would use, without running it.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <optional>
 
 #include "strategy/cli/command_line.h"
 #include "strategy/cli/config_arguments.h"
@@ -11,7 +13,8 @@ namespace castor::strategy {
 
 /// What `castor plan` was given.
 struct PlanArguments : ConfigArguments {
-  bool json = false;  ///< --json: for machines
+  bool json = false;                       ///< --json: for machines
+  std::optional<std::int64_t> world_size;  ///< --world-size: ranks to plan for; the plan is rank 0's
 };
 
 /// Plans on a meta device and prints to `out`. Returns an exit code; errors are thrown.

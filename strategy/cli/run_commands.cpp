@@ -35,7 +35,7 @@ int run_test(const TestArguments& arguments, Registry& registry, std::ostream& o
 
 int run_plan(const PlanArguments& arguments, Registry& registry, std::ostream& out) {
   Runner runner(load_config(arguments), arguments.config, registry);
-  const Plan plan = runner.plan();
+  const Plan plan = runner.plan(arguments.world_size.value_or(1));
   out << (arguments.json ? dump_json(plan_json(plan), 2) : plan_text(plan)) << "\n";
   return kExitOk;
 }

@@ -28,33 +28,14 @@ class GeminiSharding final : public Sharding {
       : config_(config),
         device_(request.device),
         host_(host_tier(request.device)),
-        chunks_(request.comm, request.parameters, request.device, options, request.fill),
+        chunks_(request.comm, request.parameters, request.device, with_homes(options), request.fill),
         placement_(chunks_, 0, config.max_prefetch) {
     chunks_.set_policy(placement_);
-    std::int64_t all = 0, trained = 0;
-    for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) {
-      all += chunks_.bytes(chunk);
-      if (chunks_.is_trained(chunk)) trained += chunks_.bytes(chunk);
-    }
-    states_on_.assign(chunks_.chunk_count(), device_);
-    if (is_auto()) {
-      placement_.set_budget(std::llround(memory_limit() * (1 - config_.warmup_non_model_data_ratio)));
-    } else {
-      placement_.set_budget(std::llround(static_cast<double>(all) * (1 - config_.shard_param_frac)));
-      // Chunks in order, until the share is reached.
-      double states = 0, pieces = 0;
-      for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) {
-        const auto bytes = static_cast<double>(chunks_.bytes(chunk));
-        if (chunks_.is_trained(chunk) && states < config_.offload_optim_frac * static_cast<double>(trained)) {
-          states += bytes;
-          states_on_[chunk] = host_;
-        }
-        if (pieces < config_.offload_param_frac * static_cast<double>(all)) {
-          pieces += bytes;
-          chunks_.set_home(chunk, host_);
-        }
-      }
-    }
+    std::int64_t all = 0;
+    for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) all += chunks_.bytes(chunk);
+    const double kept = is_auto() ? memory_limit() * (1 - config_.warmup_non_model_data_ratio)
+                                  : static_cast<double>(all) * (1 - config_.shard_param_frac);
+    placement_.set_budget(std::llround(kept));
     if (config_.verbose) {
       logger().info("gemini: ", chunks_.chunk_count(), " chunks of up to ", options.capacity, " elements, ",
                     bytes_text(static_cast<std::size_t>(all)), " of weights");
@@ -69,9 +50,7 @@ class GeminiSharding final : public Sharding {
                   bytes_text(static_cast<std::size_t>(traffic.peak_gathered_bytes)), " of whole chunks at a time");
   }
 
-  std::vector<autograd::Part> parts() const override {
-    return chunks_.parts([this](std::size_t chunk) { return states_on_[chunk]; });
-  }
+  std::vector<autograd::Part> parts() const override { return chunks_.parts(); }
   autograd::StatsReducer* reducer() override { return &chunks_.sums(); }
   bool keeps_masters() const override { return config_.master_weights; }
   std::vector<autograd::Variable> sharded() const override { return chunks_.parameters(); }
@@ -96,6 +75,34 @@ class GeminiSharding final : public Sharding {
   void weights_loaded() override { chunks_.drop_all(); }
 
  private:
+  // Chunks in order live on the host, until the share is reached: pieces by all chunks' bytes, states by the trained
+  // ones'.
+  dist::ChunkOptions with_homes(dist::ChunkOptions options) const {
+    const double pieces = is_auto() ? 0 : config_.offload_param_frac,
+                 states = is_auto() ? 0 : config_.offload_optim_frac;
+    options.homes = [pieces, states, device = device_, host = host_](std::span<const dist::ChunkInfo> chunks) {
+      double all = 0, trained = 0, pieces_there = 0, states_there = 0;
+      for (const dist::ChunkInfo& chunk : chunks) {
+        all += static_cast<double>(chunk.bytes);
+        if (chunk.is_trained) trained += static_cast<double>(chunk.bytes);
+      }
+      std::vector<dist::ChunkHome> homes;
+      for (const dist::ChunkInfo& chunk : chunks) {
+        dist::ChunkHome& home = homes.emplace_back(dist::ChunkHome{device, device});
+        if (pieces_there < pieces * all) {
+          home.piece = host;
+          pieces_there += static_cast<double>(chunk.bytes);
+        }
+        if (chunk.is_trained && states_there < states * trained) {
+          home.states = host;
+          states_there += static_cast<double>(chunk.bytes);
+        }
+      }
+      return homes;
+    };
+    return options;
+  }
+
   bool is_auto() const { return config_.placement_policy == "auto"; }
 
   double memory_limit() const {
@@ -117,7 +124,6 @@ class GeminiSharding final : public Sharding {
 
   GeminiPlugin::Config config_;
   Device device_, host_;
-  std::vector<Device> states_on_;  // by chunk
   dist::ChunkManager chunks_;
   BudgetPlacement placement_;
   bool is_measured_ = false;

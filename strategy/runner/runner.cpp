@@ -156,13 +156,16 @@ void Runner::set_up_run() {
   progress_.max_iters = progress_.by_epoch ? *train.max_epochs * train_loader_->length() : *train.max_iters;
 }
 
-Plan Runner::plan() {
+Plan Runner::plan(std::int64_t planned_ranks) {
   if (!config_.train_cfg)
     throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
   set_up_run();
   // A plan needs ranks only on paper.
-  const int world_size = job_ != nullptr ? job_->info().world_size : 1;
+  const int world_size = job_ != nullptr ? job_->info().world_size : static_cast<int>(planned_ranks);
+  if (world_size < 1) throw ConfigError(cat("plan: no group of ", world_size, " ranks"), "--world-size");
+  if (world_size > 1 && !has_plugin())
+    throw ConfigError("plan: several ranks need a plugin, strategy.plugin is null", "strategy.plugin");
   const std::unique_ptr<dist::Comm> ranks =
       has_plugin() ? dist::make_meta_comm(job_ != nullptr ? job_->info().rank : 0, world_size) : nullptr;
   const auto make_strategy = [&](Device device) {

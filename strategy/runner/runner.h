@@ -27,8 +27,8 @@ class Runner final : private RunControl {
   /// Trains as train_cfg says, validating where asked. Returns false if a stop was requested on the way; what was
   /// trained is saved.
   bool train();
-  /// The plan of a training step. Reads data only for the shape of one batch.
-  Plan plan();
+  /// The plan of a training step of rank 0 of so many. Reads data only for the shape of one batch. Throws ConfigError.
+  Plan plan(std::int64_t world_size = 1);
   /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric.
   /// Empty if a stop was requested on the way.
   std::map<std::string, double> test();

@@ -1,4 +1,5 @@
-// Chunks without a model: weights come when they are touched, go when they are released, and gradients take their place.
+// Chunks without a model: weights come when they are touched, go when they are released, and gradients take their
+// place.
 #include "dist/chunk/chunk_manager.h"
 
 #include <mutex>
@@ -41,7 +42,8 @@ void fill_by_name(const autograd::Variable& parameter, const Tensor& into) {
 
 std::vector<float> values(const Tensor& x) { return cast(x, DType::f32).to_vector<float>(); }
 
-TEST_CASE("a parameter's values are there when it is used, on every rank, and its chunk can be dropped and come again") {
+TEST_CASE(
+    "a parameter's values are there when it is used, on every rank, and its chunk can be dropped and come again") {
   run_ranks(3, [](Comm& comm) {
     const auto parameters = parameters_on_meta(6, 3000, DType::f32);
     ChunkManager chunks(comm, parameters, kCpu, {.capacity = 6500}, fill_by_name);
@@ -94,7 +96,7 @@ TEST_CASE("gradients are summed rank by rank into the owners' pieces, those that
       ChunkManager chunks(comm, parameters, kCpu, {.capacity = 4096, .accumulates = true}, fill_by_name);
       strategy::BudgetPlacement none(chunks, 0, 0);
       chunks.set_policy(none);
-      std::vector<autograd::Part> parts = chunks.parts([](std::size_t) { return kCpu; });
+      std::vector<autograd::Part> parts = chunks.parts();
       for (int micro_step = 0; micro_step < 2; ++micro_step) {
         chunks.begin_pass(true);
         chunks.begin_micro_step(micro_step);
@@ -172,10 +174,16 @@ TEST_CASE("what is needed pushes out what is needed latest, and the known order 
 TEST_CASE("pieces may live on the host's tier") {
   run_ranks(2, [](Comm& comm) {
     const auto parameters = parameters_on_meta(2, 4096, DType::bf16);
-    ChunkManager chunks(comm, parameters, kCpu, {.capacity = 4096}, fill_by_name);
+    ChunkOptions options{.capacity = 4096};
+    options.homes = [](std::span<const ChunkInfo> infos) {
+      CHECK(infos.size() == 2);
+      CHECK(infos[0].bytes == 2 * 4096);
+      CHECK(infos[0].is_trained);
+      return std::vector<ChunkHome>{{kCpu, kCpu}, {kHost, kHost}};
+    };
+    ChunkManager chunks(comm, parameters, kCpu, options, fill_by_name);
     KeepAll keep;
     chunks.set_policy(keep);
-    chunks.set_home(1, kHost);
     for (const autograd::Part& piece : chunks.pieces())
       CHECK(piece.weights.device() == (piece.variable.name() == "p1" ? kHost : kCpu));
     CHECK(values(parameters[1].data()) == std::vector<float>(4096, 2.0f));

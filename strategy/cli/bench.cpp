@@ -1,0 +1,196 @@
+// Sizes, random tokens, clocks and the table. The step is the trained one: clip 1.0, AdamW, f32 masters, a tied head.
+//
+// Delicate: a step is timed from one read of its loss to the next, which waits for the device; nothing else does.
+#include "strategy/cli/bench.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <iomanip>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "autograd/optim/adam.h"
+#include "core/base/json.h"
+#include "core/ops/cast.h"
+#include "core/ops/random.h"
+#include "strategy/colossalai_strategy.h"
+#include "strategy/plan.h"
+#include "strategy/registry.h"
+
+namespace castor::strategy {
+namespace {
+
+constexpr std::int64_t kVocabulary = 50304;
+
+struct Size {
+  const char* name;
+  std::int64_t layers, heads, width;
+};
+// GPT-2's sizes, and GPT-3's from 2.7B on.
+constexpr std::array<Size, 7> kSizes{{{"124M", 12, 12, 768},
+                                      {"350M", 24, 16, 1024},
+                                      {"774M", 36, 20, 1280},
+                                      {"1.5B", 48, 25, 1600},
+                                      {"2.7B", 32, 32, 2560},
+                                      {"6.7B", 32, 32, 4096},
+                                      {"13B", 40, 40, 5120}}};
+
+const Size& size_of(const std::string& name) {
+  std::string names;
+  for (const Size& size : kSizes) {
+    if (name == size.name) return size;
+    names += cat(names.empty() ? "" : ", ", size.name);
+  }
+  throw ConfigError(cat("bench: no model ", name, "; there are: ", names), "--model");
+}
+
+TypedConfig model_config(const BenchArguments& arguments) {
+  const Size& size = size_of(arguments.model);
+  TypedConfig config{"Gpt"};
+  config.node = ConfigNode::map();
+  config.node.set("type", "Gpt");
+  config.node.set("n_layer", size.layers);
+  config.node.set("n_head", size.heads);
+  config.node.set("n_embd", size.width);
+  config.node.set("block_size", arguments.context);
+  config.node.set("vocab_size", kVocabulary);
+  config.node.set("position", "learned");
+  config.node.set("tie_weights", true);
+  config.node.set("bias", true);
+  config.node.set("init_std", 0.02);
+  config.node.set("recompute", arguments.recompute);
+  return config;
+}
+
+autograd::Batch tokens_on(Device device, const BenchArguments& arguments, std::uint64_t number) {
+  const auto make = [&](std::uint64_t stream) {
+    const Tensor values = Tensor::empty({arguments.batch, arguments.context}, DType::f32);
+    fill_uniform(values, {number, stream}, 0, static_cast<double>(kVocabulary));
+    return to_device(cast(values, DType::i64), device);
+  };
+  return {make(0), make(1)};
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+}  // namespace
+
+int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out) {
+  const Device device = device_from_name(arguments.device);
+  const Precision precision = precision_of(arguments.precision, "--precision");
+  const TypedConfig config = model_config(arguments);
+  const ModelFactory model = [&](const autograd::TensorOptions& where) { return registry.models.build(config, where); };
+  PrepareOptions options;
+  options.optimizer = [] {
+    autograd::AdamWConfig adamw;
+    adamw.lr = 3e-4;
+    adamw.weight_decay = 0.1;
+    return std::make_unique<autograd::AdamW>(adamw);
+  };
+  options.clip = ClipConfig{};
+  options.clip->max_norm = 1.0;
+  options.dispatch.train_micro_batch_size_per_gpu = arguments.batch;
+  const auto make_strategy = [&](Device where) {
+    return std::make_unique<ColossalAIStrategy>(where, 0, AutoScaleConfig{}, precision);
+  };
+  const Plan plan = make_plan(make_strategy, model, options,
+                              {Tensor::zeros({arguments.batch, arguments.context}, DType::i64),
+                               Tensor::zeros({arguments.batch, arguments.context}, DType::i64)});
+  const std::size_t there = backend(device).total_bytes();
+  if (there > 0 && plan.memory.peak_total > there) {
+    throw OutOfMemory(cat("bench: ", arguments.model, " with a batch of ", arguments.batch, " needs ",
+                          bytes_text(plan.memory.peak_total), ", ", device, " has ", bytes_text(there),
+                          "; use a smaller --batch or --recompute"),
+                      plan.memory.peak_total, there, there);
+  }
+
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  const std::unique_ptr<ColossalAIStrategy> strategy = make_strategy(device);
+  strategy->prepare(model, options);
+  const double setup = std::chrono::duration<double>(Clock::now() - begin).count();
+  std::vector<double> seconds;
+  double loss = 0;
+  for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
+    const autograd::Batch batch = tokens_on(device, arguments, static_cast<std::uint64_t>(i));
+    const auto start = Clock::now();
+    loss = strategy->train_step(batch).losses.at("loss");
+    backend(device).synchronize();
+    if (i >= arguments.warmup) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  const double step = median(seconds);
+  const auto tokens = static_cast<double>(arguments.batch * arguments.context);
+  const MemoryStats memory = allocator(device).stats();
+  nlohmann::ordered_json json;
+  json["model"] = arguments.model;
+  json["parameters"] = plan.parameters;
+  json["device"] = to_string(device);
+  json["precision"] = arguments.precision;
+  json["batch"] = arguments.batch;
+  json["context"] = arguments.context;
+  json["recompute"] = arguments.recompute;
+  json["steps"] = arguments.steps;
+  json["setup_seconds"] = setup;
+  json["step_seconds"] = step;
+  json["step_seconds_min"] = *std::min_element(seconds.begin(), seconds.end());
+  json["step_seconds_max"] = *std::max_element(seconds.begin(), seconds.end());
+  json["tokens_per_second"] = tokens / step;
+  json["flops_of_a_step"] = plan.flops;
+  json["tflops_per_second"] = plan.flops / step / 1e12;
+  json["loss"] = loss;
+  for (int i = 0; i < kCategoryCount; ++i) {
+    const std::string name(category_name(static_cast<Category>(i)));
+    json["memory"][name] = {{"peak", memory.peak[i]}, {"planned", plan.memory.peak[i]}};
+  }
+  json["memory"]["total"] = {{"peak", memory.peak_total}, {"planned", plan.memory.peak_total}};
+  json["memory"]["reserved"] = memory.peak_reserved;
+  if (arguments.json) {
+    out << dump_json(Json(json), 2) << "\n";
+    return kExitOk;
+  }
+  out << arguments.model << " on " << device << ", " << arguments.precision << ", " << arguments.batch << " x "
+      << arguments.context << " tokens" << (arguments.recompute ? ", recompute" : "") << ": " << std::fixed
+      << std::setprecision(0) << tokens / step << " tokens/s, " << std::setprecision(1) << plan.flops / step / 1e12
+      << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
+      << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
+      << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
+      << setup << " s, loss " << std::setprecision(3) << loss << "\n"
+      << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
+      << "\n";
+  for (int i = 0; i < kCategoryCount; ++i) {
+    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
+        << bytes_text(memory.peak[i]) << std::setw(12) << bytes_text(plan.memory.peak[i]) << "\n";
+  }
+  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(memory.peak_total)
+      << std::setw(12) << bytes_text(plan.memory.peak_total) << "\n";
+  return kExitOk;
+}
+
+Subcommand bench_command() {
+  auto arguments = std::make_shared<BenchArguments>();
+  Subcommand command;
+  command.name = "bench";
+  command.summary = "time whole training steps of a GPT-2 shaped model on random tokens";
+  command.configure = [arguments](ArgumentList& list) {
+    *arguments = {};
+    list.option("--model", arguments->model, "SIZE", "124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
+    list.option("--batch", arguments->batch, "N", "sequences of a step");
+    list.option("--context", arguments->context, "N", "tokens of a sequence");
+    list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N");
+    list.option("--precision", arguments->precision, "NAME", "fp32, bf16 or fp16");
+    list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
+    list.option("--warmup", arguments->warmup, "N", "steps before them");
+    list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");
+    list.flag("--json", arguments->json, "print JSON");
+  };
+  command.run = [arguments](Registry& registry, std::ostream& out) { return run_bench(*arguments, registry, out); };
+  return command;
+}
+
+}  // namespace castor::strategy

@@ -1,0 +1,33 @@
+// `castor bench`: whole training steps of GPT-2 shaped models on random tokens, timed.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <string>
+
+#include "strategy/cli/command_line.h"
+
+namespace castor::strategy {
+
+/// What `castor bench` was given.
+struct BenchArguments {
+  std::string model = "124M";   ///< a size of the table in bench.cpp
+  std::int64_t batch = 8;       ///< sequences of a micro-batch
+  std::int64_t context = 1024;  ///< tokens of a sequence
+  std::string device = "cpu";
+  std::string precision = "bf16";
+  std::int64_t steps = 20;  ///< timed
+  std::int64_t warmup = 3;  ///< not timed
+  bool recompute = false;   ///< keep only each block's input
+  bool json = false;
+};
+
+/// Trains and prints to `out`: tokens/s (median of the steps), TFLOP/s, memory by category against the plan. The model
+/// type "Gpt" must be registered. Returns an exit code. Throws ConfigError for a size, device or precision that is
+/// none, OutOfMemory before the first step where the plan says that it does not fit.
+int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out);
+
+/// The subcommand.
+Subcommand bench_command();
+
+}  // namespace castor::strategy
