@@ -178,7 +178,10 @@ std::vector<std::vector<double>> Stepper::squares_of_blocks() const {
     block_squares(gradient, sums.all.narrow(0, sums.count, count));
     sums.count += count;
   }
-  for (auto& [device, sums] : by_device) sums.values = sums.all.to_vector<double>();
+  for (auto& [device, sums] : by_device) {
+    sums.values = sums.all.device().is_meta() ? std::vector<double>(static_cast<std::size_t>(sums.count))
+                                              : sums.all.to_vector<double>();
+  }
   std::vector<std::vector<double>> blocks;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const auto count = static_cast<std::size_t>(block_count(parts_[i].count));
@@ -193,8 +196,8 @@ std::vector<std::vector<double>> Stepper::squares_of_blocks() const {
 }
 
 double Stepper::gradient_norm() const {
-  if (!parts_.empty() && parts_.front().variable.device().is_meta()) return 0;
   const std::vector<std::vector<double>> blocks = squares_of_blocks();
+  if (!parts_.empty() && parts_.front().variable.device().is_meta()) return 0;
   if (reducer_ != nullptr) return std::sqrt(reducer_->sum_blocks(blocks));
   double total = 0;
   for (const std::vector<double>& part : blocks) {

@@ -7,12 +7,14 @@
 #include <array>
 #include <chrono>
 #include <iomanip>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
 
 #include "autograd/optim/adam.h"
 #include "core/base/json.h"
+#include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
 #include "strategy/colossalai_strategy.h"
@@ -73,6 +75,43 @@ autograd::Batch tokens_on(Device device, const BenchArguments& arguments, std::u
   return {make(0), make(1)};
 }
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Times ops one by one: the device is idle before and after each, so the sum is more than a step takes.
+class OpTimer final : public DispatchObserver {
+ public:
+  struct Total {
+    std::int64_t calls = 0;
+    double seconds = 0, flops = 0, bytes = 0;
+  };
+  explicit OpTimer(Device device) : device_(device) {}
+  void before(const OpCall&) override {
+    backend(device_).synchronize();
+    start_ = Clock::now();
+  }
+  void after(const OpCall& call) override {
+    backend(device_).synchronize();
+    Total& total = totals_[call.name];
+    ++total.calls;
+    total.seconds += seconds_since(start_);
+    total.flops += call.cost.flops;
+    total.bytes += call.cost.bytes;
+  }
+  /// By time, longest first.
+  std::vector<std::pair<std::string, Total>> sorted() const {
+    std::vector<std::pair<std::string, Total>> all(totals_.begin(), totals_.end());
+    std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+    return all;
+  }
+
+ private:
+  Device device_;
+  Clock::time_point start_;
+  std::map<std::string, Total> totals_;
+};
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const std::size_t half = values.size() / 2;
@@ -110,11 +149,10 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                       plan.memory.peak_total, there, there);
   }
 
-  using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
   const std::unique_ptr<ColossalAIStrategy> strategy = make_strategy(device);
   strategy->prepare(model, options);
-  const double setup = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double setup = seconds_since(begin);
   std::vector<double> seconds;
   double loss = 0;
   for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
@@ -122,7 +160,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
     const auto start = Clock::now();
     loss = strategy->train_step(batch).losses.at("loss");
     backend(device).synchronize();
-    if (i >= arguments.warmup) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    if (i >= arguments.warmup) seconds.push_back(seconds_since(start));
   }
   const double step = median(seconds);
   const auto tokens = static_cast<double>(arguments.batch * arguments.context);
@@ -150,6 +188,18 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   }
   json["memory"]["total"] = {{"peak", memory.peak_total}, {"planned", plan.memory.peak_total}};
   json["memory"]["reserved"] = memory.peak_reserved;
+  OpTimer timer(device);
+  if (arguments.ops) {
+    const ObserverScope observe(timer);
+    strategy->train_step(tokens_on(device, arguments, 0));
+    for (const auto& [name, op] : timer.sorted()) {
+      json["ops"].push_back({{"name", name},
+                             {"calls", op.calls},
+                             {"seconds", op.seconds},
+                             {"tflops_per_second", op.flops / op.seconds / 1e12},
+                             {"gigabytes_per_second", op.bytes / op.seconds / 1e9}});
+    }
+  }
   if (arguments.json) {
     out << dump_json(Json(json), 2) << "\n";
     return kExitOk;
@@ -169,6 +219,16 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   }
   out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(memory.peak_total)
       << std::setw(12) << bytes_text(plan.memory.peak_total) << "\n";
+  if (arguments.ops) {
+    out << std::left << std::setw(28) << "op, timed alone" << std::right << std::setw(8) << "calls" << std::setw(10)
+        << "ms" << std::setw(10) << "TFLOP/s" << std::setw(10) << "GB/s"
+        << "\n";
+    for (const auto& [name, op] : timer.sorted()) {
+      out << std::left << std::setw(28) << name << std::right << std::setw(8) << op.calls << std::setprecision(3)
+          << std::setw(10) << op.seconds * 1e3 << std::setprecision(1) << std::setw(10) << op.flops / op.seconds / 1e12
+          << std::setprecision(0) << std::setw(10) << op.bytes / op.seconds / 1e9 << "\n";
+    }
+  }
   return kExitOk;
 }
 
@@ -187,6 +247,7 @@ Subcommand bench_command() {
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");
+    list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments](Registry& registry, std::ostream& out) { return run_bench(*arguments, registry, out); };
