@@ -1,8 +1,8 @@
 // Parts as ranges, and the order of a step; see stepper.h. Nothing is read back from the device but statistics.
 #include "autograd/optim/stepper.h"
 
+#include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
@@ -149,62 +149,62 @@ void Stepper::step(double gradient_scale) {
   }
 }
 
-// One array a device and one read of each: a read waits for the device.
-std::vector<std::vector<double>> Stepper::squares_of_blocks() const {
-  struct Sums {
-    std::int64_t count = 0;
-    Tensor all;
-    std::vector<double> values;
-  };
-  std::map<std::pair<DeviceType, int>, Sums> by_device;
-  const auto sums_on = [&](Device device) -> Sums& { return by_device[{device.type, device.index}]; };
+// The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
+struct Stepper::BlockSums {
+  Tensor all;                        // f64
+  std::vector<std::size_t> parts;    // whose gradients are there, in order
+  std::vector<std::int64_t> begins;  // of each part's blocks, and the end
+};
+
+std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
+  std::vector<Device> devices;
+  std::vector<BlockSums> found;
   std::vector<Tensor> gradients;
-  for (const Part& part : parts_) {
-    gradients.push_back(gradient_of(part));
-    if (gradients.back().defined()) sums_on(gradients.back().device()).count += block_count(part.count);
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    gradients.push_back(gradient_of(parts_[i]));
+    if (!gradients[i].defined()) continue;
+    const auto known = std::find(devices.begin(), devices.end(), gradients[i].device());
+    if (known == devices.end()) found.push_back({{}, {}, {0}});
+    BlockSums& sums = found[static_cast<std::size_t>(known - devices.begin())];
+    if (known == devices.end()) devices.push_back(gradients[i].device());
+    sums.parts.push_back(i);
+    sums.begins.push_back(sums.begins.back() + block_count(parts_[i].count));
   }
   const CategoryScope category(Category::workspace);
-  std::vector<std::int64_t> begins;
-  for (const Tensor& gradient : gradients) {
-    begins.push_back(0);
-    if (!gradient.defined()) continue;
-    Sums& sums = sums_on(gradient.device());
-    if (!sums.all.defined()) {
-      sums.all = Tensor::empty({sums.count}, DType::f64, gradient.device());
-      sums.count = 0;
-    }
-    begins.back() = sums.count;
-    const std::int64_t count = block_count(gradient.numel());
-    block_squares(gradient, sums.all.narrow(0, sums.count, count));
-    sums.count += count;
-  }
-  for (auto& [device, sums] : by_device) {
-    sums.values = sums.all.device().is_meta() ? std::vector<double>(static_cast<std::size_t>(sums.count))
-                                              : sums.all.to_vector<double>();
-  }
-  std::vector<std::vector<double>> blocks;
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    const auto count = static_cast<std::size_t>(block_count(parts_[i].count));
-    if (!gradients[i].defined()) {
-      blocks.emplace_back(count, 0.0);
-    } else {
-      const auto first = sums_on(gradients[i].device()).values.begin() + begins[i];
-      blocks.emplace_back(first, first + static_cast<std::ptrdiff_t>(count));
+  for (std::size_t d = 0; d < found.size(); ++d) {
+    BlockSums& sums = found[d];
+    sums.all = Tensor::empty({sums.begins.back()}, DType::f64, devices[d]);
+    for (std::size_t i = 0; i < sums.parts.size(); ++i) {
+      const std::int64_t begin = sums.begins[i], count = sums.begins[i + 1] - begin;
+      block_squares(gradients[sums.parts[i]], sums.all.narrow(0, begin, count));
     }
   }
-  return blocks;
+  return found;
 }
 
 double Stepper::gradient_norm() const {
-  const std::vector<std::vector<double>> blocks = squares_of_blocks();
-  if (!parts_.empty() && parts_.front().variable.device().is_meta()) return 0;
-  if (reducer_ != nullptr) return std::sqrt(reducer_->sum_blocks(blocks));
-  double total = 0;
-  for (const std::vector<double>& part : blocks) {
-    double sum = 0;
-    for (const double block : part) sum += block;
-    total += sum;
+  const std::vector<BlockSums> found = sum_blocks();
+  if (!parts_.empty() && parts_.front().variable.device().is_meta()) {
+    for (const BlockSums& sums : found) fold_segments(sums.all, sums.begins);
+    return 0;
   }
+  if (reducer_ != nullptr) {
+    std::vector<std::vector<double>> blocks;
+    for (const Part& part : parts_) blocks.emplace_back(static_cast<std::size_t>(block_count(part.count)));
+    for (const BlockSums& sums : found) {
+      const std::vector<double> values = sums.all.to_vector<double>();
+      for (std::size_t i = 0; i < sums.parts.size(); ++i)
+        std::copy(values.begin() + sums.begins[i], values.begin() + sums.begins[i + 1], blocks[sums.parts[i]].begin());
+    }
+    return std::sqrt(reducer_->sum_blocks(blocks));
+  }
+  std::vector<double> of_part(parts_.size(), 0.0);
+  for (const BlockSums& sums : found) {
+    const std::vector<double> folded = fold_segments(sums.all, sums.begins).to_vector<double>();
+    for (std::size_t i = 0; i < sums.parts.size(); ++i) of_part[sums.parts[i]] = folded[i];
+  }
+  double total = 0;
+  for (const double sum : of_part) total += sum;
   return std::sqrt(total);
 }
 

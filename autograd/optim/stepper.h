@@ -105,7 +105,8 @@ class Stepper {
     Tensor weights, gradient;
   };
   Work fetch(const Part& part) const;
-  std::vector<std::vector<double>> squares_of_blocks() const;  // by part
+  struct BlockSums;
+  std::vector<BlockSums> sum_blocks() const;
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
 
   Optimizer& optimizer_;

@@ -2,6 +2,7 @@
 // gets the same ones. Adafactor is in adafactor.cpp.
 #include "core/ops/optim.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/ops/optim_checks.h"
@@ -45,6 +46,24 @@ double sum_squares(const Tensor& x, double carry) {
   const Tensor sums = block_sums_for(x.numel(), x.device());
   block_squares(x, sums);
   return add_in_order(sums, carry);
+}
+
+Cost cost(const FoldSegmentsArgs& args) {
+  return {static_cast<double>(args.values.numel()), streamed_bytes({&args.values, &args.begins, &args.out}, {})};
+}
+
+Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begins) {
+  constexpr const char* kOp = FoldSegmentsArgs::kName;
+  if (values.dtype() != DType::f64) throw DTypeError(cat(kOp, ": expected f64, got ", values));
+  if (!values.is_contiguous() || begins.empty() || begins.front() < 0 || begins.back() > values.numel() ||
+      !std::is_sorted(begins.begin(), begins.end())) {
+    throw ShapeError(cat(kOp, ": ", begins.size(), " begins do not cut ", values, " into segments"));
+  }
+  const auto count = static_cast<std::int64_t>(begins.size());
+  const Tensor where = Tensor::from_values(begins, {count}, values.device());
+  const Tensor out = empty_workspace(count - 1, DType::f64, values.device());
+  if (count > 1) dispatch(values.device(), FoldSegmentsArgs{values.view(), where.view(), out.view()});
+  return out;
 }
 
 AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double gradient_factor) {

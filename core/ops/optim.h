@@ -46,6 +46,24 @@ void block_squares(const Tensor& x, const Tensor& sums);
 /// Blocks that `count` elements make.
 constexpr std::int64_t block_count(std::int64_t count) { return (count + kStatisticsBlock - 1) / kStatisticsBlock; }
 
+/// out[i] = values[begins[i]] + values[begins[i] + 1] + ..., one by one from 0 up to values[begins[i + 1] - 1].
+///   values  f64 [n]; begins  i64 [m + 1], never falling, within [0, n]; out  f64 [m]; all row-major
+struct FoldSegmentsArgs {
+  static constexpr const char* kName = "fold_segments";
+  View values, begins, out;
+};
+Cost cost(const FoldSegmentsArgs& args);
+void run(const Cpu& cpu, const FoldSegmentsArgs& args);
+void run(const Cuda& cuda, const FoldSegmentsArgs& args);
+
+/// The sums of consecutive segments of values, each added in order: block sums of many parameters, without bringing
+/// them to the host.
+///   values   f64 [n], row-major
+///   begins   where segments begin, and the end of the last: m + 1 numbers
+///   returns  f64 [m] on the device of values
+/// Throws ShapeError for begins that fall or leave [0, n], DTypeError.
+Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begins);
+
 /// `carry` plus the block sums of x's squares, added in order: ranges of one tensor in order of offset, each with the
 /// carry of the one before, give the bits of the uncut tensor. Infinite or NaN elements show in the result.
 ///   x  f32|bf16|f16, row-major, starting at a block boundary of its logical tensor

@@ -92,6 +92,16 @@ void run(const Cpu&, const BlockSquaresArgs& args) {
   });
 }
 
+void run(const Cpu&, const FoldSegmentsArgs& args) {
+  const double* values = args.values.as<double>();
+  const std::int64_t* begins = args.begins.as<std::int64_t>();
+  for (std::int64_t i = 0; i < args.out.numel(); ++i) {
+    double sum = 0;
+    for (std::int64_t j = begins[i]; j < begins[i + 1]; ++j) sum += values[j];
+    args.out.as<double>()[i] = sum;
+  }
+}
+
 void run(const Cpu&, const AdamArgs& args) {
   float* p = args.parameter.as<float>();
   float* mean = args.exp_avg.as<float>();

@@ -5,6 +5,23 @@
 namespace castor {
 namespace {
 
+// A warp a segment: its lanes fetch 32 values at a time, and every lane adds them one after the other.
+__global__ void fold_kernel(const double* values, const std::int64_t* begins, double* out, std::int64_t segments) {
+  const std::int64_t segment = (blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x) / 32;
+  if (segment >= segments) return;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const std::int64_t begin = begins[segment], end = begins[segment + 1];
+  double sum = 0;
+  double next = begin + lane < end ? values[begin + lane] : 0;
+  for (std::int64_t at = begin; at < end; at += 32) {
+    const double own = next;
+    if (at + 32 + lane < end) next = values[at + 32 + lane];
+    const int here = static_cast<int>(end - at < 32 ? end - at : 32);
+    for (int i = 0; i < here; ++i) sum += __shfl_sync(0xffffffff, own, i);
+  }
+  if (lane == 0) out[segment] = sum;
+}
+
 struct AdamUpdate {
   AdamScalars s;
   bool keeps_largest;
@@ -51,6 +68,15 @@ struct LambDirection {
 
 void run(const Cuda& cuda, const BlockSquaresArgs& args) {
   cuda::sum_blocks_of(cuda, BlockSquaresArgs::kName, cuda::AnyGradient(args.x), args.sums, args.x.numel());
+}
+
+void run(const Cuda& cuda, const FoldSegmentsArgs& args) {
+  constexpr int kThreads = 128;
+  const std::int64_t segments = args.out.numel();
+  const auto blocks = static_cast<unsigned>((32 * segments + kThreads - 1) / kThreads);
+  fold_kernel<<<blocks, kThreads, 0, stream_of(cuda)>>>(args.values.as<double>(), args.begins.as<std::int64_t>(),
+                                                        args.out.as<double>(), segments);
+  check_cuda(cudaGetLastError(), FoldSegmentsArgs::kName, cuda.device);
 }
 
 void run(const Cuda& cuda, const AdamArgs& args) {

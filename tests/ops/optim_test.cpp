@@ -223,6 +223,25 @@ TEST_CASE("sums of squares carry over from range to range with the bits of the u
   CHECK(std::isinf(sum_squares(infinite)));
 }
 
+TEST_CASE("segments of values fold in order, short, long and empty ones, with the bits of a plain loop") {
+  constexpr std::int64_t kCount = 3000;
+  const Array numbers = random_array({kCount}, 9);
+  const Tensor values = make_tensor(numbers, DType::f64);
+  const std::vector<std::int64_t> begins = {0, 1, 1, 33, 65, 97, 1200, 3000};
+  const std::vector<double> got = fold_segments(values, begins).to_vector<double>();
+  const std::vector<double> plain = values.to_vector<double>();
+  REQUIRE(got.size() == begins.size() - 1);
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    double sum = 0;
+    for (std::int64_t j = begins[i]; j < begins[i + 1]; ++j) sum += plain[static_cast<std::size_t>(j)];
+    CHECK(got[i] == sum);
+  }
+  CHECK(fold_segments(values, {5}).numel() == 0);
+  CHECK_THROWS_AS(fold_segments(values, {0, 10, 5}), ShapeError);
+  CHECK_THROWS_AS(fold_segments(values, {0, kCount + 1}), ShapeError);
+  CHECK_THROWS_AS(fold_segments(Tensor::zeros({4}, DType::f32), {0, 4}), DTypeError);
+}
+
 TEST_CASE("adam computes its documented steps one element at a time, to the bit") {
   constexpr std::int64_t kCount = 1100;
   const Whole x = make_whole(kCount, DType::f32, DType::bf16, 3);

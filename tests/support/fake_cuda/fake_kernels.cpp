@@ -43,6 +43,7 @@ void run(const Cuda& cuda, const BatchNormBackwardArgs& args) { run(fake_launch(
 void run(const Cuda& cuda, const GroupNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const GroupNormBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const BlockSquaresArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const FoldSegmentsArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const AdamArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const SgdArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LambSquaresArgs& args) { run(fake_launch(cuda), args); }
