@@ -19,7 +19,7 @@ struct BenchArguments {
   std::int64_t steps = 20;  ///< timed
   std::int64_t warmup = 3;  ///< not timed
   bool recompute = false;   ///< keep only each block's input
-  bool ops = false;               ///< afterwards, one more step with each op timed by itself
+  bool ops = false;         ///< afterwards, one more step with each op timed by itself
   bool json = false;
 };
 

@@ -46,7 +46,8 @@ TEST_CASE("random sizes: every element belongs to one rank, cuts fall on blocks,
           const FlatSlot& slot = array.slots[stretch.slot];
           CHECK(stretch.item_offset % autograd::kBlockElements == 0);
           CHECK(stretch.offset == slot.offset + stretch.item_offset);
-          if (stretch.count > 0) CHECK(stretch.offset + stretch.count <= array.cuts[static_cast<std::size_t>(rank) + 1]);
+          if (stretch.count > 0)
+            CHECK(stretch.offset + stretch.count <= array.cuts[static_cast<std::size_t>(rank) + 1]);
           for (std::int64_t i = 0; i < stretch.count; ++i)
             ++owners[slot.item][static_cast<std::size_t>(stretch.item_offset + i)];
         }

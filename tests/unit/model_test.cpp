@@ -10,8 +10,8 @@
 
 #include "autograd/graph.h"
 #include "autograd/optim/adam.h"
-#include "autograd/random_state.h"
 #include "autograd/optim/stepper.h"
+#include "autograd/random_state.h"
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
