@@ -140,6 +140,8 @@ void Comm::prepare(Collective& collective) const {
       if (!buffer.view.defined() || !buffer.view.is_contiguous()) {
         throw ShapeError(cat(collective.describe(), ": expected contiguous buffers; copy a strided view first"));
       }
+      if (buffer.owner != nullptr && buffer.owner->device().is_meta() && !is_on_paper())
+        throw DeviceError(cat(collective.describe(), ": expected a tensor on cpu, got one on meta"));
     }
   }
   if (scatters && collective.in.size() == 1 && world > 1) {

@@ -159,6 +159,8 @@ class Comm {
   virtual void abort(const std::string& reason) noexcept = 0;
 
  protected:
+  /// True for a group that moves nothing and takes tensors on meta (comm_meta.h).
+  virtual bool is_on_paper() const { return false; }
   /// Runs or queues a collective that fits this group.
   virtual Work submit(Collective collective) = 0;
   virtual void execute(Collective collective) = 0;
