@@ -119,12 +119,12 @@ TEST_CASE("bytes a parameter over all ranks are those of the papers' formulas") 
 }
 
 TEST_CASE("a model four times as large as its device trains, with the bits of one that fits") {
-  constexpr int depth = 64;
-  constexpr std::int64_t width = 512;
+  constexpr int kManyLayers = 64;
+  constexpr std::int64_t kLargeWidth = 512;
   const auto train = [&](ColossalAIStrategy& strategy) {
-    strategy.prepare(stack(depth, width), with_adamw());
+    strategy.prepare(stack(kManyLayers, kLargeWidth), with_adamw());
     std::vector<double> losses;
-    for (int i = 0; i < 3; ++i) losses.push_back(strategy.train_step(some_batch(width)).losses.at("loss"));
+    for (int i = 0; i < 3; ++i) losses.push_back(strategy.train_step(some_batch(kLargeWidth)).losses.at("loss"));
     return losses;
   };
   std::vector<double> expected, got;
@@ -133,7 +133,7 @@ TEST_CASE("a model four times as large as its device trains, with the bits of on
     expected = train(whole);
   }
   allocator(kCpu).release_cached();
-  const std::size_t weights = depth * (width * width + width) * sizeof(float);
+  const std::size_t weights = kManyLayers * (kLargeWidth * kLargeWidth + kLargeWidth) * sizeof(float);
   const std::size_t room = weights / 4;
   const std::size_t limit = allocator(kCpu).stats().reserved + room;
   allocator(kCpu).reset_peaks();
