@@ -28,6 +28,7 @@ class GeminiSharding final : public Sharding {
       : config_(config),
         device_(request.device),
         host_(host_tier(request.device)),
+        comm_(request.comm),
         chunks_(request.comm, request.parameters, request.device, with_homes(options), request.fill),
         placement_(chunks_, 0, config.max_prefetch) {
     chunks_.set_policy(placement_);
@@ -35,7 +36,7 @@ class GeminiSharding final : public Sharding {
     for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) all += chunks_.bytes(chunk);
     const double kept = is_auto() ? memory_limit() * (1 - config_.warmup_non_model_data_ratio)
                                   : static_cast<double>(all) * (1 - config_.shard_param_frac);
-    placement_.set_budget(std::llround(kept));
+    placement_.set_budget(smallest_of_ranks(kept));
     if (config_.verbose) {
       logger().info("gemini: ", chunks_.chunk_count(), " chunks of up to ", options.capacity, " elements, ",
                     bytes_text(static_cast<std::size_t>(all)), " of weights");
@@ -111,19 +112,27 @@ class GeminiSharding final : public Sharding {
     return static_cast<double>(limit > 0 ? limit : backend(device_).total_bytes());
   }
 
+  // Ranks measure different peaks and may have different memory, but must drop and gather alike.
+  std::int64_t smallest_of_ranks(double bytes) {
+    const Tensor smallest = Tensor::from_values(std::vector<std::int64_t>{std::llround(bytes)}, {1});
+    comm_.all_reduce(smallest, "budget of whole chunks", dist::ReduceOp::kMin);
+    return smallest.data<std::int64_t>()[0];
+  }
+
   // What the first micro-step used beside whole chunks stays free; the rest of the memory may hold chunks.
   void settle_budget() {
     is_measured_ = true;
     const auto peak = static_cast<double>(allocator(device_).stats().peak_total);
     const auto beside = peak - static_cast<double>(chunks_.traffic().peak_gathered_bytes);
     const double budget = memory_limit() * config_.steady_cuda_cap_ratio - beside;
-    placement_.set_budget(std::max<std::int64_t>(std::llround(budget), 0));
+    placement_.set_budget(std::max<std::int64_t>(smallest_of_ranks(budget), 0));
     if (config_.verbose)
       logger().info("gemini: whole chunks may take ", bytes_text(static_cast<std::size_t>(placement_.budget())));
   }
 
   GeminiPlugin::Config config_;
   Device device_, host_;
+  dist::Comm& comm_;
   dist::ChunkManager chunks_;
   BudgetPlacement placement_;
   bool is_measured_ = false;

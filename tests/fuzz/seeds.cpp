@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include <zlib.h>
-
 #include "core/base/digest.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
@@ -82,20 +80,6 @@ std::vector<std::string> safetensors_files() {
   return texts;
 }
 
-std::string gzipped(const std::string& text) {
-  std::string out(text.size() + 100, '\0');
-  z_stream state{};
-  deflateInit2(&state, 9, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY);
-  state.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  state.avail_in = static_cast<uInt>(text.size());
-  state.next_out = reinterpret_cast<Bytef*>(out.data());
-  state.avail_out = static_cast<uInt>(out.size());
-  deflate(&state, Z_FINISH);
-  out.resize(out.size() - state.avail_out);
-  deflateEnd(&state);
-  return out;
-}
-
 std::vector<std::string> idx_files() {
   const auto header = [](std::initializer_list<char> sizes) {
     std::string text{'\0', '\0', '\x08', static_cast<char>(sizes.size())};
@@ -105,7 +89,7 @@ std::vector<std::string> idx_files() {
   const std::vector<std::string> plain = {header({5}) + "label", header({2, 2, 3}) + "two images..", header({0}),
                                           header({1, 1, 1, 1, 1, 1, 1, 1}) + "x"};
   std::vector<std::string> all = plain;
-  for (const std::string& text : plain) all.push_back(gzipped(text));
+  for (const std::string& text : plain) all.push_back(castor::test::gzipped(text));
   return all;
 }
 

@@ -3,24 +3,14 @@
 #include <doctest/doctest.h>
 
 #include "tests/support/op_check.h"
+#include "tests/support/quiet_listener.h"
 
 namespace {
 
-class UseGpu final : public doctest::IReporter {
+class UseGpu final : public castor::test::QuietListener {
  public:
-  explicit UseGpu(const doctest::ContextOptions&) {}
-  void report_query(const doctest::QueryData&) override {}
+  using QuietListener::QuietListener;
   void test_run_start() override { castor::test::set_test_devices({{castor::DeviceType::cuda, 0}}); }
-  void test_run_end(const doctest::TestRunStats&) override {}
-  void test_case_start(const doctest::TestCaseData&) override {}
-  void test_case_reenter(const doctest::TestCaseData&) override {}
-  void test_case_end(const doctest::CurrentTestCaseStats&) override {}
-  void test_case_exception(const doctest::TestCaseException&) override {}
-  void subcase_start(const doctest::SubcaseSignature&) override {}
-  void subcase_end() override {}
-  void log_assert(const doctest::AssertData&) override {}
-  void log_message(const doctest::MessageData&) override {}
-  void test_case_skipped(const doctest::TestCaseData&) override {}
 };
 
 }  // namespace

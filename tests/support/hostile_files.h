@@ -100,6 +100,21 @@ inline std::vector<std::string> hostile_safetensors(std::size_t bytes) {
   return files;
 }
 
+/// `text` as gzip packs it.
+inline std::string gzipped(const std::string& text) {
+  std::string out(text.size() + 100, '\0');
+  z_stream state{};
+  deflateInit2(&state, 9, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY);
+  state.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  state.avail_in = static_cast<uInt>(text.size());
+  state.next_out = reinterpret_cast<Bytef*>(out.data());
+  state.avail_out = static_cast<uInt>(out.size());
+  deflate(&state, Z_FINISH);
+  out.resize(state.total_out);
+  deflateEnd(&state);
+  return out;
+}
+
 /// IDX files: plain ones, and gzipped ones that unfold to a thousand times their length or claim to.
 inline std::vector<std::string> hostile_idx(std::size_t bytes) {
   const auto header = [](std::size_t size) {
@@ -107,22 +122,9 @@ inline std::vector<std::string> hostile_idx(std::size_t bytes) {
     for (int shift = 24; shift >= 0; shift -= 8) text += static_cast<char>(size >> shift & 0xFF);
     return text;
   };
-  const auto gzip = [](const std::string& text) {
-    std::string out(text.size() + 100, '\0');
-    z_stream state{};
-    deflateInit2(&state, 9, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY);
-    state.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-    state.avail_in = static_cast<uInt>(text.size());
-    state.next_out = reinterpret_cast<Bytef*>(out.data());
-    state.avail_out = static_cast<uInt>(out.size());
-    deflate(&state, Z_FINISH);
-    out.resize(state.total_out);
-    deflateEnd(&state);
-    return out;
-  };
   const std::string zeros(bytes, '\0');
-  return {header(bytes) + zeros,       header(bytes + 1) + zeros,       header(bytes * 100) + zeros,
-          gzip(header(bytes) + zeros), gzip(header(bytes * 2) + zeros), gzip(header(1) + zeros)};
+  return {header(bytes) + zeros,          header(bytes + 1) + zeros,          header(bytes * 100) + zeros,
+          gzipped(header(bytes) + zeros), gzipped(header(bytes * 2) + zeros), gzipped(header(1) + zeros)};
 }
 
 /// PyTorch archives: their pickles, and archives of many entries or long names.

@@ -57,10 +57,11 @@ class MixedModel final : public autograd::TrainableModel {
   autograd::Linear middle_, frozen_, unused_, last_;
 };
 
-/// 96 samples whose values follow from their numbers.
+/// Samples whose values follow from their numbers.
 class CountedSamples final : public strategy::Dataset {
  public:
-  std::int64_t size() const override { return 96; }
+  explicit CountedSamples(std::int64_t size = 96) : size_(size) {}
+  std::int64_t size() const override { return size_; }
   autograd::Batch batch(std::span<const std::int64_t> samples) const override {
     const auto n = static_cast<std::int64_t>(samples.size());
     autograd::Batch result{Tensor::empty({n, 8}, DType::f32), Tensor::empty({n}, DType::i64)};
@@ -70,6 +71,9 @@ class CountedSamples final : public strategy::Dataset {
     }
     return result;
   }
+
+ private:
+  std::int64_t size_;
 };
 
 }  // namespace castor::test

@@ -12,6 +12,8 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include "tests/support/quiet_listener.h"
+
 namespace {
 
 struct Counts {
@@ -26,25 +28,14 @@ Counts& counts() {
 }
 
 /// Keeps the totals that doctest hands to reporters and to nobody else.
-class CountingListener : public doctest::IReporter {
+class CountingListener : public castor::test::QuietListener {
  public:
-  explicit CountingListener(const doctest::ContextOptions&) {}
-  void report_query(const doctest::QueryData&) override {}
-  void test_run_start() override {}
+  using QuietListener::QuietListener;
   void test_run_end(const doctest::TestRunStats& stats) override {
     counts().passed = stats.numTestCasesPassingFilters - stats.numTestCasesFailed;
     counts().failed = stats.numTestCasesFailed;
     counts().ran = true;
   }
-  void test_case_start(const doctest::TestCaseData&) override {}
-  void test_case_reenter(const doctest::TestCaseData&) override {}
-  void test_case_end(const doctest::CurrentTestCaseStats&) override {}
-  void test_case_exception(const doctest::TestCaseException&) override {}
-  void subcase_start(const doctest::SubcaseSignature&) override {}
-  void subcase_end() override {}
-  void log_assert(const doctest::AssertData&) override {}
-  void log_message(const doctest::MessageData&) override {}
-  void test_case_skipped(const doctest::TestCaseData&) override {}
 };
 
 void default_to_one_compute_thread(char** argv) {

@@ -1,5 +1,6 @@
 // Training on ranks: the same bits however a global batch is split over ranks and micro-steps, whatever is sharded, in
 // every precision, and across save and resume.
+#include <atomic>
 #include <cmath>
 #include <mutex>
 
@@ -209,6 +210,20 @@ TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in
       CHECK(train({name, 6, 2, plugin}, task) == twelve);
     }
   }
+}
+
+TEST_CASE("ranks with different memory place chunks alike") {
+  const Task task;
+  std::atomic<int> ranks = 0;
+  const MakePlugin uneven = [&] {
+    const double memory_gib = ranks++ % 2 == 0 ? 1e-5 : 1;
+    return gemini(Precision::fp32, [memory_gib](auto& c) {
+      c.placement_policy = "auto";
+      c.device_memory_gib = memory_gib;
+    })();
+  };
+  CHECK(train({"gemini, auto", 2, 2, uneven}, task) == train({"alone", 1, 4}, task));
+  CHECK(ranks == 2);
 }
 
 TEST_CASE("steps that overflow in fp16 are skipped alike in every layout") {

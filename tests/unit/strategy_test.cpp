@@ -11,9 +11,9 @@
 #include "autograd/optim/adam.h"
 #include "autograd/optim/sgd.h"
 #include "core/base/philox.h"
-#include "core/ops/random.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/data/data_loader.h"
+#include "tests/support/mixed_model.h"
 
 using namespace castor;
 using namespace castor::strategy;
@@ -41,20 +41,6 @@ class SmallModel final : public autograd::TrainableModel {
   autograd::Linear first_;
   autograd::Dropout dropout_;
   autograd::Linear second_;
-};
-
-class CountedSamples final : public Dataset {
- public:
-  std::int64_t size() const override { return 48; }
-  autograd::Batch batch(std::span<const std::int64_t> samples) const override {
-    const auto n = static_cast<std::int64_t>(samples.size());
-    autograd::Batch result{Tensor::empty({n, 8}, DType::f32), Tensor::empty({n}, DType::i64)};
-    for (std::int64_t i = 0; i < n; ++i) {
-      fill_normal(result.inputs.select(0, i), {5, static_cast<std::uint64_t>(samples[static_cast<std::size_t>(i)])});
-      result.targets.data<std::int64_t>()[i] = samples[static_cast<std::size_t>(i)] % 3;
-    }
-    return result;
-  }
 };
 
 SamplerOptions loading() {
@@ -93,7 +79,7 @@ TEST_CASE("two runs with one seed give equal bits, another seed gives others") {
   const auto run = [](std::uint64_t seed) {
     ColossalAIStrategy strategy(kCpu, seed);
     strategy.prepare(kModel, training(1, 10));
-    DataLoader loader(std::make_shared<CountedSamples>(), loading());
+    DataLoader loader(std::make_shared<test::CountedSamples>(48), loading());
     for (int i = 0; i < 10; ++i) strategy.train_step(loader.next());
     return weights(strategy);
   };
@@ -102,7 +88,7 @@ TEST_CASE("two runs with one seed give equal bits, another seed gives others") {
 }
 
 TEST_CASE("a window of four micro-steps applies the mean of the four gradients, added in order") {
-  DataLoader loader(std::make_shared<CountedSamples>(), loading());
+  DataLoader loader(std::make_shared<test::CountedSamples>(48), loading());
   ColossalAIStrategy accumulated(kCpu, 1);
   accumulated.prepare(kModel, training(4, 4));
   ColossalAIStrategy by_hand(kCpu, 1);
@@ -138,7 +124,7 @@ TEST_CASE("a window of four micro-steps applies the mean of the four gradients, 
 }
 
 TEST_CASE("the last window of a run is divided by its own length") {
-  DataLoader loader(std::make_shared<CountedSamples>(), loading());
+  DataLoader loader(std::make_shared<test::CountedSamples>(48), loading());
   ColossalAIStrategy short_window(kCpu, 1);
   short_window.prepare(kModel, training(4, 2));
   CHECK_FALSE(short_window.train_step(loader.at(0, 0)).update.did_update);
@@ -151,7 +137,7 @@ TEST_CASE("the last window of a run is divided by its own length") {
 }
 
 TEST_CASE("a run stopped and restarted from its cursor gives equal bits") {
-  const auto dataset = std::make_shared<CountedSamples>();
+  const auto dataset = std::make_shared<test::CountedSamples>(48);
   ColossalAIStrategy whole(kCpu, 9);
   whole.prepare(kModel, training(4, 32));
   DataLoader loader(dataset, loading());
@@ -186,7 +172,7 @@ TEST_CASE("a run stopped and restarted from its cursor gives equal bits") {
 }
 
 TEST_CASE("clipping by norm scales all gradients together and reports the norm before it") {
-  const auto batch = CountedSamples().batch(std::vector<std::int64_t>{0, 1, 2, 3});
+  const auto batch = test::CountedSamples(48).batch(std::vector<std::int64_t>{0, 1, 2, 3});
   const auto stepped = [&](std::optional<ClipConfig> clip, std::optional<double>* norm) {
     ColossalAIStrategy strategy(kCpu, 1);
     PrepareOptions options = training(1, 1);
@@ -232,7 +218,7 @@ TEST_CASE("preparing twice changes nothing, and impossible combinations are refu
 
   ColossalAIStrategy evaluating(kCpu, 1);
   evaluating.prepare(kModel, {});
-  const auto batch = CountedSamples().batch(std::vector<std::int64_t>{0, 1});
+  const auto batch = test::CountedSamples(48).batch(std::vector<std::int64_t>{0, 1});
   CHECK(evaluating.val_step(batch).shape() == Shape{2, 3});
   CHECK_THROWS_AS(evaluating.train_step(batch), InternalError);
 }

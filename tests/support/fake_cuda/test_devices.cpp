@@ -7,13 +7,13 @@
 #include "core/ops/elementwise.h"
 #include "tests/support/fake_cuda/fake_backend.h"
 #include "tests/support/op_check.h"
+#include "tests/support/quiet_listener.h"
 
 namespace {
 
-class AddFakeDevice final : public doctest::IReporter {
+class AddFakeDevice final : public castor::test::QuietListener {
  public:
-  explicit AddFakeDevice(const doctest::ContextOptions&) {}
-  void report_query(const doctest::QueryData&) override {}
+  using QuietListener::QuietListener;
   void test_run_start() override {
     castor::install_fake_cuda();
     castor::test::set_test_devices({castor::kCpu, castor::kFakeCuda});
@@ -21,15 +21,6 @@ class AddFakeDevice final : public doctest::IReporter {
   void test_run_end(const doctest::TestRunStats&) override {
     std::cout << castor::fake_cuda_launches() << " kernels ran through the fake cuda device\n";
   }
-  void test_case_start(const doctest::TestCaseData&) override {}
-  void test_case_reenter(const doctest::TestCaseData&) override {}
-  void test_case_end(const doctest::CurrentTestCaseStats&) override {}
-  void test_case_exception(const doctest::TestCaseException&) override {}
-  void subcase_start(const doctest::SubcaseSignature&) override {}
-  void subcase_end() override {}
-  void log_assert(const doctest::AssertData&) override {}
-  void log_message(const doctest::MessageData&) override {}
-  void test_case_skipped(const doctest::TestCaseData&) override {}
 };
 
 }  // namespace
