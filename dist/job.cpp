@@ -96,6 +96,8 @@ Job::~Job() {
   }
 }
 
+Health& Job::health() { return members_->health(); }
+
 const std::string& Job::transport_name() const { return members_->transport_name(); }
 
 }  // namespace castor::dist

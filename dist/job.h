@@ -35,6 +35,8 @@ class Job {
   const RankInfo& info() const { return info_; }
   /// The group of all ranks.
   Comm& world() { return *world_; }
+  /// Whether the job goes on; outlives its groups.
+  Health& health();
   /// "shared memory" or "tcp" (for logs): what the world's ranks talk through; "none" for one rank.
   const std::string& transport_name() const;
 

@@ -19,7 +19,7 @@ constexpr std::int64_t kDefaultSearchStep = 1024;
 // The host's tier beside `device`.
 Device host_tier(Device device) {
   if (device.is_meta()) return make_meta({DeviceType::cpu, "", 0});
-  return device.is_cpu() ? kHost : kCpu;
+  return kHost;
 }
 
 class GeminiSharding final : public Sharding {

@@ -2,6 +2,7 @@
 #include "strategy/runner/runner.h"
 
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -66,9 +67,9 @@ std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, 
   options.batch_size = config.batch_size;
   options.drop_last = config.drop_last;
   options.round_up = is_training;
-  if (job_ != nullptr) {
-    options.world_size = job_->info().world_size;
-    options.rank = job_->info().rank;
+  if (ranks_ != nullptr) {
+    options.world_size = ranks_->info().world_size;
+    options.rank = ranks_->info().rank;
   }
   options = registry_.samplers.build(config.sampler, options);
   return std::make_unique<DataLoader>(registry_.datasets.build(config.dataset), options);
@@ -105,17 +106,22 @@ bool Runner::has_plugin() const {
 
 void Runner::join_job() {
   const dist::RankInfo info = dist::rank_info_from(dist::process_environment(), *config_.launcher);
+  device_ = device_of_rank(config_.env_cfg.device, info.local_rank, "env_cfg.device");
   if (info.world_size == 1 && !has_plugin()) return;
-  job_ = std::make_unique<dist::Job>(info, dist::JobOptions{});
+  dist::JobOptions options;
+  options.comm.timeout = std::chrono::milliseconds(std::llround(config_.env_cfg.dist_cfg.timeout * 1e3));
+  options.record_folder = config_.work_dir;
+  make_directories(config_.work_dir);
+  ranks_ = std::make_unique<Ranks>(info, device_, options);
   const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
-  job_->world().broadcast(drawn, 0, "seed");
+  ranks_->world().broadcast(drawn, 0, "seed");
   config_.randomness.seed = drawn.data<std::int64_t>()[0];
 }
 
 bool Runner::on_any_rank(bool value) {
-  if (job_ == nullptr) return value;
+  if (ranks_ == nullptr) return value;
   const Tensor any = Tensor::from_values(std::vector<std::int64_t>{value ? 1 : 0}, {1});
-  job_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
+  ranks_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
   return any.data<std::int64_t>()[0] != 0;
 }
 
@@ -138,10 +144,10 @@ void Runner::set_up_environment() {
   set_process_logger(std::make_shared<Logger>(log));
   logger().info("castor ", kVersion, ", experiment ",
                 config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
-                num_threads(), " compute threads, work folder ", config_.work_dir);
-  if (job_ != nullptr) {
-    logger().info(job_->info().world_size, " ranks (launcher ", job_->info().launcher, "), talking through ",
-                  job_->transport_name());
+                num_threads(), " compute threads, device ", device_, ", work folder ", config_.work_dir);
+  if (ranks_ != nullptr) {
+    logger().info(ranks_->info().world_size, " ranks (launcher ", ranks_->info().launcher, "), talking through ",
+                  ranks_->transport_name());
   }
   write_log_file(kConfigFile, effective_yaml());
 }
@@ -162,12 +168,12 @@ Plan Runner::plan(std::int64_t planned_ranks) {
                       "train_cfg");
   set_up_run();
   // A plan needs ranks only on paper.
-  const int world_size = job_ != nullptr ? job_->info().world_size : static_cast<int>(planned_ranks);
+  const int world_size = ranks_ != nullptr ? ranks_->info().world_size : static_cast<int>(planned_ranks);
   if (world_size < 1) throw ConfigError(cat("plan: no group of ", world_size, " ranks"), "--world-size");
   if (world_size > 1 && !has_plugin())
     throw ConfigError("plan: several ranks need a plugin, strategy.plugin is null", "strategy.plugin");
   const std::unique_ptr<dist::Comm> ranks =
-      has_plugin() ? dist::make_meta_comm(job_ != nullptr ? job_->info().rank : 0, world_size) : nullptr;
+      has_plugin() ? dist::make_meta_comm(ranks_ != nullptr ? ranks_->info().rank : 0, world_size) : nullptr;
   const auto make_strategy = [&](Device device) {
     return registry_.strategies.build(config_.strategy, device, seed(), ranks.get());
   };
@@ -188,9 +194,9 @@ bool Runner::train() {
     val_loader_ = make_loader(*config_.val_dataloader, false);
     val_metrics_ = make_metrics(config_.val_evaluator);
   }
-  allocator(kCpu).reset_peaks();
-  const MemoryStats before = allocator(kCpu).stats();
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
+  allocator(device_).reset_peaks();
+  const MemoryStats before = allocator(device_).stats();
+  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
   strategy_->prepare(model_factory(), prepare_options());
   make_hooks();
   load_or_resume(candidates);
@@ -203,7 +209,7 @@ bool Runner::train() {
     train_one_iteration();
     if (!was_audited && progress_.last.update.did_update) {
       was_audited = true;
-      const std::string audit = audit_text(planned, memory_since(before, allocator(kCpu).stats()));
+      const std::string audit = audit_text(planned, memory_since(before, allocator(device_).stats()));
       logger().info(audit);
       write_log_file("plan_audit.txt", audit + "\n");
     }
@@ -356,11 +362,11 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
     logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
     return false;
   }
-  if (job_ != nullptr) {
+  if (ranks_ != nullptr) {
     for (const auto& metric : metrics) {
       const std::vector<double> own = metric->sums();
       const Tensor all = Tensor::from_values(own, {static_cast<std::int64_t>(own.size())});
-      job_->world().all_reduce(all, "sums of a metric");
+      ranks_->world().all_reduce(all, "sums of a metric");
       metric->set_sums(all.to_vector<double>());
     }
   }
@@ -384,7 +390,7 @@ std::map<std::string, double> Runner::test() {
   progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
+  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
   strategy_->prepare(model_factory(), {});
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
   LoadOptions options;

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "dist/job.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/metric.h"
 #include "strategy/plan.h"
+#include "strategy/ranks.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hook.h"
 #include "strategy/runner/runner_config.h"
@@ -40,6 +40,7 @@ class Runner final : private RunControl {
  private:
   BaseStrategy& strategy() override { return *strategy_; }
   const RunProgress& progress() const override { return progress_; }
+  Device device() const override { return device_; }
   const std::string& work_dir() const override { return config_.work_dir; }
   const std::string& log_dir() const override { return log_dir_; }
   bool can_save() override;
@@ -53,8 +54,9 @@ class Runner final : private RunControl {
   bool has_plugin() const;
   /// Meets the other ranks, if there are any, and agrees on the seed.
   void join_job();
-  bool is_main() const { return job_ == nullptr || job_->info().rank == 0; }
-  dist::Comm* comm() { return job_ == nullptr ? nullptr : &job_->world(); }
+  bool is_main() const { return ranks_ == nullptr || ranks_->info().rank == 0; }
+  /// The group of all ranks, for tensors where the model computes; null for a process alone.
+  dist::Comm* comm() { return ranks_ == nullptr ? nullptr : &ranks_->world(); }
   /// A file in the log's folder, on the rank that writes.
   void write_log_file(const std::string& name, const std::string& contents) const;
   void set_up_environment();
@@ -76,7 +78,8 @@ class Runner final : private RunControl {
   const Registry& registry_;
   RunnerConfig config_;
   std::string log_dir_;
-  std::unique_ptr<dist::Job> job_;  // before what uses its groups
+  Device device_ = kCpu;
+  std::unique_ptr<Ranks> ranks_;  // before what uses its groups
   std::unique_ptr<DataLoader> train_loader_;
   std::unique_ptr<DataLoader> val_loader_;
   std::vector<std::unique_ptr<Metric>> val_metrics_;

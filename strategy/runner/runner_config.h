@@ -31,7 +31,7 @@ void describe(V& v, DataLoaderConfig& c) {
   v.field("drop_last", c.drop_last, "leave an epoch's tail out that fills no whole global micro-batch");
   v.retired("num_workers", ConfigNode(0), "batches are made on the training thread, which costs microseconds");
   v.retired("persistent_workers", ConfigNode(false), "there are no worker processes");
-  v.retired("pin_memory", ConfigNode(false), "there is no device to copy to in this version");
+  v.retired("pin_memory", ConfigNode(false), "a batch is tokens or small images: copying it takes microseconds");
 }
 
 /// `train_cfg`.
@@ -119,8 +119,22 @@ void describe(V& v, DefaultHooksConfig& c) {
   }
 }
 
+/// `env_cfg.dist_cfg`.
+struct DistConfig {
+  double timeout = 600;
+};
+
+template <class V>
+void describe(V& v, DistConfig& c) {
+  v.field("timeout", c.timeout, "seconds a collective waits for late ranks before it fails and names them",
+          more_than(0));
+  v.retired("backend", ConfigNode("nccl"), "NCCL between GPUs, shared memory or TCP between CPUs");
+}
+
 /// `env_cfg`.
 struct EnvConfig {
+  std::optional<std::string> device;
+  DistConfig dist_cfg;
   std::int64_t resource_limit = 4096;
   std::optional<std::int64_t> num_threads;
 };
@@ -129,11 +143,13 @@ template <class V>
 void describe(V& v, EnvConfig& c) {
   v.field("resource_limit", c.resource_limit, "open files: the soft limit is raised to this, up to the hard one",
           at_least(1));
+  v.field("device", c.device, "where models compute; null: cuda where this build and machine have GPUs",
+          one_of({"cpu", "cuda"}));
+  v.field("dist_cfg", c.dist_cfg, "how ranks talk to each other");
   v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1));
   v.retired("cudnn_benchmark", ConfigNode(false),
             "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");
-  v.refuse("dist_cfg", "not in this version: trains in one process");
 }
 
 /// A field that may be left out, one map, or a list of maps.
