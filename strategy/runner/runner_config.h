@@ -119,10 +119,24 @@ void describe(V& v, DefaultHooksConfig& c) {
   }
 }
 
+/// `env_cfg.dist_cfg`.
+struct DistConfig {
+  std::int64_t timeout = 600;
+};
+
+template <class V>
+void describe(V& v, DistConfig& c) {
+  constexpr std::int64_t kMonth = 30 * 24 * 3600;
+  v.field("timeout", c.timeout, "seconds that a rank waits for others in a collective before they are named as late",
+          at_least(1), at_most(kMonth));
+  v.refuse("backend", "not in this version: ranks of one machine talk through shared memory, others over TCP");
+}
+
 /// `env_cfg`.
 struct EnvConfig {
   std::int64_t resource_limit = 4096;
   std::optional<std::int64_t> num_threads;
+  DistConfig dist_cfg;
 };
 
 template <class V>
@@ -133,7 +147,7 @@ void describe(V& v, EnvConfig& c) {
   v.retired("cudnn_benchmark", ConfigNode(false),
             "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");
-  v.refuse("dist_cfg", "not in this version: trains in one process");
+  v.field("dist_cfg", c.dist_cfg, "what ranks say to each other");
 }
 
 /// A field that may be left out, one map, or a list of maps.
