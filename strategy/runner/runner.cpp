@@ -387,14 +387,20 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
   for (std::int64_t i = 0; i < loader.length(); ++i) {
     const autograd::Batch batch = loader.at(0, i);
     done = i + 1;
-    if (batch.inputs.size(0) == 0) continue;  // the tail of the data went to other ranks
-    const Tensor predictions = strategy_->val_step(batch);
-    for (const auto& metric : metrics) metric->process(batch, predictions);
+    if (batch.inputs.size(0) > 0) {
+      const Tensor predictions = strategy_->val_step(batch);
+      for (const auto& metric : metrics) metric->process(batch, predictions);
+    } else if (job_ != nullptr) {
+      // The tail of the data went to other ranks, whose forward may gather a sharded model's weights: from here, too.
+      constexpr std::int64_t kAnySample[] = {0};
+      strategy_->val_step(loader.dataset().batch(kAnySample));
+    }
     if (bar) bar->update(i + 1, "");
-    if (stop_requested()) break;
+    // All ranks stop at the same batch, or some would wait for others' parts of the weights.
+    progress_.was_stopped = on_any_rank(stop_requested());
+    if (progress_.was_stopped) break;
   }
-  if (on_any_rank(stop_requested())) {
-    progress_.was_stopped = true;
+  if (progress_.was_stopped) {
     logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
     return false;
   }

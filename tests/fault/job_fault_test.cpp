@@ -25,15 +25,15 @@ using namespace std::chrono_literals;
 
 constexpr auto kLongest = 120s;
 
-const std::vector<std::string> kPlugins{"{type: TorchDDPPlugin}", "{type: LowLevelZeroPlugin, stage: 2}",
-                                        "{type: GeminiPlugin, enable_gradient_accumulation: true}"};
+const std::vector<std::string> kPlugins{"{type: TorchDDPPlugin}", "{type: LowLevelZeroPlugin, stage: 2, precision: bf16}",
+                                        "{type: GeminiPlugin, precision: bf16, enable_gradient_accumulation: true}"};
 
 /// Twenty epochs of two iterations on two ranks, a checkpoint after each iteration.
 TrainingJobOptions job_with(const std::string& plugin) {
   TrainingJobOptions options;
   options.plugin = plugin;
   options.overrides = {
-      "train_cfg.max_epochs=20", "strategy.mixed_precision=bf16", "optim_wrapper.accumulative_counts=2",
+      "train_cfg.max_epochs=20", "log_level=INFO", "strategy.mixed_precision=bf16", "optim_wrapper.accumulative_counts=2",
       "default_hooks.checkpoint={type: CheckpointHook, interval: 2, by_epoch: false, max_keep_ckpts: 3}"};
   return options;
 }

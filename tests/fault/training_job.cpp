@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <csignal>
+#include <cstdio>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -83,10 +84,12 @@ void train() {
                             "tiny.yaml", registry);
     code = runner.train() ? 0 : 130;
   } catch (const CommError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
     note(cat("error_", rank), cat(steady_ms(), " ", error.rank, " ", error.what()));
     code = kCommError;
   } catch (const std::exception& error) {
     note(cat("own_error_", rank), error.what());
+    std::fprintf(stderr, "%s\n", error.what());
     code = kOtherError;
   }
   _exit(code);
