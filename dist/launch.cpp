@@ -87,6 +87,8 @@ void read_ranks(const Reader& reader, RankInfo& info) {
 void read_store(const Reader& reader, RankInfo& info) {
   if (info.launcher == "slurm" && !reader.text("MASTER_ADDR")) {
     info.store_host = first_host(reader.required("SLURM_STEP_NODELIST", "SLURM_NODELIST"));
+  } else if (info.launcher == "mpi" && !reader.text("MASTER_ADDR") && info.local_world_size == info.world_size) {
+    info.store_host = "127.0.0.1";  // all ranks are on this machine
   } else {
     info.store_host = reader.required("MASTER_ADDR");
   }

@@ -164,7 +164,7 @@ void Runner::set_up_environment() {
     logger().warning("of ", ranks_.full_world_size, " ranks ", ranks_.world_size, " are here: each takes ", steps,
                      " micro-batches an iteration, so that the global batch and all results stay the same");
   }
-  if (is_restart() && is_main()) remove_temporary_files(config_.work_dir);  // the last attempt's
+  if (is_restart() && is_main()) remove_last_attempts_temporaries();
   write_log_file(kConfigFile, effective_yaml());
 }
 
@@ -259,6 +259,13 @@ void Runner::make_hooks() {
   hooks_.push_back(registry_.hooks.build(config_.default_hooks.logger));
   hooks_.push_back(registry_.hooks.build(config_.default_hooks.checkpoint));
   for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
+}
+
+void Runner::remove_last_attempts_temporaries() const {
+  remove_temporary_files(config_.work_dir);
+  for (const DirectoryEntry& entry : list_directory(config_.work_dir)) {
+    if (entry.kind == FileKind::directory) remove_temporary_files(join_path(config_.work_dir, entry.name));
+  }
 }
 
 std::vector<std::string> Runner::resume_candidates() const {

@@ -65,6 +65,8 @@ class Runner final : private RunControl {
   std::int64_t micro_steps_per_iter() const;
   /// True in an attempt after the job's first.
   bool is_restart() const { return ranks_.restart_count > 0; }
+  /// What its ranks were writing when they were ended. Nobody else writes there: all of them are gone.
+  void remove_last_attempts_temporaries() const;
   /// The checkpoints to resume from, the first one that is undamaged wins; empty: start anew. In a restart those that
   /// this job saved come first.
   std::vector<std::string> resume_candidates() const;

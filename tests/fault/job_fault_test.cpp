@@ -25,58 +25,9 @@ using namespace std::chrono_literals;
 
 constexpr auto kLongest = 120s;
 
-const std::vector<std::string> kPlugins{"{type: TorchDDPPlugin}", "{type: LowLevelZeroPlugin, stage: 2, precision: bf16}",
+const std::vector<std::string> kPlugins{"{type: TorchDDPPlugin}",
+                                        "{type: LowLevelZeroPlugin, stage: 2, precision: bf16}",
                                         "{type: GeminiPlugin, precision: bf16, enable_gradient_accumulation: true}"};
-
-/// Twenty epochs of two iterations on two ranks, a checkpoint after each iteration.
-TrainingJobOptions job_with(const std::string& plugin) {
-  TrainingJobOptions options;
-  options.plugin = plugin;
-  options.overrides = {
-      "train_cfg.max_epochs=20", "log_level=INFO", "strategy.mixed_precision=bf16", "optim_wrapper.accumulative_counts=2",
-      "default_hooks.checkpoint={type: CheckpointHook, interval: 2, by_epoch: false, max_keep_ckpts: 3}"};
-  return options;
-}
-
-/// The final checkpoint of an undisturbed job, in a folder that lives as long as the program; the plugin does not
-/// matter, which other tests show.
-struct Reference {
-  explicit Reference(int ranks) {
-    TrainingJobOptions options = job_with(kPlugins[0]);
-    options.ranks = ranks;
-    options.work_dir = (folder.path() / "work").string();
-    const long long began = steady_ms();
-    TrainingJob job(options);
-    const auto code = job.wait(kLongest);
-    INFO(job.output());
-    REQUIRE(code == 0);
-    CHECK(job.leftovers().empty());
-    duration = std::chrono::milliseconds(steady_ms() - began);
-    checkpoint = newest_checkpoint(options.work_dir);
-    REQUIRE_FALSE(checkpoint.empty());
-  }
-  TempDir folder;
-  std::string checkpoint;
-  std::chrono::milliseconds duration{};
-};
-
-const Reference& reference(int ranks) {
-  static const Reference two(2);
-  static const Reference four(4);
-  return ranks == 2 ? two : four;
-}
-
-void check_equal_end(const TrainingJob& job, const std::string& expected) {
-  const std::string newest = newest_checkpoint(job.work_dir());
-  CHECK(file_name_of(newest) == file_name_of(expected));
-  if (!newest.empty()) CHECK(differences(newest, expected) == "");
-}
-
-void check_no_leftovers(const TrainingJob& job) {
-  const std::vector<std::string> left = job.leftovers();
-  CAPTURE(left.size());
-  for (const std::string& one : left) CHECK(one == "nothing");
-}
 
 /// A moment within a job, evenly from its start to a little before its usual end.
 std::chrono::milliseconds moment_in(std::mt19937& random, std::chrono::milliseconds duration) {
@@ -127,6 +78,7 @@ TEST_CASE("a job without restarts ends soon after a rank is killed or stopped, a
   for (int i = 0; i < times; ++i) {
     TrainingJobOptions options = job_with(kPlugins[static_cast<std::size_t>(i) % kPlugins.size()]);
     options.ranks = 3;
+    options.timeout_s = 8;
     const int signal = i % 2 == 1 ? SIGSTOP : SIGKILL;
     const int victim = static_cast<int>(random() % 3);
     const auto moment = moment_in(random, reference(2).duration);
@@ -140,7 +92,7 @@ TEST_CASE("a job without restarts ends soon after a rank is killed or stopped, a
     CAPTURE(victim);
     CAPTURE(moment.count());
     CAPTURE(output);
-    check_no_leftovers(job);
+    check_no_leftovers(job, code == 0);
     const auto errors = job.errors();
     if (!hurt_ms || (code == 0 && errors.empty())) {
       CHECK(code == 0);
@@ -152,7 +104,9 @@ TEST_CASE("a job without restarts ends soon after a rank is killed or stopped, a
       CAPTURE(error.text);
       CHECK(error.named == victim);
       CHECK(error.text.find(cat("rank ", victim)) != std::string::npos);
-      CHECK(error.at_ms - *hurt_ms < 10'000);  // promised: 5 s; doubled for machines that are busy
+      // Promised: 5 s; doubled for machines that are busy. One that was stopped before it had joined is only late.
+      const bool is_late = error.text.find("did not come to group") != std::string::npos;
+      CHECK(error.at_ms - *hurt_ms < (is_late ? options.timeout_s * 1000 : 0) + 10'000);
     }
   }
 }

@@ -32,6 +32,15 @@ using namespace std::chrono_literals;
 constexpr const char* kFolder = "CASTOR_TEST_FOLDER";
 constexpr int kCommError = 3;   // exit code of a rank that met CommError
 constexpr int kOtherError = 4;  // and of one with an error of its own
+constexpr const char* kRankBody = "rank body: train a tiny model";
+constexpr const char* kLauncherBody = "launcher body: run a training job";
+constexpr auto kLongest = 120s;
+
+/// This program with one of the cases below as its work.
+std::vector<std::string> command_of(const char* body) {
+  return {std::filesystem::read_symlink("/proc/self/exe").string(), "--no-skip=true", "--minimal=true",
+          cat("--test-case=", body)};
+}
 
 std::string variable(const char* name) { return dist::process_environment()(name).value_or(""); }
 std::string in_folder(const std::string& name) { return join_path(variable(kFolder), name); }
@@ -46,6 +55,8 @@ class Misdeed final : public strategy::Hook {
   void after_train_iter(strategy::RunControl& run) override {
     if (what_.empty() || own_rank() != 1 || run.progress().iter != 4) return;
     if (what_ == "slow") std::this_thread::sleep_for(1500ms);
+    // Until the test says that it may go on.
+    if (what_ == "held") comes_within(600s, [] { return exists(in_folder("go on")); });
     if (what_ == "late") std::this_thread::sleep_for(600s);
     if (what_ == "throws") throw Error("rank 1 has had enough");
     if (what_ == "other collective") run.on_any_rank(false);
@@ -60,7 +71,7 @@ struct MisdeedConfig {
 };
 template <class V>
 void describe(V& v, MisdeedConfig& c) {
-  v.field("what", c.what, "slow, late, throws, other collective, or nothing");
+  v.field("what", c.what, "slow, held, late, throws, other collective, or nothing");
 }
 
 std::vector<std::string> lines_in(const std::string& text) {
@@ -98,12 +109,13 @@ void train() {
 /// The launcher.
 void launch() {
   dist::RunJobOptions options;
-  options.command = {"/proc/self/exe", "--no-skip=true", "--minimal=true", "--test-case=rank body: train a tiny model"};
+  options.command = command_of(kRankBody);
   options.processes = std::stoi(variable("CASTOR_TEST_RANKS"));
   options.nodes = std::stoi(variable("CASTOR_TEST_NODES"));
   options.least_nodes = std::stoi(variable("CASTOR_TEST_LEAST_NODES"));
   if (options.nodes > 1) {
     options.node_rank = std::stoi(variable("CASTOR_TEST_NODE"));
+    options.store_host = variable("CASTOR_TEST_HOST");
     options.store_port = static_cast<std::uint16_t>(std::stoi(variable("CASTOR_TEST_PORT")));
     options.secret = "a secret of this test";
     options.join_timeout = 60s;
@@ -169,41 +181,83 @@ bool comes_within(std::chrono::milliseconds limit, const std::function<bool()>& 
 }
 
 TrainingJob::TrainingJob(const TrainingJobOptions& options)
-    : work_dir_(options.work_dir.empty() ? (folder_.path() / "work").string() : options.work_dir) {
+    : port_(dist::Listener("127.0.0.1", 0).port()),
+      work_dir_(options.work_dir.empty() ? (folder_.path() / "work").string() : options.work_dir) {
   std::vector<std::string> overrides = options.overrides;
   overrides.push_back("strategy.plugin=" + options.plugin);
   overrides.push_back(cat("env_cfg.dist_cfg.timeout=", options.timeout_s));
   if (!options.misdeed.empty()) overrides.push_back(cat("custom_hooks=[{type: Misdeed, what: ", options.misdeed, "}]"));
   std::string lines;
   for (const std::string& line : overrides) lines += line + "\n";
-  std::vector<std::string> environment;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!std::string(*entry).starts_with("TMPDIR=")) environment.emplace_back(*entry);
-  }
   const std::string temporary = (folder_.path() / "tmp").string();
   std::filesystem::create_directory(temporary);
-  for (const auto& [name, value] : std::map<std::string, std::string>{
-           {kFolder, folder_.path().string()},
-           {"CASTOR_TEST_WORK", work_dir_},
-           {"CASTOR_TEST_OVERRIDES", lines},
-           {"CASTOR_TEST_RANKS", cat(options.ranks)},
-           {"CASTOR_TEST_LEAST_RANKS", cat(options.least_ranks)},
-           {"CASTOR_TEST_RESTARTS", cat(options.max_restarts)},
-           {"CASTOR_TEST_NODES", cat(options.nodes)},
-           {"CASTOR_TEST_LEAST_NODES", cat(options.least_nodes)},
-           {"CASTOR_TEST_PORT", cat(dist::Listener("127.0.0.1", 0).port())},
-           {"TMPDIR", temporary},
-       }) {
-    environment.push_back(name + "=" + value);
-  }
+  start(options, {{kFolder, folder_.path().string()},
+                  {"CASTOR_TEST_WORK", work_dir_},
+                  {"CASTOR_TEST_OVERRIDES", lines},
+                  {"CASTOR_TEST_RANKS", cat(options.ranks)},
+                  {"CASTOR_TEST_LEAST_RANKS", cat(options.least_ranks)},
+                  {"CASTOR_TEST_RESTARTS", cat(options.max_restarts)},
+                  {"CASTOR_TEST_NODES", cat(options.nodes)},
+                  {"CASTOR_TEST_LEAST_NODES", cat(options.least_nodes)},
+                  {"CASTOR_TEST_HOST", options.store_host},
+                  {"CASTOR_TEST_PORT", cat(port_)},
+                  {"TMPDIR", temporary}});
+}
+
+void TrainingJob::start(const TrainingJobOptions& options, const std::map<std::string, std::string>& variables) {
   const std::string log = (folder_.path() / "output").string();
   const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  for (int node = 0; node < options.nodes; ++node) {
-    std::vector<std::string> own = environment;
-    own.push_back(cat("CASTOR_TEST_NODE=", node));
-    launchers_.start(
-        {"/proc/self/exe", "--no-skip=true", "--minimal=true", "--test-case=launcher body: run a training job"}, own,
-        {file, file});
+  const auto run = [&](std::vector<std::string> command, const std::map<std::string, std::string>& further) {
+    std::vector<std::string> environment;
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+      const std::string text = *entry;
+      if (!variables.contains(text.substr(0, text.find('=')))) environment.push_back(text);
+    }
+    for (const auto* set : {&variables, &further}) {
+      for (const auto& [name, value] : *set) environment.push_back(name + "=" + value);
+    }
+    launchers_.start(command, environment, {file, file});
+  };
+  const std::vector<std::string> body = command_of(kRankBody);
+  switch (options.starter) {
+    case Starter::kCastorRun:
+      for (int node = 0; node < options.nodes; ++node) {
+        std::vector<std::string> command;
+        if (!options.node_prefixes.empty()) {
+          std::istringstream words(options.node_prefixes[static_cast<std::size_t>(node)]);
+          for (std::string word; words >> word;) command.push_back(word);
+        }
+        for (const std::string& word : command_of(kLauncherBody)) command.push_back(word);
+        run(command, {{"CASTOR_TEST_NODE", cat(node)}});
+      }
+      break;
+    case Starter::kTorchrun:
+      for (int rank = 0; rank < options.ranks; ++rank) {
+        run(body, {{"RANK", cat(rank)},
+                   {"LOCAL_RANK", cat(rank)},
+                   {"WORLD_SIZE", cat(options.ranks)},
+                   {"LOCAL_WORLD_SIZE", cat(options.ranks)},
+                   {"MASTER_ADDR", options.store_host},
+                   {"MASTER_PORT", cat(port_)}});
+      }
+      break;
+    case Starter::kSlurm:
+      for (int rank = 0; rank < options.ranks; ++rank) {
+        run(body, {{"SLURM_PROCID", cat(rank)},
+                   {"SLURM_LOCALID", cat(rank)},
+                   {"SLURM_NTASKS", cat(options.ranks)},
+                   {"SLURM_JOB_ID", "17"},
+                   {"SLURM_STEP_NODELIST", "localhost"},
+                   {"MASTER_PORT", cat(port_)}});
+      }
+      break;
+    case Starter::kMpirun: {
+      std::vector<std::string> command{"mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
+                                       "-n",     cat(options.ranks)};
+      for (const std::string& word : body) command.push_back(word);
+      run(command, {{"MASTER_PORT", cat(port_)}});
+      break;
+    }
   }
   close(file);
 }
@@ -241,14 +295,14 @@ std::map<int, RankError> TrainingJob::errors() const {
   return found;
 }
 
-std::vector<std::string> TrainingJob::leftovers() const {
+std::vector<std::string> TrainingJob::leftovers(bool files) const {
   std::vector<std::string> found;
   const std::string folder = folder_.path().string();
   // A process that was killed is there until its new parent has waited for it, but has no environment any more.
   comes_within(2s, [&] { return processes_with(folder).empty(); });
   for (const std::string& process : processes_with(folder)) found.push_back("process " + process);
   for (const std::string& top : {work_dir_, folder + "/tmp"}) {
-    if (!std::filesystem::exists(top)) continue;
+    if (!files || !std::filesystem::exists(top)) continue;
     for (const auto& entry : std::filesystem::recursive_directory_iterator(top)) {
       const bool is_temporary = is_temporary_name(entry.path().filename().string()) || top != work_dir_;
       if (is_temporary) found.push_back("file " + entry.path().string());
@@ -263,6 +317,51 @@ std::vector<std::string> TrainingJob::leftovers() const {
 }
 
 std::string TrainingJob::output() const { return read_if_there((folder_.path() / "output").string()); }
+
+TrainingJobOptions job_with(const std::string& plugin) {
+  TrainingJobOptions options;
+  options.plugin = plugin;
+  options.overrides = {
+      "train_cfg.max_epochs=20", "log_level=INFO", "strategy.mixed_precision=bf16",
+      "optim_wrapper.accumulative_counts=2",
+      "default_hooks.checkpoint={type: CheckpointHook, interval: 2, by_epoch: false, max_keep_ckpts: 3}"};
+  return options;
+}
+
+const Reference& reference(int ranks) {
+  struct Kept {
+    explicit Kept(int ranks) {
+      TrainingJobOptions options = job_with("{type: TorchDDPPlugin}");
+      options.ranks = ranks;
+      options.work_dir = (folder.path() / "work").string();
+      const long long began = steady_ms();
+      TrainingJob job(options);
+      const auto code = job.wait(kLongest);
+      INFO(job.output());
+      REQUIRE(code == 0);
+      check_no_leftovers(job);
+      reference.duration = std::chrono::milliseconds(steady_ms() - began);
+      reference.checkpoint = newest_checkpoint(options.work_dir);
+      REQUIRE_FALSE(reference.checkpoint.empty());
+    }
+    TempDir folder;
+    Reference reference;
+  };
+  static std::map<int, std::unique_ptr<Kept>> kept;
+  std::unique_ptr<Kept>& one = kept[ranks];
+  if (!one) one = std::make_unique<Kept>(ranks);
+  return one->reference;
+}
+
+void check_equal_end(const TrainingJob& job, const std::string& expected) {
+  const std::string newest = newest_checkpoint(job.work_dir());
+  CHECK(file_name_of(newest) == file_name_of(expected));
+  if (!newest.empty()) CHECK(differences(newest, expected) == "");
+}
+
+void check_no_leftovers(const TrainingJob& job, bool files) {
+  for (const std::string& one : job.leftovers(files)) CHECK(one == "nothing");
+}
 
 std::string differences(const std::string& checkpoint, const std::string& other) {
   const formats::CompareReport report =
