@@ -90,6 +90,18 @@ void Attempt::tell_store() {
   }
 }
 
+// Those who are still at work miss a rank that is stopped; once they have ended, only the launcher can.
+void Attempt::end_stopped() {
+  const auto all = static_cast<std::size_t>(place_.processes);
+  std::size_t stopped = 0;
+  for (std::size_t i = 0; i < all; ++i) stopped += ranks_.is_stopped(i) ? 1 : 0;
+  if (term_at_ || ranks_.running() == all || stopped < ranks_.running()) return stopped_since_.reset();
+  if (!stopped_since_) stopped_since_ = Clock::now();
+  if (Clock::now() - *stopped_since_ < options_.own_end) return;
+  logger().error(stopped, " of the job's ranks are stopped, although others have ended; they are killed");
+  ranks_.signal_all(SIGKILL);
+}
+
 int Attempt::run() {
   std::unique_ptr<RankOutput> output;
   if (options_.output != RunOutput::kOwn) output = std::make_unique<RankOutput>(log_folder());
@@ -114,6 +126,7 @@ int Attempt::run() {
     }
     while (const auto end = ranks_.poll()) note(*end);
     tell_store();
+    end_stopped();
     if (!term_at_ || Clock::now() < *term_at_) continue;
     ranks_.signal_all(terminated ? SIGKILL : SIGTERM);
     terminated = true;

@@ -49,6 +49,7 @@ class Attempt {
   std::string log_folder() const;
   void note(const ProcessEnd& end);
   void tell_store();
+  void end_stopped();
 
   const RunJobOptions& options_;
   AttemptPlace place_;
@@ -57,8 +58,9 @@ class Attempt {
   int exit_code_ = 0;
   int stop_signal_ = 0;
   int first_failed_ = -1;
-  std::optional<Clock::time_point> term_at_;  // set by the first failure or signal
-  std::optional<Clock::time_point> tell_at_;  // when the store is told of the first failure
+  std::optional<Clock::time_point> term_at_;        // set by the first failure or signal
+  std::optional<Clock::time_point> stopped_since_;  // ranks, while others have ended
+  std::optional<Clock::time_point> tell_at_;        // when the store is told of the first failure
   std::string failure_;
 };
 
