@@ -2,6 +2,7 @@
 #include "dist/job.h"
 
 #include "core/base/log.h"
+#include "dist/comm_mpi.h"
 #include "dist/comm_shm.h"
 #include "dist/comm_tcp.h"
 #include "dist/flight_recorder.h"
@@ -39,6 +40,10 @@ class Job::Members final : public Fabric {
     const int self = members[static_cast<std::size_t>(rank)];
     try {
       store_.set(cat("here/", name, "/", rank), "");
+      if (options_.transport == Transport::kMpi) {
+        transport_ = "mpi";
+        return connect_mpi(store_, health_, name, members, rank, limit);
+      }
       if (options_.transport != Transport::kTcp) {
         if (auto link = connect_shared_memory(store_, health_, name, members, rank, limit)) {
           transport_ = "shared memory";

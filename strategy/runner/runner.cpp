@@ -111,6 +111,11 @@ void Runner::join_job() {
   dist::JobOptions options;
   options.comm.timeout = std::chrono::seconds(config_.env_cfg.dist_cfg.timeout);
   options.record_folder = join_path(config_.work_dir, "flight_records");
+  const std::map<std::string, dist::Transport> transports{{"auto", dist::Transport::kAuto},
+                                                          {"shared_memory", dist::Transport::kSharedMemory},
+                                                          {"tcp", dist::Transport::kTcp},
+                                                          {"mpi", dist::Transport::kMpi}};
+  options.transport = transports.at(config_.env_cfg.dist_cfg.transport);
   job_ = std::make_unique<dist::Job>(ranks_, options);
   const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
   job_->world().broadcast(drawn, 0, "seed");

@@ -122,6 +122,7 @@ void describe(V& v, DefaultHooksConfig& c) {
 /// `env_cfg.dist_cfg`.
 struct DistConfig {
   std::int64_t timeout = 600;
+  std::string transport = "auto";
 };
 
 template <class V>
@@ -129,7 +130,10 @@ void describe(V& v, DistConfig& c) {
   constexpr std::int64_t kMonth = 30 * 24 * 3600;
   v.field("timeout", c.timeout, "seconds that a rank waits for others in a collective before they are named as late",
           at_least(1), at_most(kMonth));
-  v.refuse("backend", "not in this version: ranks of one machine talk through shared memory, others over TCP");
+  v.field("transport", c.transport,
+          "what ranks talk through; auto: shared memory on one machine, else TCP; mpi: under mpirun, if built with it",
+          one_of({"auto", "shared_memory", "tcp", "mpi"}));
+  v.refuse("backend", "not in this version: there is a choice of transport instead");
 }
 
 /// `env_cfg`.
