@@ -16,7 +16,7 @@ namespace castor::dist {
 class StoreServer;
 
 /// How bytes travel between ranks of a group.
-enum class Transport : std::uint8_t { kAuto, kSharedMemory, kTcp };
+enum class Transport : std::uint8_t { kAuto, kSharedMemory, kTcp, kMpi };
 
 struct JobOptions {
   CommOptions comm;
@@ -37,7 +37,7 @@ class Job {
   Comm& world() { return *world_; }
   /// Whether the job goes on; outlives its groups.
   Health& health();
-  /// "shared memory" or "tcp" (for logs): what the world's ranks talk through; "none" for one rank.
+  /// "shared memory", "tcp" or "mpi" (for logs): what the world's ranks talk through; "none" for one rank.
   const std::string& transport_name() const;
 
  private:

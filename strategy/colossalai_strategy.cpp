@@ -75,7 +75,9 @@ OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& op
   OptimWrapperOptions wrapper;
   wrapper.accumulative_counts = options.accumulative_counts;
   wrapper.clip = options.clip;
-  wrapper.max_micro_steps = options.dispatch.max_iters;
+  if (options.dispatch.max_iters) {
+    wrapper.max_micro_steps = *options.dispatch.max_iters * options.dispatch.micro_steps_per_iter;
+  }
   wrapper.world_size = world_size();
   const PluginSettings settings = plugin_ == nullptr ? PluginSettings{} : plugin_->settings();
   if (precision_ == Precision::fp16) wrapper.grad_scaler = settings.grad_scaler;
@@ -111,7 +113,7 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
   }
   optim_wrapper_ =
       std::make_unique<OptimWrapper>(options.optimizer(), make_sharding(options), wrapper_options(options));
-  optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
+  optim_wrapper_->set_inner_count(options.dispatch.cur_iter * options.dispatch.micro_steps_per_iter);
   if (world_size() > 1 && optim_wrapper_->sharding().is_sharded()) save_ranks_ = comm_->split(0, comm_->rank());
   optim_wrapper_->stepper().set_before_update([this](const autograd::Part& part, const auto& states) {
     saver_.before_change(part.weights.defined() ? part.weights : part.variable.data());
@@ -128,7 +130,8 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
 void ColossalAIStrategy::scale_lr(const PrepareOptions& options) {
   const AutoScaleConfig& scale = options.auto_scale_lr ? *options.auto_scale_lr : auto_scale_lr_;
   if (!scale.enable) return;
-  const auto batch = static_cast<double>(world_size() * options.dispatch.train_micro_batch_size_per_gpu);
+  const auto batch = static_cast<double>(world_size() * options.dispatch.micro_steps_per_iter *
+                                         options.dispatch.train_micro_batch_size_per_gpu);
   const auto base = static_cast<double>(*scale.base_batch_size);
   for (autograd::ParamGroup& group : optim_wrapper_->optimizer().groups()) {
     const auto found = group.values.find("lr");

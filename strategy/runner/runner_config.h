@@ -121,22 +121,27 @@ void describe(V& v, DefaultHooksConfig& c) {
 
 /// `env_cfg.dist_cfg`.
 struct DistConfig {
-  double timeout = 600;
+  std::int64_t timeout = 600;
+  std::string transport = "auto";
 };
 
 template <class V>
 void describe(V& v, DistConfig& c) {
-  v.field("timeout", c.timeout, "seconds a collective waits for late ranks before it fails and names them",
-          more_than(0));
-  v.retired("backend", ConfigNode("nccl"), "NCCL between GPUs, shared memory or TCP between CPUs");
+  constexpr std::int64_t kMonth = 30 * 24 * 3600;
+  v.field("timeout", c.timeout, "seconds that a rank waits for others in a collective before they are named as late",
+          at_least(1), at_most(kMonth));
+  v.field("transport", c.transport,
+          "what ranks talk through; auto: shared memory on one machine, else TCP; mpi: under mpirun, if built with it",
+          one_of({"auto", "shared_memory", "tcp", "mpi"}));
+  v.retired("backend", ConfigNode("nccl"), "GPUs talk through NCCL, and CPUs as transport says");
 }
 
 /// `env_cfg`.
 struct EnvConfig {
   std::optional<std::string> device;
-  DistConfig dist_cfg;
   std::int64_t resource_limit = 4096;
   std::optional<std::int64_t> num_threads;
+  DistConfig dist_cfg;
 };
 
 template <class V>
@@ -145,11 +150,11 @@ void describe(V& v, EnvConfig& c) {
           at_least(1));
   v.field("device", c.device, "where models compute; null: cuda where this build and machine have GPUs",
           one_of({"cpu", "cuda"}));
-  v.field("dist_cfg", c.dist_cfg, "how ranks talk to each other");
   v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1));
   v.retired("cudnn_benchmark", ConfigNode(false),
             "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");
+  v.field("dist_cfg", c.dist_cfg, "what ranks say to each other");
 }
 
 /// A field that may be left out, one map, or a list of maps.
