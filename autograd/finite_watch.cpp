@@ -1,5 +1,5 @@
-// Reading values back and remembering the first that is not finite. Delicate: parameters are not read, only named: one
-// that is sharded would have to be gathered, by all ranks together.
+// Reading values back and remembering the first that is not finite. Delicate: every rank reads everything, found or
+// not, and parameters are not read, only named: what is sharded is gathered by all ranks together.
 #include "autograd/finite_watch.h"
 
 #include <algorithm>
@@ -24,7 +24,7 @@ std::string FiniteWatch::text() const {
 }
 
 void FiniteWatch::on_result(const char* op, const std::vector<Variable>& inputs, const Tensor& result) {
-  if (!op_.empty() || is_finite(result)) return;
+  if (is_finite(result) || !op_.empty()) return;
   op_ = cat("the forward of ", op);
   for (const Variable& input : inputs) {
     if (parameter_.empty() && input.defined()) parameter_ = input.name();
@@ -32,8 +32,8 @@ void FiniteWatch::on_result(const char* op, const std::vector<Variable>& inputs,
 }
 
 void FiniteWatch::on_gradient(const char* op, const Variable& input, const Tensor& gradient) {
+  if (is_finite(gradient)) return;
   const bool is_parameter = input.is_leaf() && !input.name().empty();
-  if ((!op_.empty() && (!parameter_.empty() || !is_parameter)) || is_finite(gradient)) return;
   if (op_.empty()) op_ = cat("the backward of ", op);
   if (is_parameter && parameter_.empty()) parameter_ = input.name();
 }

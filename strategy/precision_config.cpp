@@ -1,6 +1,8 @@
 // What Apex's names mean for the grad scaler.
 #include "strategy/precision_config.h"
 
+#include <algorithm>
+
 namespace castor::strategy {
 
 MixedPrecision mixed_precision_of(const Fp16Config& config) {
@@ -18,6 +20,7 @@ MixedPrecision mixed_precision_of(const Fp16ApexConfig& config) {
     scaler.initial_scale = scaler.min_scale = scaler.max_scale = *fixed;
     scaler.growth_factor = scaler.backoff_factor = 1;
   } else {
+    scaler.initial_scale = std::clamp(scaler.initial_scale, config.min_loss_scale, config.max_loss_scale);
     scaler.growth_interval = 2000;
     scaler.hysteresis = 1;
     scaler.min_scale = config.min_loss_scale;

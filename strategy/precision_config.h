@@ -57,6 +57,8 @@ void describe(V& v, Fp16ApexConfig& c) {
         return text != nullptr ? *text == "dynamic" : std::get<double>(c.loss_scale) > 0;
       },
       "must be dynamic or a number above 0");
+  v.check(
+      "max_loss_scale", [&] { return c.min_loss_scale <= c.max_loss_scale; }, "must be at least min_loss_scale");
 }
 
 MixedPrecision mixed_precision_of(const Fp16Config& config);

@@ -243,7 +243,7 @@ Subcommand bench_command() {
     list.option("--batch", arguments->batch, "N", "sequences of a step");
     list.option("--context", arguments->context, "N", "tokens of a sequence");
     list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N");
-    list.option("--precision", arguments->precision, "NAME", "fp32, bf16 or fp16");
+    list.option("--precision", arguments->precision, "NAME", "fp32, bf16, fp16, fp16_apex or fp8");
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");

@@ -111,7 +111,7 @@ TEST_CASE("tiny and huge tensors get scales that are normal numbers") {
   const Array tiny({2}, {1e-42, 0}), huge({2}, {3e38, -1});
   CHECK(to_array(fp8_quantise(make_tensor(tiny, DType::f32), DType::f8e4m3).scale)[0] == std::ldexp(1, 126));
   const Fp8Tensor q = fp8_quantise(make_tensor(huge, DType::f32), DType::f8e4m3);
-  CHECK(to_array(q.scale)[0] == std::ldexp(1, -119));
+  CHECK(to_array(q.scale)[0] == std::ldexp(1, -120));
   CHECK(to_array(fp8_expand(q, DType::f32))[0] == std::ldexp(1.75, 127));
 }
 

@@ -80,6 +80,16 @@ std::string bytes_of_tiers(const std::vector<MemoryStats>& before) {
   return text;
 }
 
+/// Puts ops between the collectives of a rank.
+class OpNotes final : public DispatchObserver {
+ public:
+  explicit OpNotes(test::RecordingComm& comm) : comm_(comm) {}
+  void before(const OpCall& call) override { comm_.note(call.name); }
+
+ private:
+  test::RecordingComm& comm_;
+};
+
 /// Three updates of the mixed model with a `strategy` block.
 Seen see_strategy(const ConfigNode& block, int world_size) {
   Seen seen;
@@ -97,6 +107,8 @@ Seen see_strategy(const ConfigNode& block, int world_size) {
     log.file = (folder.path() / cat("rank", inner.rank(), ".log")).string();
     Logger logger(log);
     const LogScope scope(logger);
+    OpNotes notes(comm);
+    const ObserverScope observe(notes);
     std::ostringstream numbers;
     std::string states;
     {
@@ -132,7 +144,7 @@ Seen see_strategy(const ConfigNode& block, int world_size) {
     if (inner.rank() != 0) return;
     seen["numbers"] = numbers.str();
     seen["states"] = states;
-    seen["collectives"] = comm.text();
+    seen["trace"] = comm.text();
     seen["log"] = messages(log.file);
   };
   try {
@@ -286,16 +298,17 @@ const std::vector<std::string> kFp32 = {"plugin.precision=fp32"}, kBf16 = {"plug
 std::vector<Probe> ddp_probes() { return {{"bucket_cap_mb", "0.001", {}, 2}}; }
 
 std::vector<Probe> zero_probes() {
-  return joined({{"stage", "2", kFp32},
-                 {"precision", "fp32"},
-                 {"use_fp8", "true", kBf16},
-                 {"max_norm", "0.01", kFp32},
-                 {"norm_type", "3", kFp32},
-                 {"reduce_bucket_size_in_m", "0.0003", kFp32, 2},
-                 {"communication_dtype", "fp16", kFp32, 2},
-                 {"overlap_communication", "false", kFp32, 2},
-                 {"master_weights", "false", kBf16}},
-                scaler_probes("plugin.", {"plugin.precision=fp16"}));
+  return joined(
+      {{"stage", "2", kFp32},
+       {"precision", "fp32"},
+       {"use_fp8", "true", kBf16},
+       {"max_norm", "0.01", kFp32},
+       {"norm_type", "3", kFp32},
+       {"reduce_bucket_size_in_m", "0.0003", kFp32, 2},
+       {"communication_dtype", "fp16", kFp32, 2},
+       {"overlap_communication", "false", {"plugin.precision=fp32", "plugin.reduce_bucket_size_in_m=0.0003"}, 2},
+       {"master_weights", "false", kBf16}},
+      scaler_probes("plugin.", {"plugin.precision=fp16"}));
 }
 
 std::vector<Probe> gemini_probes() {
@@ -316,13 +329,13 @@ std::vector<Probe> gemini_probes() {
        {"offload_optim_frac", "1", small},
        {"offload_param_frac", "1", small},
        {"warmup_non_model_data_ratio", "0.1", tight, 2},
-       {"steady_cuda_cap_ratio", "0.01", with({"plugin.placement_policy=auto", "plugin.device_memory_gib=1"}), 2},
+       {"steady_cuda_cap_ratio", "1e-6", with({"plugin.placement_policy=auto", "plugin.device_memory_gib=1"}), 2},
        {"device_memory_gib", "1e-6", with({"plugin.placement_policy=auto"}), 2},
        {"master_weights", "false", kBf16},
        {"min_chunk_size_m", "0.001", small, 2},
        {"search_range_m", "0.001", small, 2},
-       {"hidden_dim", "1000", small, 2},
-       {"enable_async_reduce", "false", small, 2},
+       {"hidden_dim", "1000", with({"plugin.search_range_m=0.001"}), 2},
+       {"enable_async_reduce", "false", small},
        {"max_norm", "0.01", small},
        {"norm_type", "3", small},
        {"verbose", "true", small}},
@@ -330,12 +343,11 @@ std::vector<Probe> gemini_probes() {
 }
 
 std::vector<Probe> apex_probes() {
-  const std::vector<std::string> overflows = {"mixed_precision.max_loss_scale=16777216"};
   return {{"loss_scale", "128"},
           {"keep_batchnorm_fp32", "false"},
-          {"min_loss_scale", "1048576", {"mixed_precision.loss_scale=dynamic"}},
-          {"max_loss_scale", "1", overflows},
-          {"max_skips", "1", overflows}};
+          {"min_loss_scale", "1048576"},
+          {"max_loss_scale", "1024"},
+          {"max_skips", "2", {"mixed_precision.loss_scale=1e30"}}};
 }
 
 }  // namespace
