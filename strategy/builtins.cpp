@@ -106,7 +106,12 @@ void add_strategies(Registry& registry) {
                   dist::Comm* comm) -> std::unique_ptr<BaseStrategy> {
         const AutoScaleConfig scale = config.auto_scale_lr.value_or(AutoScaleConfig{});
         std::optional<MixedPrecision> precision;
-        if (config.mixed_precision.present()) precision = registry.precisions.build(config.mixed_precision);
+        if (config.mixed_precision.present()) {
+          precision = registry.precisions.build(config.mixed_precision);
+          // The name alone leaves the loss scale to the plugin.
+          const bool is_name = config.mixed_precision.node.as_map().size() == 1;
+          if (is_name && precision->type == Precision::fp16) precision->grad_scaler.reset();
+        }
         if (config.plugin.present() && comm != nullptr) {
           return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin), *comm,
                                                       precision);

@@ -121,7 +121,8 @@ Seen see_strategy(const ConfigNode& block, int world_size) {
       options.dispatch.train_micro_batch_size_per_gpu = 4;
       options.dispatch.max_iters = 3;
       strategy->prepare(
-          [](const autograd::TensorOptions& tensor) { return std::make_shared<test::MixedModel>(tensor); }, options);
+          [](const autograd::TensorOptions& tensor) { return std::make_shared<test::MixedModel>(tensor, false); },
+          options);
       SamplerOptions loading;
       loading.batch_size = 4;
       loading.world_size = inner.world_size();

@@ -108,6 +108,41 @@ TEST_CASE("a fixed loss scale never moves; a dynamic one has Apex's steps") {
   CHECK(dynamic.scale() == 16777216);
 }
 
+TEST_CASE(
+    "mixed_precision takes a name or a dict, without a plugin, too, and a dict's loss scale wins over the plugin's") {
+  Registry registry;
+  test::add_tiny_types(registry);
+  const auto scaler_of = [&](const std::string& block, dist::Comm* comm) {
+    TypedConfig typed("ColossalAIStrategy");
+    typed.node = read_yaml_text(block, "block");
+    const auto strategy = registry.strategies.build(typed, kCpu, 7, comm);
+    PrepareOptions options;
+    options.optimizer = test::make_adamw;
+    strategy->prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor); },
+                      options);
+    const autograd::GradScaler* scaler = strategy->optim_wrapper()->grad_scaler();
+    return scaler == nullptr ? 0 : scaler->scale();
+  };
+  const std::string alone = "type: ColossalAIStrategy\nplugin: null\nmixed_precision: ";
+  CHECK(scaler_of(alone + "fp16", nullptr) == 65536);
+  CHECK(scaler_of(alone + "{type: fp16, initial_scale: 1024}", nullptr) == 1024);
+  CHECK(scaler_of(alone + "{type: fp16_apex, loss_scale: 128}", nullptr) == 128);
+  CHECK(scaler_of(alone + "fp8", nullptr) == 0);
+  CHECK(scaler_of(alone + "null", nullptr) == 0);
+  dist::run_ranks(1, [&](dist::Comm& comm) {
+    const std::string zero = "type: ColossalAIStrategy\nplugin: {type: lowlevel-zero, initial_scale: 64}\n";
+    CHECK(scaler_of(zero, &comm) == 64);
+    CHECK(scaler_of(zero + "mixed_precision: fp16", &comm) == 64);
+    CHECK(scaler_of(zero + "mixed_precision: {type: fp16, initial_scale: 32}", &comm) == 32);
+    CHECK(scaler_of(zero + "mixed_precision: fp16_apex", &comm) == 65536);
+  });
+  CHECK_THROWS_WITH_AS(scaler_of(alone + "fp61", nullptr), doctest::Contains("fp16"), ConfigError);
+  CHECK_THROWS_WITH_AS(scaler_of(alone + "{type: fp16_apex, loss_scale: often}", nullptr),
+                       doctest::Contains("must be dynamic or a number above 0"), ConfigError);
+  CHECK_THROWS_WITH_AS(scaler_of(alone + "{type: bf16, initial_scale: 4}", nullptr), doctest::Contains("initial_scale"),
+                       ConfigError);
+}
+
 /// A model that multiplies by infinity in the forward pass of one rank.
 class BrokenModel final : public autograd::TrainableModel {
  public:
