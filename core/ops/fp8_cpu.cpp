@@ -43,6 +43,7 @@ void run(const Cpu&, const Fp8RoundArgs& args) {
       const From* x = args.x.as<From>();
       To* y = args.y.as<To>();
       parallel_for(args.x.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+#pragma GCC ivdep
         for (std::int64_t i = begin; i < end; ++i) y[i] = fp8_round<To>(load(x[i]), scale);
       });
     });
@@ -58,6 +59,7 @@ void run(const Cpu&, const Fp8ExpandArgs& args) {
       const From* x = args.x.as<From>();
       To* y = args.y.as<To>();
       parallel_for(args.x.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+#pragma GCC ivdep
         for (std::int64_t i = begin; i < end; ++i) y[i] = store<To>(load(x[i]) * inverse);
       });
     });
