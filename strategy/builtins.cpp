@@ -14,6 +14,7 @@
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
 #include "strategy/metric.h"
+#include "strategy/precision_config.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hooks.h"
 #include "strategy/scheduler.h"
@@ -83,14 +84,34 @@ void add_schedulers(Registry& registry) {
   });
 }
 
+void add_precisions(Registry& registry) {
+  const auto plain = [&](Precision type, const char* doc) {
+    registry.precisions.add<NoOptions>(std::string(precision_name(type)), doc,
+                                       [type](const NoOptions&) { return MixedPrecision(type); });
+  };
+  plain(Precision::fp32, "weights and activations of 32 bits");
+  plain(Precision::bf16, "bfloat16 weights and activations beside f32 masters");
+  plain(Precision::fp8, "bf16 whose linear layers multiply 8-bit numbers, scaled by each tensor's largest");
+  registry.precisions
+      .add<Fp16Config>("fp16", "half-precision weights and activations beside f32 masters; losses are scaled",
+                       [](const Fp16Config& config) { return mixed_precision_of(config); })
+      .add<Fp16ApexConfig>("fp16_apex", "fp16 with batch norm in f32, by the names of Apex's amp, opt_level O2",
+                           [](const Fp16ApexConfig& config) { return mixed_precision_of(config); });
+}
+
 void add_strategies(Registry& registry) {
   registry.strategies.add<ColossalAIStrategy::Config>(
       "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
       [&registry](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed,
                   dist::Comm* comm) -> std::unique_ptr<BaseStrategy> {
         const AutoScaleConfig scale = config.auto_scale_lr.value_or(AutoScaleConfig{});
-        std::optional<Precision> precision;
-        if (config.mixed_precision) precision = precision_of(*config.mixed_precision, "strategy.mixed_precision");
+        std::optional<MixedPrecision> precision;
+        if (config.mixed_precision.present()) {
+          precision = registry.precisions.build(config.mixed_precision);
+          // The name alone leaves the loss scale to the plugin.
+          const bool is_name = config.mixed_precision.node.as_map().size() == 1;
+          if (is_name && precision->type == Precision::fp16) precision->grad_scaler.reset();
+        }
         if (config.plugin.present() && comm != nullptr) {
           return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin), *comm,
                                                       precision);
@@ -140,6 +161,7 @@ void add_builtins(Registry& registry) {
   }
   add_optimizers(registry);
   add_schedulers(registry);
+  add_precisions(registry);
   add_strategies(registry);
 }
 

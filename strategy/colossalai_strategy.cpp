@@ -1,6 +1,7 @@
 // prepare and the steps; see colossalai_strategy.h.
 #include "strategy/colossalai_strategy.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "autograd/graph.h"
@@ -20,19 +21,20 @@ constexpr const char* kPrecisionPath = "strategy.mixed_precision";
 }  // namespace
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
-                                       std::optional<Precision> precision)
+                                       std::optional<MixedPrecision> precision)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), precision_(precision.value_or(Precision::fp32)) {}
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
                                        std::unique_ptr<Plugin> plugin, dist::Comm& comm,
-                                       std::optional<Precision> precision)
+                                       std::optional<MixedPrecision> precision)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), plugin_(std::move(plugin)), comm_(&comm) {
   if (plugin_ == nullptr) throw InternalError("ColossalAIStrategy: ranks need a plugin");
   const std::optional<Precision> of_plugin = plugin_->settings().precision;
-  if (precision && of_plugin && *precision != *of_plugin) {
+  const bool is_apex_of_fp16 = precision && precision->type == Precision::fp16_apex && of_plugin == Precision::fp16;
+  if (precision && of_plugin && precision->type != *of_plugin && !is_apex_of_fp16) {
     throw ConfigError(
-        cat("strategy: mixed_precision is ", precision_name(*precision), " and the precision of ", plugin_->type_name(),
-            " is ", precision_name(*of_plugin), "; give one of them, or both alike"),
+        cat("strategy: mixed_precision is ", precision_name(precision->type), " and the precision of ",
+            plugin_->type_name(), " is ", precision_name(*of_plugin), "; give one of them, or both alike"),
         kPrecisionPath);
   }
   precision_ = precision ? *precision : of_plugin.value_or(Precision::fp32);
@@ -40,13 +42,13 @@ ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const 
 
 autograd::Batch ColossalAIStrategy::on_device(const autograd::Batch& batch) const {
   Tensor inputs = to_device(batch.inputs, device_);
-  if (is_floating(inputs.dtype())) inputs = cast(inputs, compute_dtype(precision_));
+  if (is_floating(inputs.dtype())) inputs = cast(inputs, compute_dtype(precision_.type));
   return {inputs, batch.targets.defined() ? to_device(batch.targets, device_) : Tensor{}};
 }
 
 void ColossalAIStrategy::make_model(const ModelFactory& model, bool is_spread) {
   const bool is_late = is_spread && plugin_ != nullptr && plugin_->settings().builds_on_meta;
-  autograd::TensorOptions where{compute_dtype(precision_), device_};
+  autograd::TensorOptions where = tensor_options(precision_, device_);
   if (is_late) where.parameters_on = make_meta({kernel_type(device_), "", 0});
   model_ = model(where);
   if (!is_late) return autograd::initialize(*model_, seed_);
@@ -71,7 +73,7 @@ std::unique_ptr<Sharding> ColossalAIStrategy::make_sharding(const PrepareOptions
   return sharding;
 }
 
-OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& options) const {
+OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& options) {
   OptimWrapperOptions wrapper;
   wrapper.accumulative_counts = options.accumulative_counts;
   wrapper.clip = options.clip;
@@ -79,8 +81,9 @@ OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& op
     wrapper.max_micro_steps = *options.dispatch.max_iters * options.dispatch.micro_steps_per_iter;
   }
   wrapper.world_size = world_size();
+  wrapper.find_not_finite = [this] { return first_not_finite(); };
   const PluginSettings settings = plugin_ == nullptr ? PluginSettings{} : plugin_->settings();
-  if (precision_ == Precision::fp16) wrapper.grad_scaler = settings.grad_scaler;
+  if (scales_losses(precision_.type)) wrapper.grad_scaler = precision_.grad_scaler.value_or(settings.grad_scaler);
   if (settings.max_norm) {
     if (options.clip) {
       throw ConfigError(cat("prepare: optim_wrapper.clip_grad and ", plugin_->type_name(),
@@ -154,6 +157,9 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const auto k = static_cast<std::uint64_t>(micro_step * world_size() + rank());
   autograd::random_state().begin(seed_, step, k);
   optim_wrapper_->sharding().begin_pass(true);
+  if (optim_wrapper_->is_last_chance() && !watch_) watch_.emplace();
+  std::optional<autograd::ResultObserverScope> watching;
+  if (watch_) watching.emplace(*watch_);
   std::map<std::string, autograd::Variable> losses;
   {
     const autograd::BufferUpdateScope collect(buffer_updates_);
@@ -162,6 +168,7 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
   result.update = optim_wrapper_->update_params(total);
+  if (result.update.did_update) watch_.reset();
   if (result.update.did_update) apply_buffer_updates(micro_step + 1);
   if (!device_.is_meta()) {
     for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
@@ -178,6 +185,23 @@ void ColossalAIStrategy::apply_buffer_updates(std::int64_t micro_steps) {
   } else {
     apply_updates_of_ranks(*comm_, buffer_updates_, micro_steps);
   }
+}
+
+std::string ColossalAIStrategy::first_not_finite() {
+  const std::string own = watch_ ? watch_->text() : "";
+  if (world_size() == 1) return own;
+  constexpr std::size_t kLongest = 256;  // bytes of the text that ranks tell each other
+  std::vector<std::uint8_t> text(kLongest);
+  std::copy_n(own.begin(), std::min(own.size(), kLongest - 1), text.begin());
+  const auto length = static_cast<std::int64_t>(kLongest);
+  const Tensor all = Tensor::empty({world_size() * length}, DType::u8);
+  comm_->all_gather(Tensor::from_values(text, {length}), all, "where values are not finite");
+  const std::vector<std::uint8_t> texts = all.to_vector<std::uint8_t>();
+  for (std::int64_t rank = 0; rank < world_size(); ++rank) {
+    const std::string found(reinterpret_cast<const char*>(texts.data()) + rank * length);
+    if (!found.empty()) return cat(found, " on rank ", rank);
+  }
+  return {};
 }
 
 std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values) {
@@ -220,7 +244,8 @@ void ColossalAIStrategy::save_checkpoint(const std::string& filename, const Save
   if (optim_wrapper_ != nullptr) {
     state["inner_count"] = optim_wrapper_->inner_count();
     state["samples_per_micro_step"] = samples_per_micro_step();
-    state["numerics"] = numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
+    state["numerics"] =
+        numerics_key(precision_.type, micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
     if (options.save_optimizer) state["optimizer"] = optimizer_state(*optim_wrapper_);
     if (options.save_param_scheduler) state["param_schedulers"] = scheduler_states(schedulers_);
   }
@@ -290,8 +315,8 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
     optim_wrapper_->sharding().weights_loaded();
     optim_wrapper_->set_inner_count(micro_steps_here(JsonCursor(state, path), "inner_count", samples_per_micro_step()));
     if (state.contains("numerics")) {
-      warn_about_numerics(state.at("numerics"),
-                          numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size()));
+      warn_about_numerics(state.at("numerics"), numerics_key(precision_.type, micro_batch_,
+                                                             optim_wrapper_->accumulative_counts(), world_size()));
     }
   }
   seed_ = JsonCursor(state, path).at("seed").unsigned_integer();

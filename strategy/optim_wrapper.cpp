@@ -14,9 +14,6 @@
 namespace castor::strategy {
 namespace {
 
-// Steps skipped in a row from which on the scale is no longer to blame.
-constexpr std::int64_t kMostSkipsInRow = 50;
-
 // The name of the first part whose gradient is not finite; empty if all are.
 std::string first_not_finite(const std::vector<autograd::Part>& parts) {
   for (const autograd::Part& part : parts) {
@@ -94,13 +91,18 @@ void OptimWrapper::check_skips() const {
   const autograd::GradScalerState& state = scaler_->state();
   if (state.skipped_in_row == 1)
     logger().info("fp16: a step was skipped, its gradients overflowed; the loss scale is ", state.scale);
-  if (state.skipped_in_row < kMostSkipsInRow) return;
-  const std::string name = first_not_finite(stepper_.parts());
-  throw Error(cat("fp16: ", state.skipped_in_row,
-                  " steps in a row were skipped because gradients are not finite, and a loss scale of ", state.scale,
-                  " does not help. The first such gradient after step ", stepper_.step_count(), " is that of ",
-                  name.empty() ? "another rank's part" : cat("'", name, "'"),
-                  "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
+  if (state.skipped_in_row < scaler_->config().max_skips) return;
+  std::string found = options_.find_not_finite ? options_.find_not_finite() : "";
+  if (found.empty()) {
+    const std::string name = first_not_finite(stepper_.parts());
+    found = name.empty() ? "that of another rank's part" : cat("that of '", name, "'");
+  }
+  throw autograd::NumericsError(cat("fp16: ", state.skipped_in_row,
+                                    " steps in a row were skipped because gradients are not finite, and a loss scale "
+                                    "of ",
+                                    state.scale, " does not help. The first such value after step ",
+                                    stepper_.step_count(), " is ", found,
+                                    "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
 }
 
 }  // namespace castor::strategy

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,6 +54,8 @@ struct OptimWrapperOptions {
   std::optional<std::int64_t> max_micro_steps = {};
   std::int64_t world_size = 1;                                 ///< ranks whose gradients `sharding` adds
   std::optional<autograd::GradScalerConfig> grad_scaler = {};  ///< fp16: scales losses, skips steps that overflowed
+  /// Asked, on all ranks together, when training is given up: where the first value that is not finite arose.
+  std::function<std::string()> find_not_finite = {};
 };
 
 class OptimWrapper {
@@ -62,8 +65,8 @@ class OptimWrapper {
                const OptimWrapperOptions& options);
 
   /// Backward of `loss` (undivided), and the step where a window ends.
-  /// Throws Error when too many steps in a row had to be skipped, naming the first parameter whose gradient is not
-  /// finite; CommError.
+  /// Throws NumericsError when max_skips steps in a row had to be skipped, naming the first parameter whose gradient is
+  /// not finite; CommError.
   UpdateResult update_params(const autograd::Variable& loss);
 
   autograd::Optimizer& optimizer() { return *optimizer_; }
@@ -71,6 +74,8 @@ class OptimWrapper {
   autograd::Stepper& stepper() { return stepper_; }
   Sharding& sharding() { return *sharding_; }
   const Sharding& sharding() const { return *sharding_; }
+  /// True before the window whose skip would be the last that is allowed.
+  bool is_last_chance() const { return scaler_ && scaler_->state().skipped_in_row + 1 >= scaler_->config().max_skips; }
   /// Null unless losses are scaled.
   autograd::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
   std::int64_t accumulative_counts() const { return options_.accumulative_counts; }

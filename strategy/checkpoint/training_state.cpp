@@ -102,6 +102,7 @@ Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t ac
   Json key;
   key["castor"] = kVersion;
   key["precision"] = std::string(precision_name(precision));
+  if (precision == Precision::fp8) key["fp8_recipe"] = "e4m3 and e5m2, power of two by this tensor's largest";
   key["micro_batch"] = micro_batch;
   key["global_batch"] = micro_batch * accumulative_counts * world_size;
   key["threads_per_rank"] = num_threads();

@@ -286,7 +286,7 @@ Subcommand bench_command() {
     list.option("--plugin", arguments->plugin, "NAME",
                 "TorchDDPPlugin, lowlevel-zero or gemini: under castor run, too");
     list.option("--plugin-options", arguments->plugin_options, "KEY=VALUE ...", "of the plugin's config");
-    list.option("--precision", arguments->precision, "NAME", "fp32, bf16 or fp16");
+    list.option("--precision", arguments->precision, "NAME", "fp32, bf16, fp16, fp16_apex or fp8");
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");

@@ -20,6 +20,7 @@ class GeminiPlugin final : public Plugin {
   struct Config {
     std::string placement_policy = "static";
     std::string precision = "fp16";
+    bool use_fp8 = false;
     bool enable_gradient_accumulation = false;
     std::int64_t max_prefetch = 0;
     double shard_param_frac = 1.0;
@@ -52,7 +53,8 @@ template <class V>
 void describe(V& v, GeminiPlugin::Config& c) {
   v.field("placement_policy", c.placement_policy,
           "static: the fractions below say what is where; auto: as much as fits is kept", one_of({"static", "auto"}));
-  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32"}));
+  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32", "fp8"}));
+  v.field("use_fp8", c.use_fp8, "with precision bf16: linear layers multiply 8-bit numbers, as precision fp8 says");
   v.field("enable_gradient_accumulation", c.enable_gradient_accumulation,
           "keep f32 sums of gradients between micro-steps; needed for accumulative_counts above 1");
   v.field("max_prefetch", c.max_prefetch, "chunks that are gathered ahead of their use", at_least(0));
@@ -98,7 +100,6 @@ void describe(V& v, GeminiPlugin::Config& c) {
   v.retired("enable_flash_attention", ConfigNode(false), "attention never stores its scores");
   v.retired("enable_sequence_parallelism", ConfigNode(false), "Castor has no tensor parallelism");
   v.retired("enable_jit_fused", ConfigNode(false), "kernels are always the fused ones");
-  v.retired("use_fp8", ConfigNode(false), "not in this version");
   v.retired("fp8_communication", ConfigNode(false), "weights are gathered in the precision they are used in");
 }
 

@@ -79,10 +79,10 @@ TEST_CASE("all mistakes of a config come in one message with their paths and the
 TEST_CASE("what this version lacks is refused by name with the reason, never as unknown") {
   const std::vector<std::pair<std::string, std::string>> refused = {
       {"strategy.plugin={type: lowlevel-zero, cpu_offload: true}", "not in this version"},
-      {"strategy.plugin={type: GeminiPlugin, use_fp8: true}", "not in this version"},
+      {"strategy.plugin={type: GeminiPlugin, fp8_communication: true}", "in the precision they are used in"},
       {"strategy.plugin={type: TorchDDPPlugin, check_reduction: true}", "always"},
       {"strategy.plugin={type: HybridParallelPlugin}", "no such plugin"},
-      {"strategy.mixed_precision=fp8", "bf16"},
+      {"strategy.mixed_precision={type: fp16_apex, opt_level: O1}", "patches PyTorch's functions"},
       {"strategy.model_wrapper={type: X}", "not in this version"},
       {"strategy.config={a: 1}", "options belong to the plugin"},
       {"strategy={_delete_: true, type: DDPStrategy}", "use ColossalAIStrategy"},

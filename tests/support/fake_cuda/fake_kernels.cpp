@@ -5,6 +5,7 @@
 #include "core/ops/cast.h"
 #include "core/ops/conv.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/fp8.h"
 #include "core/ops/index.h"
 #include "core/ops/matmul.h"
 #include "core/ops/norm.h"
@@ -35,6 +36,9 @@ void run(const Cuda& cuda, const IndexSelectArgs& args) { run(fake_launch(cuda),
 void run(const Cuda& cuda, const IndexAddArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const GatherArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const ScatterAddArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8ScaleArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8RoundArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8ExpandArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const MatmulArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormBackwardArgs& args) { run(fake_launch(cuda), args); }
