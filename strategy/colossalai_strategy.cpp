@@ -109,8 +109,14 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
                           ", so the last window's length must be known: give max_iters in dispatch_kwargs"),
                       "dispatch_kwargs.max_iters");
   }
-  optim_wrapper_ =
-      std::make_unique<OptimWrapper>(options.optimizer(), make_sharding(options), wrapper_options(options));
+  std::unique_ptr<autograd::Optimizer> optimizer = options.optimizer();
+  OptimWrapperOptions wrapper = wrapper_options(options);
+  if (options.paramwise) {
+    ParamGrouping grouping = group_parameters(*model_, *options.paramwise, optimizer->groups().at(0));
+    optimizer->set_param_groups(std::move(grouping.groups));
+    wrapper.group_of = std::move(grouping.group_of);
+  }
+  optim_wrapper_ = std::make_unique<OptimWrapper>(std::move(optimizer), make_sharding(options), wrapper);
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
   if (world_size() > 1 && optim_wrapper_->sharding().is_sharded()) save_ranks_ = comm_->split(0, comm_->rank());
   optim_wrapper_->stepper().set_before_update([this](const autograd::Part& part, const auto& states) {

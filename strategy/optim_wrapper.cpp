@@ -25,6 +25,16 @@ std::string first_not_finite(const std::vector<autograd::Part>& parts) {
   return {};
 }
 
+// A plugin cuts parameters and knows nothing of groups.
+std::vector<autograd::Part> in_groups(std::vector<autograd::Part> parts,
+                                      const std::map<const autograd::VariableState*, int>& group_of) {
+  for (autograd::Part& part : parts) {
+    const auto found = group_of.find(part.variable.identity());
+    if (found != group_of.end()) part.group = found->second;
+  }
+  return parts;
+}
+
 }  // namespace
 
 OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::unique_ptr<Sharding> sharding,
@@ -32,7 +42,8 @@ OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::
     : optimizer_(std::move(optimizer)),
       sharding_(std::move(sharding)),
       options_(options),
-      stepper_(*optimizer_, sharding_->parts(), {.keeps_masters = sharding_->keeps_masters()}) {
+      stepper_(*optimizer_, in_groups(sharding_->parts(), options.group_of),
+               {.keeps_masters = sharding_->keeps_masters()}) {
   if (options_.accumulative_counts < 1) {
     throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", options_.accumulative_counts),
                       "optim_wrapper.accumulative_counts");

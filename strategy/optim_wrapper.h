@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,6 +54,8 @@ struct OptimWrapperOptions {
   std::optional<std::int64_t> max_micro_steps = {};
   std::int64_t world_size = 1;                                 ///< ranks whose gradients `sharding` adds
   std::optional<autograd::GradScalerConfig> grad_scaler = {};  ///< fp16: scales losses, skips steps that overflowed
+  /// The group of each parameter; those that are not in it are in group 0.
+  std::map<const autograd::VariableState*, int> group_of = {};
 };
 
 class OptimWrapper {

@@ -116,9 +116,11 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
     }
     if (gradient.defined()) range.gradient = cut(gradient);
     for (const StateSpec& spec : specs) {
-      const Tensor& state = states.at(spec.name);
+      const auto state = states.find(spec.name);
+      if (state == states.end()) continue;                     // an optimizer that changed its mind says so itself
       const auto stretch = spec.stretch(shape, begin, count);  // within the part, which starts at a block's boundary
-      range.states[spec.name] = stretch ? flat(state).narrow(0, stretch->offset, stretch->count) : state;
+      range.states[spec.name] =
+          stretch ? flat(state->second).narrow(0, stretch->offset, stretch->count) : state->second;
     }
     ranges.push_back(std::move(range));
   }
@@ -244,9 +246,11 @@ std::map<std::string, StatePiece> Stepper::named_states() const {
     std::vector<StateSpec> specs = optimizer_.states(shape);
     if (states_[i].contains(kMaster)) specs.push_back({kMaster, shape});
     for (const StateSpec& spec : specs) {
+      const auto state = states_[i].find(spec.name);
+      if (state == states_[i].end()) continue;
       const auto stretch = spec.stretch(shape, part.offset, part.count);
-      found[part.variable.name() + "/" + spec.name] = {spec.shape, stretch ? stretch->offset : 0,
-                                                       states_[i].at(spec.name), stretch || part.offset == 0};
+      found[part.variable.name() + "/" + spec.name] = {spec.shape, stretch ? stretch->offset : 0, state->second,
+                                                       stretch || part.offset == 0};
     }
   }
   return found;

@@ -172,6 +172,15 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, O
                           wrapper.optimizer().groups().size()),
                       path, 0);
   }
+  for (std::size_t i = 0; i < groups; ++i) {
+    const std::string& saved_name = optimizer.at("groups").at(i).at("name").string();
+    const std::string& name = wrapper.optimizer().groups()[i].name;
+    if (saved_name != name) {
+      throw FormatError(cat("resume from ", path, ": parameter group ", i, " of the checkpoint is '", saved_name,
+                            "', of this run '", name, "'; train with the paramwise_cfg of the checkpoint"),
+                        path, 0);
+    }
+  }
   std::string problems;
   std::vector<Fill> fills;
   for (const auto& [full_name, state] : wrapper.stepper().named_states()) {

@@ -90,6 +90,7 @@ struct OptimWrapperConfig {
   TypedConfig optimizer;
   std::int64_t accumulative_counts = 1;
   std::optional<ClipConfig> clip_grad;
+  std::optional<ParamwiseConfig> paramwise_cfg;
 };
 
 template <class V>
@@ -100,8 +101,10 @@ void describe(V& v, OptimWrapperConfig& c) {
           at_least(1));
   v.field("clip_grad", c.clip_grad,
           "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
-  v.refuse("paramwise_cfg", "not in this version");
-  v.refuse("constructor", "not in this version");
+  v.field("paramwise_cfg", c.paramwise_cfg,
+          "learning rates and decays of some parameters as multiples of the optimizer's");
+  v.retired("constructor", ConfigNode("DefaultOptimWrapperConstructor"),
+            "there is one way to make groups: paramwise_cfg");
 }
 
 /// `default_hooks`.
