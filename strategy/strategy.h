@@ -74,6 +74,7 @@ struct PrepareOptions {
   std::int64_t accumulative_counts = 1;
   std::optional<ClipConfig> clip;
   std::optional<ParamwiseConfig> paramwise;  ///< unset: one group
+  bool counts_items = false;                 ///< loss_normalisation tokens: OptimWrapperOptions::counts_items
   std::vector<SchedulerFactory> param_schedulers;
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   DispatchOptions dispatch;

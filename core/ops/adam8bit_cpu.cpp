@@ -1,5 +1,5 @@
 // AdamW with states in 8 bits on the CPU: a block at a time, whose moments stay in the first cache between the update
-// and the search for their codes.
+// and the search for their codes. Tables are read eight entries at a time (AVX2, the baseline): the compiler would not.
 #include "core/ops/adam8bit.h"
 #include "core/ops/dynamic_code.h"
 #include "core/ops/optim_element.h"
@@ -12,6 +12,29 @@ using namespace optim_cpu;
 
 constexpr DynamicCode kSigned = make_dynamic_code(true);
 constexpr DynamicCode kUnsigned = make_dynamic_code(false);
+constexpr std::int64_t kLanes = 8;
+
+/// moment[i] = the number of code i, times the block's scale.
+void dequantise(const DynamicCode& code, const std::uint8_t* codes, float scale, std::int64_t count, float* moment) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m256i eight = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
+    const __m256 values = _mm256_i32gather_ps(code.value, eight, sizeof(float));
+    _mm256_storeu_ps(moment + i, _mm256_mul_ps(values, _mm256_set1_ps(scale)));
+  }
+  for (; i < count; ++i) moment[i] = code.value[codes[i]] * scale;
+}
+
+/// nearest_code of eight numbers.
+__m256i nearest_codes(const DynamicCode& code, __m256 x) {
+  __m256i found = _mm256_setzero_si256();
+  for (int step = DynamicCode::kSize / 2; step > 0; step /= 2) {
+    const __m256 edge = _mm256_i32gather_ps(code.edge + step - 1, found, sizeof(float));
+    const __m256i is_above = _mm256_castps_si256(_mm256_cmp_ps(x, edge, _CMP_GT_OQ));
+    found = _mm256_add_epi32(found, _mm256_and_si256(is_above, _mm256_set1_epi32(step)));
+  }
+  return found;
+}
 
 /// Writes the codes of `moment`, a block of `count` numbers, and returns their scale.
 float quantise(const DynamicCode& code, const float* moment, std::int64_t count, std::uint8_t* codes) {
@@ -23,8 +46,14 @@ float quantise(const DynamicCode& code, const float* moment, std::int64_t count,
       },
       [](float a, float b) { return a > b ? a : b; });
   const float scale = most > 0.0f ? most : 1.0f;  // a block of zeros is the code of 0
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) codes[i] = nearest_code(code.edge, moment[i] / scale);
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    alignas(32) std::int32_t eight[kLanes];
+    const __m256 x = _mm256_div_ps(_mm256_loadu_ps(moment + i), _mm256_set1_ps(scale));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(eight), nearest_codes(code, x));
+    for (std::int64_t k = 0; k < kLanes; ++k) codes[i + k] = static_cast<std::uint8_t>(eight[k]);
+  }
+  for (; i < count; ++i) codes[i] = nearest_code(code.edge, moment[i] / scale);
   return most;
 }
 
@@ -37,12 +66,11 @@ void update_block(const Adam8bitArgs& args, std::int64_t begin, std::int64_t cou
   std::uint8_t* square_codes = args.square_codes.as<std::uint8_t>() + begin;
   float& mean_scale = args.mean_scales.as<float>()[begin / kStatisticsBlock];
   float& square_scale = args.square_scales.as<float>()[begin / kStatisticsBlock];
-  const float mean_factor = mean_scale, square_factor = square_scale;
+  dequantise(kSigned, mean_codes, mean_scale, count, mean);
+  dequantise(kUnsigned, square_codes, square_scale, count, square);
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
-    const optim::AdamElement element =
-        optim::adam_element(s, g[i], p[i], kSigned.value[mean_codes[i]] * mean_factor,
-                            kUnsigned.value[square_codes[i]] * square_factor, 0.0f, false);
+    const optim::AdamElement element = optim::adam_element(s, g[i], p[i], mean[i], square[i], 0.0f, false);
     mean[i] = element.mean;
     square[i] = element.square;
     p[i] = element.parameter;

@@ -98,12 +98,13 @@ std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int
 }
 
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
-                  std::int64_t world_size) {
+                  std::int64_t world_size, bool counts_items) {
   Json key;
   key["castor"] = kVersion;
   key["precision"] = std::string(precision_name(precision));
   key["micro_batch"] = micro_batch;
   key["global_batch"] = micro_batch * accumulative_counts * world_size;
+  key["loss_normalisation"] = counts_items ? "tokens" : "micro_batch";
   key["threads_per_rank"] = num_threads();
   key["instruction_set"] = std::string(cpu_isa_name(cpu_isa()));
   return key;

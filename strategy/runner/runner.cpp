@@ -87,6 +87,7 @@ PrepareOptions Runner::prepare_options() const {
   options.accumulative_counts = wrapper.accumulative_counts;
   options.clip = wrapper.clip_grad;
   options.paramwise = wrapper.paramwise_cfg;
+  options.counts_items = wrapper.loss_normalisation == "tokens";
   for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
     options.param_schedulers.push_back(
         [this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
