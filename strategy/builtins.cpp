@@ -3,8 +3,14 @@
 #include "strategy/builtins.h"
 
 #include "autograd/optim/adafactor.h"
+#include "autograd/optim/adagrad.h"
 #include "autograd/optim/adam.h"
+#include "autograd/optim/adamw8bit.h"
+#include "autograd/optim/came.h"
 #include "autograd/optim/lamb.h"
+#include "autograd/optim/lars.h"
+#include "autograd/optim/lion.h"
+#include "autograd/optim/rmsprop.h"
 #include "autograd/optim/sgd.h"
 #include "core/base/log.h"
 #include "strategy/colossalai_strategy.h"
@@ -54,21 +60,39 @@ std::unique_ptr<autograd::Optimizer> make_optimizer(const Config& config) {
 }
 
 void add_optimizers(Registry& registry) {
-  registry.optimizers
-      .add<autograd::SGDConfig>("SGD", "stochastic gradient descent with momentum",
-                                make_optimizer<autograd::SGD, autograd::SGDConfig>)
-      .add<autograd::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient",
-                                 make_optimizer<autograd::Adam, autograd::AdamConfig>)
-      .add<autograd::AdamWConfig>("AdamW", "adaptive moments with decoupled decay",
-                                  make_optimizer<autograd::AdamW, autograd::AdamWConfig>)
-      .add<autograd::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio",
-                                 make_optimizer<autograd::Lamb, autograd::LambConfig>)
-      .add<autograd::AdafactorConfig>("Adafactor", "second moments factored into rows and columns",
-                                      make_optimizer<autograd::Adafactor, autograd::AdafactorConfig>);
-  for (const char* name :
-       {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
-    registry.optimizers.refuse(name, "not in this version; AdamW, Adam, SGD, Lamb and Adafactor are fused here");
+  namespace optim = autograd;
+  auto& table = registry.optimizers;
+  table
+      .add<optim::SGDConfig>("SGD", "stochastic gradient descent with momentum",
+                             make_optimizer<optim::SGD, optim::SGDConfig>)
+      .add<optim::SGDConfig>("FusedSGD", "ColossalAI's name of SGD", make_optimizer<optim::SGD, optim::SGDConfig>)
+      .add<optim::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient",
+                              make_optimizer<optim::Adam, optim::AdamConfig>)
+      .add<optim::AdamWConfig>("AdamW", "adaptive moments with decoupled decay",
+                               make_optimizer<optim::AdamW, optim::AdamWConfig>);
+  for (const char* name : {"HybridAdam", "FusedAdam", "CPUAdam"}) {
+    table.add<optim::HybridAdamConfig>(name, "ColossalAI's name of AdamW and, without adamw_mode, of Adam",
+                                       optim::make_hybrid_adam);
   }
+  table
+      .add<optim::AdamW8bitConfig>("AdamW8bit", "AdamW with moments in 8 bits",
+                                   make_optimizer<optim::AdamW8bit, optim::AdamW8bitConfig>)
+      .add<optim::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio",
+                              make_optimizer<optim::Lamb, optim::LambConfig>)
+      .add<optim::FusedLAMBConfig>("FusedLAMB", "Lamb with limited gradients and corrected moments",
+                                   make_optimizer<optim::FusedLAMB, optim::FusedLAMBConfig>)
+      .add<optim::LarsConfig>("Lars", "SGD scaled by each tensor's trust ratio",
+                              make_optimizer<optim::Lars, optim::LarsConfig>)
+      .add<optim::AdafactorConfig>("Adafactor", "second moments factored into rows and columns",
+                                   make_optimizer<optim::Adafactor, optim::AdafactorConfig>)
+      .add<optim::CAMEConfig>("CAME", "Adafactor with a mean of updates, scaled by how sure it is",
+                              make_optimizer<optim::CAME, optim::CAMEConfig>)
+      .add<optim::AdagradConfig>("Adagrad", "steps shrink with the sum of squared gradients",
+                                 make_optimizer<optim::Adagrad, optim::AdagradConfig>)
+      .add<optim::RMSpropConfig>("RMSprop", "steps in units of the root mean square of gradients",
+                                 make_optimizer<optim::RMSprop, optim::RMSpropConfig>)
+      .add<optim::LionConfig>("Lion", "steps by the sign of a mean of gradients",
+                              make_optimizer<optim::Lion, optim::LionConfig>);
 }
 
 void add_schedulers(Registry& registry) {

@@ -82,6 +82,18 @@ OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& op
   }
   wrapper.world_size = world_size();
   wrapper.find_not_finite = [this] { return first_not_finite(); };
+  wrapper.counts_items = options.counts_items;
+  if (world_size() > 1) {
+    const auto over_ranks = [this](const char* what, dist::ReduceOp op) {
+      return [this, what, op](std::int64_t number) {
+        const Tensor all = Tensor::from_values(std::vector<std::int64_t>{number}, {1});
+        comm_->all_reduce(all, what, op);
+        return all.data<std::int64_t>()[0];
+      };
+    };
+    wrapper.sum_over_ranks = over_ranks("items of losses", dist::ReduceOp::kSum);
+    wrapper.largest_of_ranks = over_ranks("unit of items", dist::ReduceOp::kMax);
+  }
   const PluginSettings settings = plugin_ == nullptr ? PluginSettings{} : plugin_->settings();
   if (scales_losses(precision_.type)) wrapper.grad_scaler = precision_.grad_scaler.value_or(settings.grad_scaler);
   if (settings.max_norm) {
@@ -114,8 +126,14 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
                           ", so the last window's length must be known: give max_iters in dispatch_kwargs"),
                       "dispatch_kwargs.max_iters");
   }
-  optim_wrapper_ =
-      std::make_unique<OptimWrapper>(options.optimizer(), make_sharding(options), wrapper_options(options));
+  std::unique_ptr<autograd::Optimizer> optimizer = options.optimizer();
+  OptimWrapperOptions wrapper = wrapper_options(options);
+  if (options.paramwise) {
+    ParamGrouping grouping = group_parameters(*model_, *options.paramwise, optimizer->groups().at(0));
+    optimizer->set_param_groups(std::move(grouping.groups));
+    wrapper.group_of = std::move(grouping.group_of);
+  }
+  optim_wrapper_ = std::make_unique<OptimWrapper>(std::move(optimizer), make_sharding(options), wrapper);
   optim_wrapper_->set_inner_count(options.dispatch.cur_iter * options.dispatch.micro_steps_per_iter);
   if (world_size() > 1 && optim_wrapper_->sharding().is_sharded()) save_ranks_ = comm_->split(0, comm_->rank());
   optim_wrapper_->stepper().set_before_update([this](const autograd::Part& part, const auto& states) {
@@ -167,7 +185,9 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   }
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
-  result.update = optim_wrapper_->update_params(total);
+  const bool counts_items = optim_wrapper_->counts_items();
+  result.update =
+      optim_wrapper_->update_params(total, counts_items ? model_->loss_items(batch) : autograd::LossItems{});
   if (result.update.did_update) watch_.reset();
   if (result.update.did_update) apply_buffer_updates(micro_step + 1);
   if (!device_.is_meta()) {
@@ -225,6 +245,11 @@ WeightPlaces ColossalAIStrategy::weight_places() const {
   return places;
 }
 
+Json ColossalAIStrategy::numerics() const {
+  return numerics_key(precision_.type, micro_batch_, optim_wrapper_->accumulative_counts(), world_size(),
+                      optim_wrapper_->counts_items());
+}
+
 std::int64_t ColossalAIStrategy::samples_per_micro_step() const { return micro_batch_ * world_size(); }
 
 void ColossalAIStrategy::reserve_saves() {
@@ -244,8 +269,7 @@ void ColossalAIStrategy::save_checkpoint(const std::string& filename, const Save
   if (optim_wrapper_ != nullptr) {
     state["inner_count"] = optim_wrapper_->inner_count();
     state["samples_per_micro_step"] = samples_per_micro_step();
-    state["numerics"] =
-        numerics_key(precision_.type, micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
+    state["numerics"] = numerics();
     if (options.save_optimizer) state["optimizer"] = optimizer_state(*optim_wrapper_);
     if (options.save_param_scheduler) state["param_schedulers"] = scheduler_states(schedulers_);
   }
@@ -315,8 +339,7 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
     optim_wrapper_->sharding().weights_loaded();
     optim_wrapper_->set_inner_count(micro_steps_here(JsonCursor(state, path), "inner_count", samples_per_micro_step()));
     if (state.contains("numerics")) {
-      warn_about_numerics(state.at("numerics"), numerics_key(precision_.type, micro_batch_,
-                                                             optim_wrapper_->accumulative_counts(), world_size()));
+      warn_about_numerics(state.at("numerics"), numerics());
     }
   }
   seed_ = JsonCursor(state, path).at("seed").unsigned_integer();

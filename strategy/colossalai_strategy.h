@@ -61,6 +61,7 @@ class ColossalAIStrategy final : public BaseStrategy {
   autograd::Batch on_device(const autograd::Batch& batch) const;
   void scale_lr(const PrepareOptions& options);
   std::int64_t samples_per_micro_step() const;  // of all ranks
+  Json numerics() const;
   void apply_buffer_updates(std::int64_t micro_steps);
   std::string first_not_finite();
   std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);

@@ -17,6 +17,7 @@
 #include "autograd/nn/trainable.h"
 #include "strategy/checkpoint.h"
 #include "strategy/optim_wrapper.h"
+#include "strategy/param_groups.h"
 #include "strategy/scheduler/param_scheduler.h"
 
 namespace castor::strategy {
@@ -74,6 +75,8 @@ struct PrepareOptions {
   OptimizerFactory optimizer;
   std::int64_t accumulative_counts = 1;  ///< micro-steps of this rank in a window
   std::optional<ClipConfig> clip;
+  std::optional<ParamwiseConfig> paramwise;  ///< unset: one group
+  bool counts_items = false;                 ///< loss_normalisation tokens: OptimWrapperOptions::counts_items
   std::vector<SchedulerFactory> param_schedulers;
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   DispatchOptions dispatch;

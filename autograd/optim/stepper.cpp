@@ -68,8 +68,11 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     }
     std::map<std::string, Tensor> states;
     for (const StateSpec& spec : optimizer.states(x.shape())) {
-      const bool is_cut = spec.shape == x.shape() && !part.is_whole();
-      states[spec.name] = Tensor::zeros(is_cut ? Shape{part.count} : spec.shape, spec.dtype, place_of(part));
+      const auto stretch = spec.stretch(x.shape(), part.offset, part.count);
+      const bool is_cut = stretch && !part.is_whole();
+      const Shape its_shape = is_cut ? Shape{stretch->count} : spec.shape;
+      states[spec.name] = spec.initial == 0 ? Tensor::zeros(its_shape, spec.dtype, place_of(part))
+                                            : full(its_shape, spec.initial, spec.dtype, place_of(part));
     }
     if (is_half && options.keeps_masters) {
       const Tensor master = moved(cast(weights_of(part), DType::f32), place_of(part));
@@ -99,8 +102,7 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
   const auto& [weights, gradient] = work;
   const auto master = states.find(kMaster);
   const std::int64_t length = options_.cut_elements > 0 ? options_.cut_elements : std::max<std::int64_t>(part.count, 1);
-  std::map<std::string, bool> is_cut;
-  for (const StateSpec& spec : optimizer_.states(shape)) is_cut[spec.name] = spec.shape == shape;
+  const std::vector<StateSpec> specs = optimizer_.states(shape);
   std::vector<Range> ranges;
   for (std::int64_t begin = 0; begin < part.count; begin += length) {
     const std::int64_t count = std::min(length, part.count - begin);
@@ -113,8 +115,12 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
       range.copy = cut(weights);
     }
     if (gradient.defined()) range.gradient = cut(gradient);
-    for (const auto& [name, state] : states) {
-      if (name != kMaster) range.states[name] = is_cut.at(name) ? cut(state) : state;
+    for (const StateSpec& spec : specs) {
+      const auto state = states.find(spec.name);
+      if (state == states.end()) continue;                     // an optimizer that changed its mind says so itself
+      const auto stretch = spec.stretch(shape, begin, count);  // within the part, which starts at a block's boundary
+      range.states[spec.name] =
+          stretch ? flat(state->second).narrow(0, stretch->offset, stretch->count) : state->second;
     }
     ranges.push_back(std::move(range));
   }
@@ -123,7 +129,8 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
 
 void Stepper::step(double gradient_scale) {
   ++step_count_;
-  const StepContext context{step_count_, gradient_scale};
+  StepContext context{step_count_, gradient_scale};
+  if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     if (parts_[i].count == 0) continue;
     const Work work = fetch(parts_[i]);
@@ -236,12 +243,14 @@ std::map<std::string, StatePiece> Stepper::named_states() const {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
     const Shape& shape = part.variable.shape();
-    std::map<std::string, Shape> shapes = {{kMaster, shape}};
-    for (const StateSpec& spec : optimizer_.states(shape)) shapes[spec.name] = spec.shape;
-    for (const auto& [name, state] : states_[i]) {
-      const bool is_cut = shapes.at(name) == shape;
-      found[part.variable.name() + "/" + name] = {shapes.at(name), is_cut ? part.offset : 0, state,
-                                                  is_cut || part.offset == 0};
+    std::vector<StateSpec> specs = optimizer_.states(shape);
+    if (states_[i].contains(kMaster)) specs.push_back({kMaster, shape});
+    for (const StateSpec& spec : specs) {
+      const auto state = states_[i].find(spec.name);
+      if (state == states_[i].end()) continue;
+      const auto stretch = spec.stretch(shape, part.offset, part.count);
+      found[part.variable.name() + "/" + spec.name] = {spec.shape, stretch ? stretch->offset : 0, state->second,
+                                                       stretch || part.offset == 0};
     }
   }
   return found;

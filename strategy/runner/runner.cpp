@@ -87,6 +87,8 @@ PrepareOptions Runner::prepare_options() const {
   options.optimizer = [this, typed = wrapper.optimizer] { return registry_.optimizers.build(typed); };
   options.accumulative_counts = wrapper.accumulative_counts * micro_steps_per_iter();
   options.clip = wrapper.clip_grad;
+  options.paramwise = wrapper.paramwise_cfg;
+  options.counts_items = wrapper.loss_normalisation == "tokens";
   for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
     options.param_schedulers.push_back(
         [this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });

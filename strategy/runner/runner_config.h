@@ -90,6 +90,8 @@ struct OptimWrapperConfig {
   TypedConfig optimizer;
   std::int64_t accumulative_counts = 1;
   std::optional<ClipConfig> clip_grad;
+  std::optional<ParamwiseConfig> paramwise_cfg;
+  std::string loss_normalisation = "micro_batch";
 };
 
 template <class V>
@@ -100,8 +102,13 @@ void describe(V& v, OptimWrapperConfig& c) {
           at_least(1));
   v.field("clip_grad", c.clip_grad,
           "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
-  v.refuse("paramwise_cfg", "not in this version");
-  v.refuse("constructor", "not in this version");
+  v.field("paramwise_cfg", c.paramwise_cfg,
+          "learning rates and decays of some parameters as multiples of the optimizer's");
+  v.field("loss_normalisation", c.loss_normalisation,
+          "micro_batch: a window's gradient is the mean of its micro-batches'; tokens: of all targets that count",
+          one_of({"micro_batch", "tokens"}));
+  v.retired("constructor", ConfigNode("DefaultOptimWrapperConstructor"),
+            "there is one way to make groups: paramwise_cfg");
 }
 
 /// `default_hooks`.
