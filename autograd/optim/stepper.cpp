@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
@@ -82,17 +84,24 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
   }
 }
 
-Stepper::Work Stepper::fetch(const Part& part) const {
-  Work work{weights_of(part), gradient_of(part)};
+// What a part's step reads and writes that is elsewhere, on its way.
+struct Stepper::Fetching {
+  std::size_t part;
+  SideCopies::Fetch gradient, weights;
+  bool has_left;  // the weights are written back when they are stepped
+};
+
+Stepper::Fetching Stepper::fetch(std::size_t index) {
+  const Part& part = parts_[index];
+  const Tensor weights = weights_of(part);
   const Device place = place_of(part);
-  if (work.gradient.defined()) work.gradient = moved(work.gradient, place);
+  Fetching fetching{index, side_copies_->fetch(gradient_of(part), place), {weights, {}}, weights.device() != place};
+  if (!fetching.has_left) return fetching;
   // Weights with a master are only written.
-  const bool has_master = options_.keeps_masters && work.weights.dtype() != DType::f32;
-  if (work.weights.device() != place) {
-    work.weights =
-        has_master ? Tensor::empty(work.weights.shape(), work.weights.dtype(), place) : moved(work.weights, place);
-  }
-  return work;
+  const bool has_master = options_.keeps_masters && weights.dtype() != DType::f32;
+  fetching.weights = has_master ? SideCopies::Fetch{Tensor::empty(weights.shape(), weights.dtype(), place), {}}
+                                : side_copies_->fetch(weights, place);
+  return fetching;
 }
 
 std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
@@ -131,9 +140,19 @@ void Stepper::step(double gradient_scale) {
   ++step_count_;
   StepContext context{step_count_, gradient_scale};
   if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
+  std::vector<std::size_t> stepped;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    if (parts_[i].count == 0) continue;
-    const Work work = fetch(parts_[i]);
+    if (parts_[i].count > 0) stepped.push_back(i);
+  }
+  if (side_copies_ == nullptr && !stepped.empty())
+    side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[stepped.front()]).device());
+  std::optional<Fetching> next;
+  for (std::size_t n = 0; n < stepped.size(); ++n) {
+    const std::size_t i = stepped[n];
+    if (n == 0) side_copies_->begin();
+    Fetching fetching = next ? *std::exchange(next, std::nullopt) : fetch(i);
+    if (side_copies_->overlaps() && n + 1 < stepped.size()) next = fetch(stepped[n + 1]);
+    const Work work{side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
     const std::vector<Range> ranges = ranges_of(i, work);
     if (before_update_) before_update_(parts_[i], states_[i]);
     Stats finished;
@@ -151,9 +170,9 @@ void Stepper::step(double gradient_scale) {
       optimizer_.finish_pass(pass, ranges.front(), context, finished);
     }
     for (const Range& range : ranges) optimizer_.apply(range, context, finished);
-    const Tensor weights = weights_of(parts_[i]);
-    if (weights.device() != work.weights.device()) copy_across(work.weights, weights);
+    if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[i]));
   }
+  if (side_copies_ != nullptr) side_copies_->end();
 }
 
 // The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
