@@ -29,7 +29,8 @@ Cost cost(const ActivationArgs& args) {
 
 Cost cost(const BiasBackwardArgs& args) {
   return {3.0 * static_cast<double>(args.dy.numel()),
-          static_cast<double>(args.dy.bytes() + args.saved.bytes() + args.dx.bytes() + args.dbias.bytes())};
+          static_cast<double>(args.dy.bytes() + args.saved.bytes() + args.dx.bytes() + args.dbias.bytes() +
+                              args.y.bytes())};
 }
 
 Tensor activate(const Tensor& x, Activation activation, bool keep_input) {
@@ -39,7 +40,8 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input) {
   return y;
 }
 
-std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias) {
+std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
+                                        Tensor* value) {
   const DType dtype = dy.dtype();
   if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
     throw DTypeError(cat("bias_backward: expected f32, f16, bf16 or f64, got ", dy, "; cast it first"));
@@ -59,9 +61,14 @@ std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activati
   const Tensor input = has_activation ? contiguous(saved) : Tensor{};
   Tensor dx = !has_activation ? dy : is_reusable ? gradient : Tensor::empty_like(gradient);
   Tensor dbias = needs_bias ? Tensor::empty({dy.size(1)}, dtype, device) : Tensor{};
-  BiasBackwardArgs args{
-      gradient.view(), view_or_absent(input), has_activation ? dx.view() : View{}, view_or_absent(dbias), {},
-      activation};
+  if (value != nullptr) *value = has_activation ? Tensor::empty_like(input) : Tensor{};
+  BiasBackwardArgs args{gradient.view(),
+                        view_or_absent(input),
+                        has_activation ? dx.view() : View{},
+                        view_or_absent(dbias),
+                        {},
+                        activation,
+                        value != nullptr ? view_or_absent(*value) : View{}};
   const Tensor workspace = workspace_for(device, args);
   args.workspace = view_or_absent(workspace);
   dispatch(device, args);

@@ -33,11 +33,12 @@ void run(const Cuda& cuda, const ActivationArgs& args);
 /// dx = dy * activation'(saved), and dbias = dx summed over the rows, in one pass. Row-major [rows, n] without gaps;
 /// f32|f16| bf16|f64. `saved` is the activation's input. For none, `saved` and `dx` are absent and dbias sums dy. dx
 /// may be dy; `dbias` [n] may be absent. Sums are f32 (f64 for f64) over fixed blocks of rows, so no thread count
-/// changes them.
+/// changes them. y = activation(saved), with the bits of ActivationArgs; usually absent.
 struct BiasBackwardArgs {
   static constexpr const char* kName = "bias_backward";
   View dy, saved, dx, dbias, workspace;
   Activation activation;
+  View y = {};
 };
 Cost cost(const BiasBackwardArgs& args);
 std::size_t workspace_bytes(const Cpu& cpu, const BiasBackwardArgs& args);
@@ -52,9 +53,11 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input);
 /// The gradient of a bias and of an activation's input at once, for rows of any op that ends in them.
 ///   dy       [rows, n]; handed over: when it is row-major and nobody else holds it, its bytes are reused
 ///   saved    the activation's input [rows, n]; undefined for none
+///   value    if given, receives activation(saved), row-major: for a caller that did not keep it; not for none
 ///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
 /// Throws ShapeError, DTypeError, DeviceError.
-std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias);
+std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
+                                        Tensor* value = nullptr);
 
 /// What one thread does of a BiasBackwardArgs: `rows` rows from the given addresses on; null where absent.
 struct ActivationBlock {

@@ -54,7 +54,8 @@ std::size_t workspace_bytes(const Cpu&, const BiasBackwardArgs& args) {
   return static_cast<std::size_t>(block_count(args.dy.size[0]) * args.dy.size[1]) * sum_bytes;
 }
 
-void run(const Cpu&, const BiasBackwardArgs& args) {
+void run(const Cpu& cpu, const BiasBackwardArgs& args) {
+  if (args.y.defined()) run(cpu, ActivationArgs{args.saved, args.y, args.activation});
   const std::int64_t rows = args.dy.size[0], n = args.dy.size[1];
   const std::int64_t step = block_rows(rows), count = block_count(rows);
   const std::size_t row_bytes = static_cast<std::size_t>(n) * dtype_size(args.dy.dtype);

@@ -158,6 +158,7 @@ struct Backward {
   using C = Computed<T>;
   const T *dy, *saved;
   T* dx;     ///< nullptr where there is no activation
+  T* y;      ///< for the activation's result; usually nullptr
   C* lines;  ///< [row blocks, n]; nullptr where no sums are wanted
   std::int64_t rows, n, block_rows;
   std::uint32_t tiles;  ///< of columns
@@ -188,6 +189,12 @@ __global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> arg
     for (int k = 0; k < kRowsAtOnce; ++k) {
       if (row + k * groups >= last) break;
       C values[V];
+      if constexpr (kHasActivation) {
+        if (args.y != nullptr) {
+          for (int e = 0; e < V; ++e) values[e] = F::value(cuda::read(saved[k].value[e]), C(0), C(0));
+          cuda::store_pack(args.y + (row + k * groups) * n + column, cuda::rounded<T, V>(values));
+        }
+      }
       for (int e = 0; e < V; ++e) {
         values[e] = cuda::read(dy[k].value[e]);
         if constexpr (kHasActivation) {
@@ -282,10 +289,11 @@ void run(const Cuda& cuda, const BiasBackwardArgs& args) {
     if (rows > 0) {
       const RowBlocks blocks(args.dy);
       lines = blocks.count;
-      const bool fits = cuda::rows_fit(n, {&args.dy, &args.saved, &args.dx});
+      const bool fits = cuda::rows_fit(n, {&args.dy, &args.saved, &args.dx, &args.y});
       const Backward<T> backward{args.dy.as<T>(),
                                  args.saved.as<T>(),
                                  args.dx.as<T>(),
+                                 args.y.as<T>(),
                                  args.dbias.defined() ? args.workspace.as<C>() : nullptr,
                                  rows,
                                  n,

@@ -3,7 +3,8 @@
 // gradient goes and rescaled there once the row's sum is known; 16-bit rows compute them again instead, since they
 // would be rounded twice.
 //
-// Delicate: a chunk of -infinity only must not be subtracted from itself. The rows' losses meet in f64, in order.
+// Delicate: a chunk of -infinity only must not be subtracted from itself. The rows' losses meet in f64, in order. The
+// gradient may be written over the logits: what is needed of a chunk is taken before its exponentials are written.
 #include <algorithm>
 #include <cmath>
 
@@ -47,6 +48,8 @@ void walk_row(const T* x, T* gradient, std::int64_t n, bool wants_sum, RowSums<C
     const C shift = chunk_max == -std::numeric_limits<C>::infinity() ? C(0) : chunk_max;
     sums.shifts[k] = shift;
     C chunk_sum;
+    if (wants_sum)
+      sums.sum += static_cast<double>(sum_lanes<C>(count, [chunk](std::int64_t i) { return load(chunk[i]); }));
     if constexpr (std::is_arithmetic_v<T>) {
       if (gradient != nullptr) {
         C* to = gradient + begin;
@@ -59,8 +62,6 @@ void walk_row(const T* x, T* gradient, std::int64_t n, bool wants_sum, RowSums<C
     } else {
       chunk_sum = sum_lanes<C>(count, [chunk, shift](std::int64_t i) { return math::exp(load(chunk[i]) - shift); });
     }
-    if (wants_sum)
-      sums.sum += static_cast<double>(sum_lanes<C>(count, [chunk](std::int64_t i) { return load(chunk[i]); }));
     const double wide_shift = static_cast<double>(shift), larger_shift = larger(max, wide_shift);
     total = total * std::exp(max - larger_shift) + static_cast<double>(chunk_sum) * std::exp(wide_shift - larger_shift);
     max = larger_shift;
@@ -71,9 +72,9 @@ void walk_row(const T* x, T* gradient, std::int64_t n, bool wants_sum, RowSums<C
 /// gradient = softmax * factor - spread, except at the target, which gets `at_target` less.
 template <class T>
 void write_gradient(const T* x, T* gradient, std::int64_t n, const RowSums<Computed<T>>& sums, double factor,
-                    double spread, std::int64_t target, double at_target) {
+                    double spread, std::int64_t target, double target_logit, double at_target) {
   using C = Computed<T>;
-  const double hot = std::exp(static_cast<double>(load(x[target])) - sums.logsumexp) * factor - spread - at_target;
+  const double hot = std::exp(target_logit - sums.logsumexp) * factor - spread - at_target;
   const C less = static_cast<C>(spread);
   if constexpr (std::is_arithmetic_v<T>) {
     const std::int64_t size = chunk_size(n);
@@ -104,7 +105,8 @@ void run_rows(const CrossEntropyArgs& args, double counted) {
   const double smoothing = args.options.label_smoothing;
   const double factor = args.gradient_of_mean ? (counted > 0 ? 1 / counted : 0.0) : 1.0;
   const double share = smoothing / static_cast<double>(std::max<std::int64_t>(classes, 1));
-  double* losses = args.workspace.as<double>();
+  const Target* targets = args.targets.as<Target>() + args.first_row;
+  double* losses = args.workspace.as<double>() + args.first_row;
   parallel_for(
       rows, std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(classes, 1)),
       [&](std::int64_t begin, std::int64_t end) {
@@ -112,29 +114,34 @@ void run_rows(const CrossEntropyArgs& args, double counted) {
         for (std::int64_t row = begin; row < end; ++row) {
           const T* x = args.logits.as<T>() + row * classes;
           T* gradient = args.gradient.defined() ? args.gradient.as<T>() + row * classes : nullptr;
-          const std::int64_t target = static_cast<std::int64_t>(args.targets.as<Target>()[row]);
+          const std::int64_t target = static_cast<std::int64_t>(targets[row]);
           if (target == args.options.ignore_index) {
             losses[row] = 0;
             if (gradient != nullptr) std::fill_n(gradient, classes, store<T>(C(0)));
             continue;
           }
           if (target < 0 || target >= classes) {
-            throw ShapeError(cat("cross_entropy: the target of row ", row, " is ", target, "; expected 0 to ",
-                                 classes - 1, " or ignore_index ", args.options.ignore_index));
+            throw ShapeError(cat("cross_entropy: the target of row ", args.first_row + row, " is ", target,
+                                 "; expected 0 to ", classes - 1, " or ignore_index ", args.options.ignore_index));
           }
+          const double target_logit = static_cast<double>(load(x[target]));  // before the gradient takes its place
           walk_row(x, gradient, classes, smoothing > 0, sums);
-          losses[row] = row_loss(sums.logsumexp, static_cast<double>(load(x[target])), sums.sum, smoothing, classes);
-          if (gradient != nullptr)
-            write_gradient(x, gradient, classes, sums, factor, share * factor, target, (1 - smoothing) * factor);
+          losses[row] = row_loss(sums.logsumexp, target_logit, sums.sum, smoothing, classes);
+          if (gradient == nullptr) continue;
+          write_gradient(x, gradient, classes, sums, factor, share * factor, target, target_logit,
+                         (1 - smoothing) * factor);
         }
       });
+  const std::int64_t all_rows = args.targets.size[0];
+  if (args.first_row + rows < all_rows) return;
+  const double* all_losses = args.workspace.as<double>();
   C* loss = args.loss.as<C>();
   if (args.options.reduction == Reduction::none) {
-    for (std::int64_t row = 0; row < rows; ++row) loss[row] = static_cast<C>(losses[row]);
+    for (std::int64_t row = 0; row < all_rows; ++row) loss[row] = static_cast<C>(all_losses[row]);
     return;
   }
   double total = 0;
-  for (std::int64_t row = 0; row < rows; ++row) total += losses[row];
+  for (std::int64_t row = 0; row < all_rows; ++row) total += all_losses[row];
   if (args.options.reduction == Reduction::mean) total = counted > 0 ? total / counted : 0.0;
   loss[0] = static_cast<C>(total);
 }
@@ -143,8 +150,9 @@ template <class Target>
 void run_targets(const CrossEntropyArgs& args) {
   const Target* targets = args.targets.as<Target>();
   const auto is_counted = [&](Target target) { return static_cast<std::int64_t>(target) != args.options.ignore_index; };
-  const double counted = static_cast<double>(std::count_if(targets, targets + args.targets.size[0], is_counted));
-  args.counted.as<double>()[0] = counted;
+  double& counted = args.counted.as<double>()[0];
+  if (args.first_row == 0)
+    counted = static_cast<double>(std::count_if(targets, targets + args.targets.size[0], is_counted));
   const auto run_dtype = [&](auto tag) { run_rows<typename decltype(tag)::type, Target>(args, counted); };
   args.logits.dtype == DType::f64 ? run_dtype(TypeTag<double>{})
                                   : visit_training_float(args.logits.dtype, "cross_entropy", run_dtype);

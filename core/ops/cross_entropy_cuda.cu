@@ -1,6 +1,6 @@
 // Cross entropy on CUDA. A team of warps owns a row; each warp reads chunks of 1024 logits, keeps their maximum and sum
-// of exponentials, and the chunks meet in f64 in order. The gradient is made in a second walk over the row, which the
-// second-level cache still holds; no other tensor of the logits' size exists.
+// of exponentials, and the chunks meet in f64 in order. The gradient is made in a second walk over the row: it lies in
+// shared memory where that holds two of them, otherwise the second-level cache still has it.
 //
 // Delicate: nobody can throw here, so a target out of range gives its row a loss and a gradient of NaN. A chunk of
 // -infinity only must not be subtracted from itself. In bf16 and f16 the exponential is the processor's own: with the
@@ -77,8 +77,25 @@ __device__ void fill_row(const RowTeam& team, T* gradient, std::int64_t n, T val
   if (gradient != nullptr) team.for_row(n, [&](int, std::int64_t i) { gradient[i] = value; });
 }
 
-/// V logits are read and written as a word.
-template <class T, int V>
+constexpr std::size_t kHalfShared = 112 << 10;  ///< of a multiprocessor's shared memory
+
+/// Until at most `later` of this thread's copies to shared memory, in order of their ends, are still on their way; it
+/// may wait for more.
+__device__ inline void wait_copies(int later) {
+  if (later >= 3) {
+    cuda::wait_copies<3>();
+  } else if (later == 2) {
+    cuda::wait_copies<2>();
+  } else if (later == 1) {
+    cuda::wait_copies<1>();
+  } else {
+    cuda::wait_copies<0>();
+  }
+}
+
+/// V logits are read and written as a word. With `kHolds` the row lies in shared memory between the walks; the block
+/// has one row. `gradient` may be x.
+template <class T, int V, bool kHolds>
 __global__ void __launch_bounds__(cuda::kTeamThreads, 2)
     cross_entropy_rows(const T* x, Targets targets, T* gradient, double* losses, const double* counted,
                        RowOptions options) {
@@ -97,13 +114,23 @@ __global__ void __launch_bounds__(cuda::kTeamThreads, 2)
   }
 
   // Three numbers a chunk: what its exponentials are relative to, their sum, and the sum of its logits.
-  extern __shared__ double shared[];
+  extern __shared__ __align__(16) double shared[];
   const int chunks = static_cast<int>((n + kSumBlock - 1) / kSumBlock);
   double* const shifts = shared + threadIdx.z * 3 * chunks;
   double* const sums = shifts + chunks;
   double* const totals = sums + chunks;
+  T* const held_row = reinterpret_cast<T*>(shared + (3 * chunks + 1) / 2 * 2);
+  if constexpr (kHolds) {
+    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+      cuda::for_packs<V>(team, chunk * kSumBlock, n,
+                         [&](int, std::int64_t i) { cuda::copy_ahead(held_row + i, x + i); });
+      cuda::end_copies();
+    }
+    x = held_row;
+  }
   for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
     const std::int64_t begin = chunk * kSumBlock;
+    if constexpr (kHolds) wait_copies((chunks - 1 - chunk) / team.warps);
     const C lowest = -std::numeric_limits<C>::infinity();
     C held[cuda::kPackSteps<V>][V];
     C max = lowest, sum = C(0), total = C(0);
@@ -160,6 +187,9 @@ __global__ void __launch_bounds__(cuda::kTeamThreads, 2)
     losses[team.row] = loss;
   }
   if (gradient == nullptr) return;
+  if constexpr (!kHolds) {
+    if (gradient == x) team.sync();  // the target's logit has been read by all
+  }
   const double factor = !options.is_mean ? 1.0 : *counted > 0 ? 1 / *counted : 0.0;
   const double spread = smoothing / static_cast<double>(n) * factor;
   const C less = static_cast<C>(spread);
@@ -216,26 +246,45 @@ void run(const Cuda& cuda, const CrossEntropyArgs& args) {
     throw ShapeError(cat(op, ": a row on ", cuda.device, " can have ", kMostChunks * kSumBlock, " classes, got ",
                          options.classes, "; compute it on cpu"));
   }
-  const Targets targets{args.targets.data, args.targets.dtype == DType::i64};
+  const Targets all_targets{args.targets.data, args.targets.dtype == DType::i64};
+  const Targets targets{args.targets.as<char>() + args.first_row * (all_targets.is_wide ? 8 : 4), all_targets.is_wide};
+  const std::int64_t all_rows = args.targets.size[0];
   double* const counted = args.counted.as<double>();
-  double* const losses = args.workspace.as<double>();
-  count_rows<<<1, kThreads, 0, stream>>>(targets, options.rows, options.ignore_index, counted);
+  double* const all_losses = args.workspace.as<double>();
+  double* const losses = all_losses + args.first_row;
+  if (args.first_row == 0) count_rows<<<1, kThreads, 0, stream>>>(all_targets, all_rows, options.ignore_index, counted);
   visit_float(args.logits.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = Computed<T>;
     if (options.rows > 0) {
       const cuda::TeamLaunch launch(options.rows, options.classes);
       const std::size_t shared = static_cast<std::size_t>(3 * chunks) * launch.threads.z * sizeof(double);
-      const auto run_rows = [&](auto width) {
-        cross_entropy_rows<T, decltype(width)::value><<<launch.blocks, launch.threads, shared, stream>>>(
-            args.logits.as<T>(), targets, args.gradient.as<T>(), losses, counted, options);
+      const std::size_t row_bytes = static_cast<std::size_t>(options.classes) * sizeof(T);
+      const bool fits = cuda::rows_fit(options.classes, {&args.logits, &args.gradient});
+      const bool holds =
+          fits && launch.threads.z == 1 && args.gradient.defined() && shared + 8 + row_bytes <= kHalfShared;
+      const auto run_rows = [&](auto width, auto held) {
+        const auto kernel = cross_entropy_rows<T, decltype(width)::value, decltype(held)::value>;
+        const std::size_t bytes = decltype(held)::value ? shared + 8 + row_bytes : shared;
+        if (decltype(held)::value) {
+          check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+                     op, cuda.device);
+        }
+        kernel<<<launch.blocks, launch.threads, bytes, stream>>>(args.logits.as<T>(), targets, args.gradient.as<T>(),
+                                                                 losses, counted, options);
       };
-      cuda::rows_fit(options.classes, {&args.logits, &args.gradient})
-          ? run_rows(std::integral_constant<int, cuda::kPackWidth<T>>{})
-          : run_rows(std::integral_constant<int, 1>{});
+      using Wide = std::integral_constant<int, cuda::kPackWidth<T>>;
+      if (holds) {
+        run_rows(Wide{}, std::true_type{});
+      } else if (fits) {
+        run_rows(Wide{}, std::false_type{});
+      } else {
+        run_rows(std::integral_constant<int, 1>{}, std::false_type{});
+      }
     }
+    if (args.first_row + options.rows < all_rows) return;
     join_losses<C>
-        <<<1, kThreads, 0, stream>>>(losses, options.rows, args.options.reduction, counted, args.loss.as<C>());
+        <<<1, kThreads, 0, stream>>>(all_losses, all_rows, args.options.reduction, counted, args.loss.as<C>());
   });
   check_cuda(cudaGetLastError(), op, cuda.device);
 }

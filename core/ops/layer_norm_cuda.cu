@@ -1,11 +1,9 @@
-// Layer and rms norm on CUDA. Forward: a team of warps a row, which stays in registers between the passes over it, in
-// words of 16 bytes where it fits. Backward: a block owns 32 rows; its warps keep the sums for dweight and dbias of
-// their columns in registers while they make dx row by row, join them in shared memory and leave one line in the
-// workspace; a second kernel adds the lines in f64. So memory sees x, dy and dx once.
+// Layer and rms norm on CUDA. A team of warps a row, which stays in registers between the passes over it, in words of
+// 16 bytes where it fits: a warp has 512 columns, so that many rows are on their way at a time, or 1024 where a row is
+// long.
 //
-// Delicate: which rows meet when depends on the shape alone. Rows beyond the last are walked with the others, because
-// all warps of a block meet at the same barriers, but count for nothing. Rows of more than 16384 numbers, rows that are
-// no multiple of 16 bytes, and f64 go through kernels of their own, which read x and dy twice.
+// Delicate: which numbers meet when depends on the shape alone. The warps of one row meet at a barrier of their own.
+// Rows of more than 16384 numbers, rows that are no multiple of 16 bytes, and f64 go through a kernel of their own.
 #include "core/ops/norm.h"
 #include "core/ops/row_packs_cuda.cuh"
 
@@ -17,6 +15,8 @@ using cuda::RowTeam;
 template <class T>
 using Computed = decltype(load(T{}));
 
+using cuda::kNarrow;
+
 template <class T>
 struct Forward {
   using C = Computed<T>;
@@ -27,7 +27,7 @@ struct Forward {
   double eps;
 };
 
-/// Rows of at most kHeldElements.
+/// Rows of at most kHeldElements, one a team.
 template <class T, int V>
 __global__ void __launch_bounds__(cuda::kTeamThreads) forward_packs(const Forward<T> args) {
   using C = Computed<T>;
@@ -78,6 +78,81 @@ __global__ void __launch_bounds__(cuda::kTeamThreads) forward_packs(const Forwar
   });
 }
 
+/// Rows of at most cuda::kMostNarrow, one a team of warps; a block has as many teams as fit in 256 threads.
+template <class T, int V>
+__global__ void __launch_bounds__(256, 4) forward_teams(const Forward<T> args) {
+  using C = Computed<T>;
+  using Row = cuda::Pack<T, V>;
+  constexpr int kSteps = static_cast<int>(kNarrow) / (32 * V);
+  __shared__ double parts[2][8];
+  const RowTeam team;
+  if (team.row >= args.rows) return;
+  const int n = static_cast<int>(args.n), begin = team.warp * static_cast<int>(kNarrow) + team.lane * V;
+  const int left = min(n, (team.warp + 1) * static_cast<int>(kNarrow)) - begin;
+  const std::int64_t start = team.row * n + begin;
+  const bool has_mean = args.mean != nullptr;
+  Row own[kSteps], other[kSteps];
+  cuda::for_lane<kSteps, V>(left, [&](int k, int i) { own[k] = cuda::pack_at<V>(args.x + start + i); });
+  C held[kSteps][V];
+  C sum = C(0), square = C(0);
+  if (args.residual != nullptr) {
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) { other[k] = cuda::pack_at<V>(args.residual + start + i); });
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+      C both[V];
+      for (int e = 0; e < V; ++e) both[e] = cuda::read(own[k].value[e]) + cuda::read(other[k].value[e]);
+      own[k] = cuda::rounded<T, V>(both);
+      cuda::store_pack(args.sum + start + i, own[k]);
+    });
+  }
+  cuda::for_lane<kSteps, V>(left, [&](int k, int) {
+    for (int e = 0; e < V; ++e) {
+      held[k][e] = cuda::read(own[k].value[e]);
+      sum += held[k][e];
+    }
+  });
+  const double share = 1.0 / static_cast<double>(n);
+  const auto average = [&](C mine, int kind) {
+    const double part = static_cast<double>(cuda::join_lanes(mine, cuda::AddLanes{}));
+    if (team.warps == 1) return part * share;
+    if (team.lane == 0) parts[kind][team.slot] = part;
+    cuda::meet_team(static_cast<int>(threadIdx.z), 32 * team.warps);
+    double total = 0;
+    for (int w = 0; w < team.warps; ++w) total += parts[kind][team.slot - team.warp + w];
+    return total * share;
+  };
+  const C mean = has_mean ? static_cast<C>(average(sum, 0)) : C(0);
+  cuda::for_lane<kSteps, V>(left, [&](int k, int) {
+    for (int e = 0; e < V; ++e) {
+      held[k][e] -= mean;
+      square = math::fma(held[k][e], held[k][e], square);
+    }
+  });
+  const C rstd = C(1) / math::sqrt(static_cast<C>(average(square, 1)) + static_cast<C>(args.eps));
+  if (team.warp == 0 && team.lane == 0) {
+    if (has_mean) args.mean[team.row] = mean;
+    args.rstd[team.row] = rstd;
+  }
+  cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+    Row weight{}, bias{};
+    C y[V];
+    if (args.weight != nullptr) weight = cuda::pack_at<V>(args.weight + begin + i);
+    if (args.bias != nullptr) bias = cuda::pack_at<V>(args.bias + begin + i);
+    for (int e = 0; e < V; ++e) {
+      const C value = held[k][e] * rstd, w = args.weight != nullptr ? cuda::read(weight.value[e]) : C(1);
+      y[e] = args.bias != nullptr ? math::fma(value, w, cuda::read(bias.value[e])) : value * w;
+    }
+    cuda::store_pack(args.y + start + i, cuda::rounded<T, V>(y));
+  });
+}
+
+template <class T>
+void launch_teams(const Forward<T>& args, const Cuda& cuda) {
+  const auto warps = static_cast<unsigned>((args.n + kNarrow - 1) / kNarrow);
+  const dim3 threads(32, warps, 8 / warps);
+  const auto blocks = static_cast<unsigned>((args.rows + threads.z - 1) / threads.z);
+  forward_teams<T, cuda::kPackWidth<T>><<<blocks, threads, 0, stream_of(cuda)>>>(args);
+}
+
 /// Rows of any length and address.
 template <class T>
 __global__ void __launch_bounds__(cuda::kTeamThreads) forward_rows(const Forward<T> args) {
@@ -117,214 +192,9 @@ __global__ void __launch_bounds__(cuda::kTeamThreads) forward_rows(const Forward
   });
 }
 
-template <class T>
-struct Backward {
-  using C = Computed<T>;
-  const T *x, *weight, *dy, *dsum;
-  const C *mean, *rstd;
-  T* dx;
-  C* sums;  ///< [blocks, 2, n] for dweight and dbias; or nullptr
-  std::int64_t rows, n;
-};
-
-/// What one row's dx is made of: rstd * (g - average - xhat * slope), g = dy * weight.
-template <class C>
-struct RowTerms {
-  C mean, rstd, average, slope;
-};
-
-template <class T>
-__device__ RowTerms<Computed<T>> row_terms(const RowTeam& team, const Backward<T>& args, std::int64_t row) {
-  using C = Computed<T>;
-  const std::int64_t n = args.n;
-  const C mean = args.mean != nullptr ? args.mean[row] : C(0), rstd = args.rstd[row];
-  if (args.dx == nullptr) return {mean, rstd, C(0), C(0)};
-  const T* const x = args.x + row * n;
-  const T* const dy = args.dy + row * n;
-  const SumPair<double> sums = cuda::sum_pair_row<C>(team, n, [&](int, std::int64_t i, C& a, C& b) {
-    C g = cuda::read(dy[i]);
-    if (args.weight != nullptr) g *= cuda::read(args.weight[i]);
-    a += g;
-    b += g * ((cuda::read(x[i]) - mean) * rstd);
-  });
-  return {mean, rstd, args.mean != nullptr ? static_cast<C>(sums.a / static_cast<double>(n)) : C(0),
-          static_cast<C>(sums.b / static_cast<double>(n))};
-}
-
-template <class T>
-__device__ void write_dx(const Backward<T>& args, const RowTerms<Computed<T>>& terms, std::int64_t at, std::int64_t i,
-                         Computed<T> xhat, Computed<T> d) {
-  using C = Computed<T>;
-  const C g = args.weight != nullptr ? d * cuda::read(args.weight[i]) : d;
-  C value = terms.rstd * (g - terms.average - xhat * terms.slope);
-  if (args.dsum != nullptr) value += cuda::read(args.dsum[at]);
-  args.dx[at] = cuda::write<T>(value);
-}
-
-/// Rows of at most kHeldElements, 32 of them a block. In 16 bits a row's x and dy stay in registers, in f32 they come
-/// from the first-level cache the second time.
-template <class T, int V>
-__global__ void __launch_bounds__(cuda::kTeamThreads, 1) backward_blocks(const Backward<T> args) {
-  using C = Computed<T>;
-  using Row = cuda::Pack<T, V>;
-  constexpr int kSteps = cuda::kPackSteps<V>;
-  constexpr bool kKeeps = sizeof(T) == 2 && V > 1;
-  extern __shared__ char shared_bytes[];
-  C* const shared = reinterpret_cast<C*>(shared_bytes);
-  const RowTeam team;
-  const std::int64_t n = args.n, begin = team.warp * kSumBlock;
-  const int groups = static_cast<int>(blockDim.z), group = static_cast<int>(threadIdx.z);
-  C dweight[kSteps][V] = {}, dbias[kSteps][V] = {};
-  for (int r = group; r < kLayerNormRows; r += groups) {
-    const std::int64_t wanted = blockIdx.x * kLayerNormRows + r;
-    const bool is_live = wanted < args.rows;
-    const std::int64_t row = is_live ? wanted : args.rows - 1, start = row * n;
-    const C mean = args.mean != nullptr ? args.mean[row] : C(0), rstd = args.rstd[row];
-    Row held_x[kKeeps ? kSteps : 1], held_dy[kKeeps ? kSteps : 1];
-    C average = C(0), slope = C(0);
-    if constexpr (kKeeps) {
-      cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
-        held_x[k] = cuda::pack_at<V>(args.x + start + i);
-        held_dy[k] = cuda::pack_at<V>(args.dy + start + i);
-      });
-    }
-    const auto fetch = [&](int k, std::int64_t i, Row& x, Row& dy) {
-      if constexpr (kKeeps) {
-        x = held_x[k];
-        dy = held_dy[k];
-      } else {
-        x = cuda::pack_at<V>(args.x + start + i);
-        dy = cuda::pack_at<V>(args.dy + start + i);
-      }
-    };
-    if (args.dx != nullptr) {
-      C a = C(0), b = C(0);
-      cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
-        Row x, dy, weight;
-        fetch(k, i, x, dy);
-        if (args.weight != nullptr) weight = cuda::pack_at<V>(args.weight + i);
-        for (int e = 0; e < V; ++e) {
-          C g = cuda::read(dy.value[e]);
-          if (args.weight != nullptr) g *= cuda::read(weight.value[e]);
-          a += g;
-          b += g * ((cuda::read(x.value[e]) - mean) * rstd);
-        }
-      });
-      const SumPair<double> sums = cuda::join_team(team, a, b);
-      if (args.mean != nullptr) average = static_cast<C>(sums.a / static_cast<double>(n));
-      slope = static_cast<C>(sums.b / static_cast<double>(n));
-    }
-    if (!is_live) continue;
-    cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
-      Row x, dy, weight, dsum;
-      C dx[V];
-      fetch(k, i, x, dy);
-      if (args.dx != nullptr && args.weight != nullptr) weight = cuda::pack_at<V>(args.weight + i);
-      if (args.dx != nullptr && args.dsum != nullptr) dsum = cuda::pack_at<V>(args.dsum + start + i);
-      for (int e = 0; e < V; ++e) {
-        const C xhat = (cuda::read(x.value[e]) - mean) * rstd, d = cuda::read(dy.value[e]);
-        if (args.dx != nullptr) {
-          const C g = args.weight != nullptr ? d * cuda::read(weight.value[e]) : d;
-          C value = rstd * (g - average - xhat * slope);
-          if (args.dsum != nullptr) value += cuda::read(dsum.value[e]);
-          dx[e] = value;
-        }
-        dweight[k][e] += d * xhat;
-        dbias[k][e] += d;
-      }
-      if (args.dx != nullptr) cuda::store_pack(args.dx + start + i, cuda::rounded<T, V>(dx));
-    });
-  }
-  if (args.sums == nullptr) return;
-  // The groups' sums, one after another.
-  C* const line = args.sums + blockIdx.x * 2 * n;
-  for (int turn = 0; turn < groups; ++turn) {
-    if (turn == group) {
-      C* const to = turn == groups - 1 ? line : shared;
-      cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
-        for (int e = 0; e < V; ++e) {
-          to[i + e] = turn > 0 ? shared[i + e] + dweight[k][e] : dweight[k][e];
-          to[n + i + e] = turn > 0 ? shared[n + i + e] + dbias[k][e] : dbias[k][e];
-        }
-      });
-    }
-    __syncthreads();
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(cuda::kTeamThreads) backward_rows(const Backward<T> args) {
-  using C = Computed<T>;
-  const RowTeam team;
-  if (team.row >= args.rows) return;
-  const RowTerms<C> terms = row_terms(team, args, team.row);
-  team.for_row(args.n, [&](int, std::int64_t i) {
-    const std::int64_t at = team.row * args.n + i;
-    write_dx(args, terms, at, i, (cuda::read(args.x[at]) - terms.mean) * terms.rstd, cuda::read(args.dy[at]));
-  });
-}
-
-/// One line of the workspace, a thread a column; blockIdx.x counts blocks of rows.
-template <class T>
-__global__ void __launch_bounds__(256) sum_columns(const Backward<T> args) {
-  using C = Computed<T>;
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.y) * 256 + threadIdx.x, n = args.n;
-  if (column >= n) return;
-  const std::int64_t first = blockIdx.x * kLayerNormRows, last = std::min(args.rows, first + kLayerNormRows);
-  C dweight = C(0), dbias = C(0);
-  for (std::int64_t row = first; row < last; ++row) {
-    const C d = cuda::read(args.dy[row * n + column]), mean = args.mean != nullptr ? args.mean[row] : C(0);
-    dweight += d * ((cuda::read(args.x[row * n + column]) - mean) * args.rstd[row]);
-    dbias += d;
-  }
-  args.sums[blockIdx.x * 2 * n + column] = dweight;
-  args.sums[blockIdx.x * 2 * n + n + column] = dbias;
-}
-
-/// dweight and dbias from the workspace's lines: threadIdx.y adds every 32nd line, then the 32 sums meet in order.
-template <class T>
-__global__ void __launch_bounds__(1024)
-    add_lines(const Computed<T>* sums, std::int64_t lines, std::int64_t n, T* dweight, T* dbias) {
-  using C = Computed<T>;
-  __shared__ double parts[32][33];
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + threadIdx.x;
-  double part = 0;
-  if (column < 2 * n) {
-    for (std::int64_t line = threadIdx.y; line < lines; line += 32)
-      part += static_cast<double>(sums[line * 2 * n + column]);
-  }
-  parts[threadIdx.y][threadIdx.x] = part;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= 2 * n) return;
-  double total = 0;
-  for (int k = 0; k < 32; ++k) total += parts[k][threadIdx.x];
-  T* const to = column < n ? dweight : dbias;
-  if (to != nullptr) to[column < n ? column : column - n] = cuda::write<T>(static_cast<C>(total));
-}
-
 template <class F>
 void visit_float(DType dtype, const char* op, F&& f) {
   dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
-}
-
-template <class T>
-void launch_backward(const Backward<T>& args, bool fits, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((args.rows + kLayerNormRows - 1) / kLayerNormRows);
-  if constexpr (!std::is_same_v<T, double>) {
-    if (fits && args.n <= cuda::kHeldElements) {
-      const auto warps = static_cast<unsigned>((args.n + kSumBlock - 1) / kSumBlock);
-      const unsigned groups = warps == 1 ? 8 : warps == 2 ? 4 : warps <= 4 ? 2 : 1;
-      const std::size_t shared = groups > 1 ? static_cast<std::size_t>(2 * args.n) * sizeof(Computed<T>) : 0;
-      backward_blocks<T, cuda::kPackWidth<T>><<<blocks, dim3(32, warps, groups), shared, stream>>>(args);
-      return;
-    }
-  }
-  if (args.dx != nullptr) {
-    const cuda::TeamLaunch launch(args.rows, args.n);
-    backward_rows<T><<<launch.blocks, launch.threads, 0, stream>>>(args);
-  }
-  if (args.sums != nullptr)
-    sum_columns<T><<<dim3(blocks, static_cast<unsigned>((args.n + 255) / 256)), 256, 0, stream>>>(args);
 }
 
 }  // namespace
@@ -350,6 +220,7 @@ void run(const Cuda& cuda, const LayerNormArgs& args) {
     if constexpr (!std::is_same_v<T, double>) {
       if (n <= cuda::kHeldElements &&
           cuda::rows_fit(n, {&args.x, &args.residual, &args.weight, &args.bias, &args.y, &args.sum})) {
+        if (n <= cuda::kMostNarrow) return launch_teams(forward, cuda);
         forward_packs<T, cuda::kPackWidth<T>><<<launch.blocks, launch.threads, 0, stream_of(cuda)>>>(forward);
         return;
       }
@@ -357,26 +228,6 @@ void run(const Cuda& cuda, const LayerNormArgs& args) {
     forward_rows<T><<<launch.blocks, launch.threads, 0, stream_of(cuda)>>>(forward);
   });
   check_cuda(cudaGetLastError(), LayerNormArgs::kName, cuda.device);
-}
-
-void run(const Cuda& cuda, const LayerNormBackwardArgs& args) {
-  const std::int64_t n = args.x.size[args.x.ndim - 1], rows = cuda::rows_of(args.x);
-  const bool has_sums = args.dweight.defined() || args.dbias.defined();
-  visit_float(args.x.dtype, LayerNormBackwardArgs::kName, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using C = Computed<T>;
-    const cudaStream_t stream = stream_of(cuda);
-    if (rows > 0) {
-      launch_backward<T>({args.x.as<T>(), args.weight.as<T>(), args.dy.as<T>(), args.dsum.as<T>(), args.mean.as<C>(),
-                          args.rstd.as<C>(), args.dx.as<T>(), has_sums ? args.workspace.as<C>() : nullptr, rows, n},
-                         cuda::rows_fit(n, {&args.x, &args.weight, &args.dy, &args.dsum, &args.dx}), stream);
-    }
-    if (!has_sums) return;
-    add_lines<T><<<static_cast<unsigned>((2 * n + 31) / 32), dim3(32, 32), 0, stream>>>(
-        args.workspace.as<C>(), (rows + kLayerNormRows - 1) / kLayerNormRows, n, args.dweight.as<T>(),
-        args.dbias.as<T>());
-  });
-  check_cuda(cudaGetLastError(), LayerNormBackwardArgs::kName, cuda.device);
 }
 
 }  // namespace castor

@@ -1,6 +1,8 @@
 // Checks, broadcasting and allocation of the matmul family.
 #include "core/ops/matmul.h"
 
+#include <tuple>
+
 #include "core/ops/cast.h"
 #include "core/ops/workspace.h"
 
@@ -36,9 +38,9 @@ Tensor readable(const Tensor& x) {
   return x.numel() == 0 || fits(columns, rows) || fits(rows, columns) ? x : clone(x);
 }
 
-void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c) {
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, bool accumulates = false) {
   const Tensor dense_bias = bias.defined() ? contiguous(bias) : bias;
-  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}};
+  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}, accumulates};
   const Tensor workspace = workspace_for(c.device(), args);
   args.workspace = view_or_absent(workspace);
   dispatch(c.device(), args);
@@ -63,7 +65,8 @@ Shape with_last(const Shape& shape, std::int64_t last) {
 
 Cost cost(const MatmulArgs& args) {
   const double products = static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[args.a.ndim - 1]);
-  return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + args.c.bytes())};
+  const std::size_t written = (args.accumulates ? 2 : 1) * args.c.bytes();
+  return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + written)};
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -87,6 +90,23 @@ Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
   Tensor c = Tensor::empty(with_matrix(batch, m, n), a.dtype(), device);
   multiply(readable(a).expand(with_matrix(batch, m, k)), readable(b).expand(with_matrix(batch, k, n)), bias, c);
   return c;
+}
+
+void matmul_into(const Tensor& a, const Tensor& b, const Tensor& c, bool accumulates) {
+  check_dtype("matmul_into", a);
+  check_same_dtype("matmul_into", "b is", b, a);
+  common_device("matmul_into", {&a, &b, &c});
+  if (a.ndim() != 2 || b.ndim() != 2 || b.size(0) != a.size(1) || !(c.shape() == Shape{a.size(0), b.size(1)}) ||
+      (c.strides()[1] != 1 && c.size(1) > 1)) {
+    throw ShapeError(cat("matmul_into: expected a [m, k], b [k, n] and c [m, n] with neighbouring columns, got a ", a,
+                         ", b ", b, " and c ", c));
+  }
+  const bool is_wide = c.dtype() == (a.dtype() == DType::f64 ? DType::f64 : DType::f32);
+  if (!is_wide && (accumulates || c.dtype() != a.dtype())) {
+    throw DTypeError(cat("matmul_into: expected a result of the operands' dtype or f32, and to accumulate f32 or f64; ",
+                         "got a ", a, " and c ", c));
+  }
+  multiply(readable(a), readable(b), {}, c, accumulates);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation, Tensor* saved) {
@@ -133,6 +153,39 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
     result.weight = Tensor::empty(weight.shape(), weight.dtype(), weight.device());
     multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight);
   }
+  return result;
+}
+
+FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Tensor& fc_weight, const Tensor& input,
+                                           Activation activation, const Tensor& proj_weight, LinearNeeds fc_needs,
+                                           LinearNeeds proj_needs) {
+  const char* op = "feed_forward_backward";
+  check_dtype(op, dy);
+  check_same_dtype(op, "input is", input, dy);
+  check_same_dtype(op, "the second weight is", proj_weight, dy);
+  const Device device = common_device(op, {&dy, &x, &fc_weight, &input, &proj_weight});
+  const Tensor rows = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
+  dy = {};
+  if (proj_weight.ndim() != 2 || rows.size(1) != proj_weight.size(0) ||
+      !(input.shape() == Shape{rows.size(0), proj_weight.size(1)})) {
+    throw ShapeError(cat(op, ": expected the activation's input [rows, m], the second weight [n, m] and dy [..., n], ",
+                         "got ", input, ", ", proj_weight, " and ", rows));
+  }
+  FeedForwardGradients result;
+  Tensor gradient = Tensor::empty(input.shape(), input.dtype(), device);
+  multiply(readable(rows), readable(proj_weight), {}, gradient);
+  {
+    Tensor hidden, dbias;
+    std::tie(gradient, dbias) = bias_backward(std::move(gradient), input, activation, fc_needs.bias, &hidden);
+    result.proj =
+        linear_backward(rows, hidden, proj_weight, {}, Activation::none, {false, proj_needs.weight, proj_needs.bias});
+    result.fc.bias = std::move(dbias);
+  }
+  const Tensor x_rows = as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x);
+  LinearGradients by_fc = linear_backward(std::move(gradient), x_rows, fc_weight, {}, Activation::none,
+                                          {fc_needs.x, fc_needs.weight, false});
+  if (by_fc.x.defined()) result.fc.x = by_fc.x.reshape(x.shape());
+  result.fc.weight = std::move(by_fc.weight);
   return result;
 }
 

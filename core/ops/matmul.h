@@ -16,9 +16,11 @@ namespace castor {
 /// c = a b + bias over equal leading axes (a stride of 0 repeats an operand). a [..., m, k], b [..., k, n], bias [n] or
 /// absent, c [..., m, n] row-major in its two inner axes; one dtype: f32|f16|bf16|f64. In the inner axes of a and of b
 /// one stride is 1 and the other at least the size. `workspace` is what workspace_bytes asks for, absent for 0.
+/// Without a bias, c may be f32 where a and b are of 16 bits; c of f32 and f64 may accumulate: c += a b.
 struct MatmulArgs {
   static constexpr const char* kName = "matmul";
   View a, b, bias, c, workspace;
+  bool accumulates = false;
 };
 Cost cost(const MatmulArgs& args);
 std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args);
@@ -34,6 +36,14 @@ void run(const Cuda& cuda, const MatmulArgs& args);
 /// Throws ShapeError if an operand has fewer than 2 axes, the inner sizes differ, or the leading axes do not broadcast;
 /// DTypeError for other or differing dtypes; DeviceError.
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias = {});
+
+/// c = a b, or c += a b, for a caller that has the result's memory: one stretch of rows, or a sum of several products
+/// that is rounded once, when it is read.
+///   a, b         f32|f16|bf16|f64 [m, k] and [k, n] of one dtype, any strides
+///   c            [m, n], row-major in memory up to its row stride: their dtype, or f32
+///   accumulates  c is f32 or f64 and is added to
+/// Throws ShapeError, DTypeError, DeviceError.
+void matmul_into(const Tensor& a, const Tensor& b, const Tensor& c, bool accumulates = false);
 
 /// The linear layer, activation(x weight^T + bias).
 ///   x        f32|f16|bf16|f64 [..., k]
@@ -60,5 +70,20 @@ struct LinearGradients {
 /// Throws ShapeError, DTypeError, DeviceError.
 LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
                                 Activation activation, LinearNeeds needs = {});
+
+/// Gradients of two linear layers with an activation between them.
+struct FeedForwardGradients {
+  LinearGradients fc, proj;  ///< proj.x stays undefined
+};
+
+/// Gradients of linear(linear(x, fc_weight, bias, activation), proj_weight, bias) where the activation's result was not
+/// kept: it is computed from `input` again, in the pass that makes its gradient. Hands over `dy`.
+///   dy       [..., n] of the second layer's result
+///   x        [..., k] of the first layer
+///   input    the activation's input, as linear's `saved` gave it
+/// Throws ShapeError, DTypeError, DeviceError.
+FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Tensor& fc_weight, const Tensor& input,
+                                           Activation activation, const Tensor& proj_weight, LinearNeeds fc_needs = {},
+                                           LinearNeeds proj_needs = {});
 
 }  // namespace castor

@@ -1,5 +1,6 @@
 // Matrix products on the CPU: f32 (and bf16 where the processor has it) by oneDNN, f64 by Eigen; what neither computes
-// is converted to f32, multiplied, and rounded once. Which of oneDNN's kernels runs is onednn::choose.
+// is converted to f32, multiplied, and rounded once. A sum of products is made beside c and added to it. Which of
+// oneDNN's kernels runs is onednn::choose.
 //
 // Delicate: the plan of a call (which axes merge, which path, how much scratch) is made twice, for the contract and for
 // the run, and must come out the same.
@@ -8,6 +9,7 @@
 
 #include "core/base/parallel.h"
 #include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
 #include "core/ops/gemm_plan.h"
 #include "core/ops/matmul.h"
 #include "core/ops/matmul_f64.h"
@@ -162,19 +164,48 @@ void fill_without_products(const MatmulArgs& args) {
 
 bool has_products(const MatmulArgs& args) { return args.c.numel() != 0 && args.a.size[args.a.ndim - 1] != 0; }
 
+bool is_direct(const MatmulArgs& args) { return args.a.dtype == args.c.dtype && onednn::computes_in(args.c.dtype); }
+
+/// The product that is added to c: written to the start of the scratch, row-major.
+struct Addend {
+  MatmulArgs args;
+  std::size_t bytes;
+
+  explicit Addend(const MatmulArgs& from) : args(from), bytes(aligned(from.c.bytes())) {
+    args.accumulates = false;
+    std::int64_t step = 1;
+    for (int i = args.c.ndim - 1; i >= 0; --i) {
+      args.c.stride[i] = step;
+      step *= args.c.size[i];
+    }
+    args.c.data = from.workspace.data;
+    args.workspace.data = from.workspace.as<char>() + bytes;
+  }
+};
+
 }  // namespace
 
 std::size_t workspace_bytes(const Cpu&, const MatmulArgs& args) {
-  if (!has_products(args) || args.c.dtype == DType::f64) return 0;
-  if (onednn::computes_in(args.c.dtype)) return onednn::gemm(describe(plan_product(args), args)).workspace_bytes();
+  if (!has_products(args)) return 0;
+  if (args.accumulates) {
+    const Addend addend(args);
+    return addend.bytes + workspace_bytes(Cpu{}, addend.args);
+  }
+  if (args.c.dtype == DType::f64) return 0;
+  if (is_direct(args)) return onednn::gemm(describe(plan_product(args), args)).workspace_bytes();
   return Converted(args).total;
 }
 
-void run(const Cpu&, const MatmulArgs& args) {
+void run(const Cpu& cpu, const MatmulArgs& args) {
   if (args.c.numel() == 0) return;
-  if (!has_products(args)) return fill_without_products(args);
+  if (!has_products(args)) return args.accumulates ? void() : fill_without_products(args);
+  if (args.accumulates) {
+    const Addend addend(args);
+    run(cpu, addend.args);
+    return run(cpu, BinaryArgs{args.c, addend.args.c, args.c, BinaryOp::add});
+  }
   if (args.c.dtype == DType::f64) return run_f64(args);
-  onednn::computes_in(args.c.dtype) ? run_onednn(args) : run_converted(args);
+  is_direct(args) ? run_onednn(args) : run_converted(args);
 }
 
 }  // namespace castor

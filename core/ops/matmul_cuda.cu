@@ -16,9 +16,11 @@ Product plan_product(const MatmulArgs& args) {
   return merge_axes(args, [](const Product&, const BatchAxis& axis) { return axis.a >= 0 && axis.b >= 0; });
 }
 
-CudaGemmProblem describe(const Product& product, DType dtype) {
+CudaGemmProblem describe(const Product& product, const MatmulArgs& args) {
   CudaGemmProblem problem;
-  problem.dtype = problem.result_dtype = dtype;
+  problem.dtype = args.a.dtype;
+  problem.result_dtype = args.c.dtype;
+  problem.accumulates = args.accumulates;
   problem.batch = product.batch.size;
   problem.m = product.m;
   problem.n = product.n;
@@ -73,18 +75,17 @@ std::size_t workspace_bytes(const Cuda&, const MatmulArgs& args) { return has_pr
 
 void run(const Cuda& cuda, const MatmulArgs& args) {
   if (args.c.numel() == 0) return;
-  if (!has_products(args)) return fill_without_products(cuda, args);
+  if (!has_products(args)) return args.accumulates ? void() : fill_without_products(cuda, args);
   const Product product = plan_product(args);
-  const std::size_t element = dtype_size(args.c.dtype);
-  const auto at = [&](const View& view, std::int64_t offset) {
-    return view.as<char>() + offset * static_cast<std::int64_t>(element);
+  const auto at = [](const View& view, std::int64_t offset) {
+    return view.as<char>() + offset * static_cast<std::int64_t>(dtype_size(view.dtype));
   };
   for_each_outer(product, [&](const BatchAxis& outer) {
     for (std::int64_t first = 0; first < product.batch.size; first += kMostCudaGemmBatch) {
       const char* const a = at(args.a, outer.a + first * product.batch.a);
       const char* const b = at(args.b, outer.b + first * product.batch.b);
       char* const c = at(args.c, outer.c + first * product.batch.c);
-      CudaGemmProblem problem = describe(product, args.c.dtype);
+      CudaGemmProblem problem = describe(product, args);
       problem.batch = std::min(product.batch.size - first, kMostCudaGemmBatch);
       problem.has_bias = args.bias.defined();
       multiply(cuda, MatmulArgs::kName, problem, a, b, args.bias.data, c, args.workspace.data);

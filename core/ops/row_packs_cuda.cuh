@@ -52,6 +52,38 @@ __device__ Pack<T, V> rounded(const C (&values)[V]) {
   }
 }
 
+inline constexpr std::int64_t kNarrow = 512;              ///< columns of a warp in the kernels of norms
+inline constexpr std::int64_t kMostNarrow = 8 * kNarrow;  ///< of a row whose warps are a block
+
+/// Calls body(k, i) for a lane's packs of its warp's columns: k counts them, i is the first element, counted from the
+/// lane's first pack, a constant once unrolled. `left` elements are there from that pack on.
+template <int kSteps, int V, class Body>
+__device__ void for_lane(int left, Body body) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    if (k * 32 * V < left) body(k, k * 32 * V);
+  }
+}
+
+/// Waits for the other warps of one row.
+__device__ inline void meet_team(int group, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(group + 1), "r"(threads) : "memory");
+}
+
+/// Copies 16 bytes to shared memory, to be waited for by wait_copies.
+__device__ inline void copy_ahead(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+}
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+/// Until at most `kLater` of the ends are still to come.
+template <int kLater>
+__device__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kLater) : "memory");
+}
+
 /// The threads' numbers of one row, each warp's joined lane by lane and then in order of warps, in every thread.
 template <class C>
 __device__ SumPair<double> join_team(const RowTeam& team, C a, C b) {

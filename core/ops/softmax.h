@@ -1,8 +1,8 @@
 // Softmax, its logarithm, and cross entropy on logits, over the last axis. 16-bit floats are computed in f32.
 //
-// Delicate: cross entropy makes the gradient of the logits in its forward pass, in the logits' dtype: no other tensor
-// of that size exists. In f16 that gradient is kept unscaled (a probability divided by a large batch would underflow)
-// and divided in backward.
+// Delicate: cross entropy makes the gradient of the logits in its forward pass, in the logits' dtype, over the logits
+// where they are handed over: no other tensor of that size exists. In f16 that gradient is kept unscaled (a probability
+// divided by a large batch would underflow) and divided in backward.
 #pragma once
 
 #include "core/device/dispatch.h"
@@ -40,12 +40,15 @@ struct CrossEntropyOptions {
 };
 
 /// logits [rows, classes] row-major f32|bf16|f16|f64; targets [rows] i64|i32 row-major; loss f32 (f64 for f64): [] or,
-/// unreduced, [rows]; gradient: as logits, or absent; counted: f64 [], the rows that count; workspace: f64 [rows].
+/// unreduced, [rows]; gradient: as logits, or absent; may be the logits; counted: f64 [], the rows that count;
+/// workspace: f64 [rows]. logits and gradient may be a stretch of the rows, from first_row on: calls for all stretches
+/// in order are one call; the first one counts, the last one writes the loss.
 struct CrossEntropyArgs {
   static constexpr const char* kName = "cross_entropy";
   View logits, targets, loss, gradient, counted, workspace;
   CrossEntropyOptions options;
   bool gradient_of_mean;  ///< the gradient is divided by `counted`
+  std::int64_t first_row = 0;
 };
 Cost cost(const CrossEntropyArgs& args);
 void run(const Cpu& cpu, const CrossEntropyArgs& args);

@@ -194,6 +194,47 @@ TEST_CASE("linear's gradients match central differences for every activation") {
   }
 }
 
+TEST_CASE("a feed-forward network that keeps no activation gives the bits of the two layers, forward and backward") {
+  for (const DType dtype : kAllFloats) {
+    for (const Activation activation : {Activation::relu, Activation::gelu_tanh, Activation::gelu_erf}) {
+      for (const bool has_bias : {true, false}) {
+        const auto leaf = [&](const Shape& shape, std::uint64_t seed) {
+          return autograd::Variable(make_tensor(random_array(shape, seed), dtype), true);
+        };
+        using Gradients = std::vector<Tensor>;
+        const auto run = [&](bool is_joined) {
+          const autograd::Variable x = leaf({2, 5, 16}, 1), w1 = leaf({24, 16}, 2), w2 = leaf({8, 24}, 3);
+          const autograd::Variable b1 = has_bias ? leaf({24}, 4) : autograd::Variable{},
+                                   b2 = has_bias ? leaf({8}, 5) : autograd::Variable{};
+          const autograd::Variable y = is_joined ? autograd::feed_forward(x, {w1, b1}, activation, {w2, b2})
+                                                 : autograd::linear(autograd::linear(x, w1, b1, activation), w2, b2);
+          autograd::backward(y, {make_tensor(random_array({2, 5, 8}, 6), dtype), nullptr, false});
+          Gradients all{y.data(), x.grad(), w1.grad(), w2.grad()};
+          if (has_bias) all.insert(all.end(), {b1.grad(), b2.grad()});
+          return all;
+        };
+        const Gradients joined = run(true), apart = run(false);
+        for (std::size_t i = 0; i < apart.size(); ++i)
+          check_same_bits(cat("result ", i, " in ", dtype), joined[i], apart[i]);
+      }
+    }
+  }
+}
+
+TEST_CASE("a feed-forward network keeps the activation's input and not its result") {
+  const autograd::Variable x(make_tensor(random_array({64, 32}, 1), DType::f32), true),
+      fc(make_tensor(random_array({512, 32}, 2), DType::f32), true),
+      proj(make_tensor(random_array({32, 512}, 3), DType::f32), true);
+  const auto kept = [&](bool is_joined) {
+    const std::size_t before = allocator(kCpu).stats().current_total;
+    const autograd::Variable y = is_joined ? autograd::feed_forward(x, {fc, {}}, Activation::gelu_tanh, {proj, {}})
+                                           : autograd::linear(autograd::linear(x, fc, {}, Activation::gelu_tanh), proj);
+    return allocator(kCpu).stats().current_total - before;
+  };
+  CHECK(kept(false) - kept(true) >= 64 * 512 * sizeof(float));
+  CHECK_THROWS_AS(autograd::feed_forward(x, {fc, {}}, Activation::none, {proj, {}}), InternalError);
+}
+
 TEST_CASE("the gradient of the bias does not depend on the number of threads") {
   for (const DType dtype : kAllFloats) {
     const Tensor dy = make_tensor(random_array({1000, 37}, 5), dtype),
