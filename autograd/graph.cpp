@@ -102,7 +102,12 @@ class Graph {
                                return input.defined() && input.requires_grad();
                              });
     std::shared_ptr<Node> node;
-    if (is_recorded) node = std::make_shared<Node>(name, std::move(inputs), results.size(), std::move(backward));
+    if (is_recorded) {
+      for (Variable& input : inputs) {
+        if (input.defined() && !input.is_leaf()) input = edge_to(input);
+      }
+      node = std::make_shared<Node>(name, std::move(inputs), results.size(), std::move(backward));
+    }
     std::vector<Variable> variables;
     variables.reserve(results.size());
     for (std::size_t i = 0; i < results.size(); ++i) {
@@ -120,6 +125,17 @@ class Graph {
 
   static const std::shared_ptr<Node>& node_of(const Variable& variable) { return variable.state_->node; }
   static std::size_t result_index(const Variable& variable) { return variable.state_->result_index; }
+
+  /// What a node keeps of a computed input: where it came from and its shape. Its bytes live on only where some node's
+  /// function saved them.
+  static Variable edge_to(const Variable& input) {
+    auto edge = std::make_shared<VariableState>();
+    edge->requires_grad = input.requires_grad();
+    edge->node = input.state_->node;
+    edge->result_index = input.state_->result_index;
+    edge->data = Tensor({}, input.shape(), input.data().strides(), 0, input.dtype());
+    return Variable(std::move(edge));
+  }
 
   static void run_gradient_hooks(const Variable& leaf) {
     for (const auto& hook : leaf.state_->gradient_hooks) hook(leaf);
@@ -209,7 +225,8 @@ class Walk {
   void contribute(const Variable& variable, Tensor gradient) {
     if (!variable.defined() || !variable.requires_grad()) return;
     if (gradient.defined() && !(gradient.shape() == variable.shape())) {
-      throw InternalError(cat("backward: gradient ", gradient, " for a variable of ", variable.data()));
+      throw InternalError(
+          cat("backward: gradient ", gradient, " for a variable of ", variable.dtype(), variable.shape()));
     }
     if (const auto& node = Graph::node_of(variable)) {
       auto [found, is_new] = pending_.try_emplace(node.get());

@@ -42,6 +42,7 @@ class Node {
   const char* name() const { return name_; }
   /// Grows by one with each node: the order of recording.
   std::uint64_t sequence() const { return sequence_; }
+  /// Leaves as they are; of computed inputs the place in the graph, shape and dtype, without their values.
   const std::vector<Variable>& inputs() const { return inputs_; }
   std::size_t result_count() const { return result_count_; }
 

@@ -59,10 +59,10 @@ double difference_percent(std::size_t planned, std::size_t actual) {
 }  // namespace
 
 Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
-               const autograd::Batch& batch) {
-  const Device device = make_meta({DeviceType::cpu, "", 0});
+               const autograd::Batch& batch, DeviceType target) {
+  const Device device = make_meta({target, "", 0});
   Plan plan;
-  plan.target = "cpu";
+  plan.target = target == DeviceType::cpu ? "cpu" : "cuda";
   plan.micro_batch = batch.inputs.size(0);
   plan.micro_steps = options.accumulative_counts;
   CostRecorder recorder;

@@ -43,10 +43,10 @@ struct Plan {
 /// Makes the strategy to plan on a device; of several ranks one of a group on paper (dist/comm_meta.h).
 using StrategyFactory = std::function<std::unique_ptr<BaseStrategy>(Device)>;
 
-/// Runs one global step on a meta device standing for the CPU.
+/// Runs one global step on a meta device standing for a CPU or a GPU, whose kernels need different workspace.
 ///   batch   a micro-batch of the size that will be trained; only shapes and dtypes are used
 Plan make_plan(const StrategyFactory& strategy, const ModelFactory& model, const PrepareOptions& options,
-               const autograd::Batch& batch);
+               const autograd::Batch& batch, DeviceType target = DeviceType::cpu);
 
 /// The plan as text for a person.
 std::string plan_text(const Plan& plan);

@@ -129,6 +129,7 @@ class Linear final : public Layer {
 
   const Variable& weight() const { return weight_; }
   const Variable& bias() const { return bias_; }  ///< undefined without one
+  bool is_fp8() const { return is_fp8_; }         ///< its products are those of linear_fp8
 
  private:
   Variable weight_;

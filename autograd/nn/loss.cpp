@@ -28,6 +28,14 @@ Variable CrossEntropyLoss::forward(const Variable& logits, const Tensor& targets
   return cross_entropy(reshape(logits, {rows, classes}), castor::reshape(targets, {rows}), options_);
 }
 
+Variable CrossEntropyLoss::forward(const Variable& x, Linear& head, const Tensor& targets) {
+  if (head.bias().defined() || head.is_fp8() || options_.reduction == Reduction::none)
+    return forward(head.forward(x), targets);
+  const ForwardScope scope(*this);
+  const ForwardScope head_scope(head);
+  return linear_cross_entropy(x, head.weight(), targets, options_);
+}
+
 Variable MSELoss::forward(const Variable& prediction, const Tensor& target) {
   const ForwardScope scope(*this);
   if (!(prediction.shape() == target.shape())) {

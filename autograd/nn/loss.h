@@ -2,7 +2,7 @@
 // gives strategies a place to hook in.
 #pragma once
 
-#include "autograd/nn/module.h"
+#include "autograd/nn/layers.h"
 #include "core/ops/softmax.h"
 
 namespace castor::autograd {
@@ -16,6 +16,9 @@ class CrossEntropyLoss final : public Module {
   /// logits [..., classes] f32|bf16|f16, targets i64|i32 [...] -> f32 [], or [rows] without reduction; leading axes are
   /// merged. Throws ShapeError when the targets' shape is not that of the logits without the last axis.
   Variable forward(const Variable& logits, const Tensor& targets);
+  /// The loss of head.forward(x), the logits computed for some rows at a time where the head has no bias, does
+  /// not multiply in fp8, and the losses are reduced. x [..., in_features], targets [...].
+  Variable forward(const Variable& x, Linear& head, const Tensor& targets);
 
  private:
   CrossEntropyOptions options_;

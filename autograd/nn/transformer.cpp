@@ -3,6 +3,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/ops/attention.h"
+#include "autograd/ops/matmul.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 
@@ -83,11 +84,19 @@ MlpKind mlp_kind_from_name(const std::string& name) {
 
 Mlp::Mlp(const MlpConfig& given)
     : kind_(given.kind),
+      recomputes_(given.recompute_activation),
       hidden_dim_(completed(given).hidden_dim),
       fc_(given.embed_dim, kind_ == MlpKind::swiglu ? 2 * hidden_dim_ : hidden_dim_,
           linear_options(given.bias, given.weight_init, given.tensor)),
       proj_(hidden_dim_, given.embed_dim, linear_options(given.bias, given.weight_init, given.tensor)),
       dropout_(given.dropout) {
+  if (recomputes_ && kind_ == MlpKind::swiglu) {
+    throw ConfigError("Mlp: swiglu keeps its product; recompute whole blocks instead", "recompute_activation");
+  }
+  if (recomputes_ && fc_.is_fp8()) {
+    throw ConfigError("Mlp: fp8 keeps the activation's result in 8 bits; recompute whole blocks instead",
+                      "recompute_activation");
+  }
   register_module("fc", fc_);
   register_module("proj", proj_);
   register_module("dropout", dropout_);
@@ -115,6 +124,11 @@ Variable swiglu(const Variable& packed) {
 
 Variable Mlp::forward(const Variable& x) {
   const ForwardScope scope(*this);
+  if (recomputes_) {
+    const ForwardScope fc_scope(fc_), proj_scope(proj_);
+    return dropout_.forward(
+        feed_forward(x, {fc_.weight(), fc_.bias()}, activation_of(kind_), {proj_.weight(), proj_.bias()}));
+  }
   const Variable hidden = fc_.forward(x, activation_of(kind_));
   return dropout_.forward(proj_.forward(kind_ == MlpKind::swiglu ? swiglu(hidden) : hidden));
 }
@@ -147,9 +161,16 @@ TransformerBlock::TransformerBlock(const BlockConfig& config)
 }
 
 Variable TransformerBlock::forward(const Variable& x) {
+  const ResidualStream after = forward(ResidualStream{x});
+  return after.sum + after.branch;
+}
+
+ResidualStream TransformerBlock::forward(const ResidualStream& stream) {
   const ForwardScope scope(*this);
-  const NormedSum attended = norm2_->forward_add(attn_.forward(norm1_->forward(x)), x);
-  return attended.sum + mlp_.forward(attended.y);
+  const NormedSum normed = stream.branch.defined() ? norm1_->forward_add(stream.branch, stream.sum)
+                                                   : NormedSum{norm1_->forward(stream.sum), stream.sum};
+  const NormedSum attended = norm2_->forward_add(attn_.forward(normed.y), normed.sum);
+  return {attended.sum, mlp_.forward(attended.y)};
 }
 
 }  // namespace castor::autograd

@@ -66,6 +66,8 @@ struct MlpConfig {
   MlpKind kind = MlpKind::gelu_tanh;
   bool bias = true;
   double dropout = 0;  ///< of the result
+  /// Keep the activation's input only and compute the activation again in backward, with the same bits; not for swiglu.
+  bool recompute_activation = false;
   std::optional<Init> weight_init = {};
   TensorOptions tensor = {};
 };
@@ -76,11 +78,13 @@ struct MlpConfig {
 ///   proj  Linear hidden_dim -> embed_dim
 class Mlp final : public Layer {
  public:
+  /// Throws ConfigError for a recomputed activation of swiglu.
   explicit Mlp(const MlpConfig& config);
   Variable forward(const Variable& x) override;
 
  private:
   MlpKind kind_;
+  bool recomputes_;
   std::int64_t hidden_dim_;
   Linear fc_;
   Linear proj_;
@@ -102,12 +106,21 @@ struct BlockConfig {
   bool norm_bias = true;  ///< LayerNorm only
 };
 
+/// What flows from block to block: `sum`, to which `branch`, the last part's result, is still to be added (undefined:
+/// nothing is). The next norm adds it in its own pass over memory.
+struct ResidualStream {
+  Variable sum;
+  Variable branch = {};
+};
+
 /// x + attn(norm1(x)), then the same with mlp and norm2.
 class TransformerBlock final : public Layer {
  public:
   explicit TransformerBlock(const BlockConfig& config);
   /// x [B, T, embed_dim] -> the same shape
   Variable forward(const Variable& x) override;
+  /// The same with the last addition left to whoever comes next.
+  ResidualStream forward(const ResidualStream& stream);
 
  private:
   std::shared_ptr<Norm> norm1_;

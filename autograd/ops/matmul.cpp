@@ -81,4 +81,22 @@ Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& b
   });
 }
 
+Variable feed_forward(const Variable& x, const LinearParameters& fc, Activation activation,
+                      const LinearParameters& proj) {
+  const auto data_of = [](const Variable& variable) { return variable.defined() ? variable.data() : Tensor{}; };
+  const Tensor saved_x = x.data(), fc_weight = fc.weight.data(), proj_weight = proj.weight.data();
+  Tensor input;
+  const Tensor hidden = castor::linear(saved_x, fc_weight, data_of(fc.bias), activation, &input);
+  if (!input.defined()) throw InternalError("feed_forward: expected an activation between the two layers");
+  return record("feed_forward", castor::linear(hidden, proj_weight, data_of(proj.bias)),
+                {x, fc.weight, fc.bias, proj.weight, proj.bias}, [=](BackwardContext& context) -> std::vector<Tensor> {
+                  const auto& needs = context.needs;
+                  FeedForwardGradients gradients = castor::feed_forward_backward(
+                      std::move(context.gradients[0]), saved_x, fc_weight, input, activation, proj_weight,
+                      {needs[0], needs[1], needs[2]}, {false, needs[3], needs[4]});
+                  return {std::move(gradients.fc.x), std::move(gradients.fc.weight), std::move(gradients.fc.bias),
+                          std::move(gradients.proj.weight), std::move(gradients.proj.bias)};
+                });
+}
+
 }  // namespace castor::autograd

@@ -21,4 +21,15 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias 
 Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& bias = {},
                     Activation activation = Activation::none);
 
+/// Weight and bias of a linear layer; the bias may be undefined.
+struct LinearParameters {
+  Variable weight, bias;
+};
+
+/// linear(linear(x, fc, activation), proj) as one node that keeps the activation's input and not its result: backward
+/// computes that again, with the same bits, in its pass over the gradient. Throws as castor::linear; InternalError for
+/// activation none.
+Variable feed_forward(const Variable& x, const LinearParameters& fc, Activation activation,
+                      const LinearParameters& proj);
+
 }  // namespace castor::autograd

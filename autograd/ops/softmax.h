@@ -15,4 +15,12 @@ Variable log_softmax(const Variable& x);
 /// logits). Where a gradient will be wanted, forward computes it; nothing but it is saved.
 Variable cross_entropy(const Variable& logits, const Tensor& targets, const CrossEntropyOptions& options = {});
 
+/// Cross entropy of softmax(x weight^T) without ever holding all logits; see core/ops/linear_cross_entropy.h.
+///   x        [..., k]
+///   weight   [classes, k]
+///   targets  i64|i32 [...]
+/// Forward computes the gradients that will be wanted. Throws ConfigError for reduction none.
+Variable linear_cross_entropy(const Variable& x, const Variable& weight, const Tensor& targets,
+                              const CrossEntropyOptions& options = {});
+
 }  // namespace castor::autograd

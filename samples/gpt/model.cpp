@@ -27,8 +27,14 @@ BlockConfig block_config(const GptConfig& config, const TensorOptions& options) 
     block.attention.rotary = std::make_shared<const RotaryTable>(
         make_rotary_table(config.block_size, config.n_embd / config.n_head, config.rotary_base, options.device));
   }
-  block.mlp = {config.n_embd, config.n_hidden, mlp_kind_from_name(config.mlp), config.bias, config.dropout,
-               init,          options};
+  block.mlp.embed_dim = config.n_embd;
+  block.mlp.hidden_dim = config.n_hidden;
+  block.mlp.kind = mlp_kind_from_name(config.mlp);
+  block.mlp.bias = config.bias;
+  block.mlp.dropout = config.dropout;
+  block.mlp.recompute_activation = config.recompute_activation;
+  block.mlp.weight_init = init;
+  block.mlp.tensor = options;
   block.norm = norm_kind_from_name(config.norm);
   block.norm_bias = config.bias;
   return block;
@@ -63,24 +69,32 @@ Gpt::Gpt(const GptConfig& config, const TensorOptions& options) : config_(config
   register_module("criterion", criterion_);
 }
 
-Variable Gpt::forward(const Tensor& tokens) {
-  const ForwardScope scope(*this);
+Variable Gpt::hidden(const Tensor& tokens) {
   if (tokens.ndim() != 2 || tokens.size(1) > config_.block_size) {
     throw ShapeError(cat("Gpt: expected tokens [B, T] with T <= block_size ", config_.block_size, ", got ", tokens));
   }
   Variable x = wte_->forward(tokens);
   if (wpe_ != nullptr) x = x + wpe_->forward_range(0, tokens.size(1));
-  x = dropout_.forward(x);
+  ResidualStream stream{dropout_.forward(x)};
+  x = {};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     TransformerBlock& block = blocks_[i];
-    x = config_.recompute ? recompute([&block](const Variable& input) { return block.forward(input); }, x)
-                          : block.forward(x);
+    // A recomputed block keeps its one input.
+    stream = config_.recompute
+                 ? ResidualStream{recompute([&block](const Variable& in) { return block.forward(in); }, stream.sum)}
+                 : block.forward(stream);
   }
-  return head_->forward(norm_->forward(x));
+  return stream.branch.defined() ? norm_->forward_add(stream.branch, stream.sum).y : norm_->forward(stream.sum);
+}
+
+Variable Gpt::forward(const Tensor& tokens) {
+  const ForwardScope scope(*this);
+  return head_->forward(hidden(tokens));
 }
 
 std::map<std::string, Variable> Gpt::loss(const Batch& batch) {
-  return {{"loss", criterion_.forward(forward(batch.inputs), batch.targets)}};
+  const ForwardScope scope(*this);
+  return {{"loss", criterion_.forward(hidden(batch.inputs), *head_, batch.targets)}};
 }
 
 }  // namespace castor::samples

@@ -34,6 +34,7 @@ struct GptConfig {
   bool tie_weights = false;
   double init_std = 0.02;
   bool recompute = false;
+  bool recompute_activation = false;
 };
 
 /// Names every option once.
@@ -58,10 +59,15 @@ void describe(V& v, GptConfig& c) {
   v.field("tie_weights", c.tie_weights, "use the token table as the output matrix");
   v.field("init_std", c.init_std, "standard deviation of the first weights", more_than(0));
   v.field("recompute", c.recompute, "keep only each block's input and run the block again in backward");
+  v.field("recompute_activation", c.recompute_activation,
+          "keep only the input of the feed-forward network's activation and compute that again in backward");
   v.check(
       "n_embd", [&] { return c.n_embd % c.n_head == 0; }, "must be a multiple of n_head");
   v.check(
       "n_kv_head", [&] { return c.n_kv_head == 0 || c.n_head % c.n_kv_head == 0; }, "must divide n_head");
+  v.check(
+      "recompute_activation", [&] { return !c.recompute_activation || c.mlp != "swiglu"; },
+      "is not for swiglu; recompute is");
   v.check(
       "position", [&] { return c.position != "rotary" || c.n_embd / c.n_head % 2 == 0; },
       "rotary needs an even n_embd / n_head");
@@ -83,6 +89,9 @@ class Gpt final : public autograd::TrainableModel, public strategy::TextModel {
   const GptConfig& config() const { return config_; }
 
  private:
+  /// What the head takes: tokens [B, T] -> [B, T, n_embd].
+  autograd::Variable hidden(const Tensor& tokens);
+
   GptConfig config_;
   std::unique_ptr<autograd::Embedding> wte_;
   std::unique_ptr<autograd::Embedding> wpe_;

@@ -67,6 +67,7 @@ TypedConfig model_config(const BenchArguments& arguments) {
   config.node.set("bias", true);
   config.node.set("init_std", 0.02);
   config.node.set("recompute", arguments.recompute);
+  config.node.set("recompute_activation", arguments.recompute_activation);
   return config;
 }
 
@@ -169,7 +170,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   };
   const Plan plan = make_plan(make_strategy, model, options,
                               {Tensor::zeros({arguments.batch, arguments.context}, DType::i64),
-                               Tensor::zeros({arguments.batch, arguments.context}, DType::i64)});
+                               Tensor::zeros({arguments.batch, arguments.context}, DType::i64)},
+                              device.type);
   const std::size_t there = backend(device).total_bytes();
   if (there > 0 && plan.memory.peak_total > there) {
     throw OutOfMemory(cat("bench: ", arguments.model, " with a batch of ", arguments.batch, " needs ",
@@ -205,6 +207,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["batch"] = arguments.batch;
   json["context"] = arguments.context;
   json["recompute"] = arguments.recompute;
+  json["recompute_activation"] = arguments.recompute_activation;
   json["steps"] = arguments.steps;
   json["setup_seconds"] = setup;
   json["step_seconds"] = step;
@@ -245,10 +248,11 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
     out << " on " << info.world_size << (info.world_size == 1 ? " rank" : " ranks");
   }
   out << ", " << arguments.batch << " x " << arguments.context << " tokens"
-      << (arguments.recompute ? ", recompute" : "") << ": " << std::fixed << std::setprecision(0)
-      << tokens / step / info.world_size << (info.world_size == 1 ? " tokens/s, " : " tokens/s a rank, ")
-      << std::setprecision(1) << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1)
-      << step * 1e3 << " ms (" << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
+      << (arguments.recompute ? ", recompute" : "") << (arguments.recompute_activation ? ", recompute activation" : "")
+      << ": " << std::fixed << std::setprecision(0) << tokens / step / info.world_size
+      << (info.world_size == 1 ? " tokens/s, " : " tokens/s a rank, ") << std::setprecision(1)
+      << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
+      << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
       << setup << " s, loss " << std::setprecision(3) << loss << "\n"
       << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
@@ -290,6 +294,8 @@ Subcommand bench_command() {
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");
+    list.flag("--recompute-activation", arguments->recompute_activation,
+              "keep only the input of each activation and compute it again in backward");
     list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
     list.flag("--json", arguments->json, "print JSON");
   };

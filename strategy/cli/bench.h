@@ -20,10 +20,11 @@ struct BenchArguments {
   std::optional<std::string> plugin;        ///< a registered plugin; none: one process without
   std::vector<std::string> plugin_options;  ///< KEY=VALUE of its config
   std::string precision = "bf16";
-  std::int64_t steps = 20;  ///< timed
-  std::int64_t warmup = 3;  ///< not timed
-  bool recompute = false;   ///< keep only each block's input
-  bool ops = false;         ///< afterwards, one more step with each op timed by itself
+  std::int64_t steps = 20;            ///< timed
+  std::int64_t warmup = 3;            ///< not timed
+  bool recompute = false;             ///< keep only each block's input
+  bool recompute_activation = false;  ///< keep the activation's input, not its result
+  bool ops = false;                   ///< afterwards, one more step with each op timed by itself
   bool json = false;
 };
 

@@ -46,6 +46,24 @@ class NodeLog final : public BackwardObserver {
   std::vector<std::string>& log_;
 };
 
+TEST_CASE("a node keeps the values that its function saved and no others") {
+  std::weak_ptr<Storage> summand, factor;
+  const Variable x(Tensor::from_values<float>({1, 2}, {2}), true);
+  const auto build = [&] {
+    const Variable first = exp(x), second = affine(x, 2, 1);
+    summand = second.data().storage();
+    const Variable sum = first + second;
+    factor = sum.data().storage();
+    return sum * sum;
+  };
+  const Variable y = build();
+  CHECK(summand.expired());
+  CHECK_FALSE(factor.expired());
+  backward(y, {Tensor::from_values<float>({1, 1}, {2}), nullptr, false});
+  CHECK(factor.expired());
+  CHECK(x.grad().defined());
+}
+
 TEST_CASE("a product and a sum give the textbook gradients") {
   const Variable x = leaf({2, 3}), y = leaf({5, 7});
   backward(x * y + x);

@@ -215,6 +215,47 @@ TEST_CASE("gradients of whole blocks agree with differences along a direction") 
   }
 }
 
+TEST_CASE("blocks that leave their last addition to the next norm compute what blocks one by one do") {
+  BlockConfig config;
+  config.attention = {.embed_dim = 16, .num_heads = 4, .causal = true};
+  config.mlp = {.embed_dim = 16};
+  TransformerBlock first(config), second(config);
+  initialize(first, 1);
+  initialize(second, 2);
+  const auto run = [&](bool is_stream, const Variable& x) {
+    Variable y;
+    if (is_stream) {
+      const ResidualStream stream = second.forward(first.forward(ResidualStream{x}));
+      y = stream.sum + stream.branch;
+    } else {
+      y = second.forward(first.forward(x));
+    }
+    backward(y, {random_tensor({2, 5, 16}, 4), nullptr, false});
+    return y;
+  };
+  const Variable one(random_tensor({2, 5, 16}, 3), true), other(random_tensor({2, 5, 16}, 3), true);
+  CHECK(values_of(run(true, one).data()) == values_of(run(false, other).data()));
+  CHECK(values_of(one.grad()) == values_of(other.grad()));
+}
+
+TEST_CASE("a feed-forward network that recomputes its activation gives equal bits, and swiglu refuses to") {
+  const auto run = [](bool recomputes) {
+    Mlp mlp({.embed_dim = 8, .recompute_activation = recomputes});
+    initialize(mlp, 5);
+    const Variable x(random_tensor({3, 8}, 6), true);
+    const Variable y = mlp.forward(x);
+    backward(y, {random_tensor({3, 8}, 7), nullptr, false});
+    Values all = values_of(y.data());
+    for (const Variable& variable : {x, mlp.named_parameters()[0].second, mlp.named_parameters()[3].second}) {
+      const Values own = values_of(variable.grad());
+      all.insert(all.end(), own.begin(), own.end());
+    }
+    return all;
+  };
+  CHECK(run(true) == run(false));
+  CHECK_THROWS_AS(Mlp({.embed_dim = 8, .kind = MlpKind::swiglu, .recompute_activation = true}), ConfigError);
+}
+
 TEST_CASE("a block's parameters have the names that checkpoints use") {
   TransformerBlock block({.attention = {.embed_dim = 8, .num_heads = 2}, .mlp = {.embed_dim = 8}});
   CHECK(names_of(block.named_parameters()) ==
@@ -316,6 +357,15 @@ TEST_CASE("losses compute their formulas") {
   CHECK(smooth.forward(Variable(logits), targets).data().item() == doctest::Approx(naive(0.1)).epsilon(1e-5));
   CHECK(smooth.forward(Variable(logits), targets).ndim() == 0);
   CHECK_THROWS_AS(CrossEntropyLoss({.label_smoothing = 1.5}), ConfigError);
+  // With the layer that makes the logits: the same loss, whether or not it can do without them.
+  const Variable features(random_tensor({2, 3, 4}, 9), true);
+  for (const bool has_bias : {false, true}) {
+    Linear head(4, 5, {.bias = has_bias});
+    initialize(head, 3);
+    const Variable joined = smooth.forward(features, head, targets);
+    const Variable apart = smooth.forward(head.forward(features), targets);
+    CHECK(joined.data().item() == apart.data().item());
+  }
 
   const Tensor target = Tensor::from_values<float>({1, 2, 3}, {3});
   const Variable prediction(Tensor::from_values<float>({2, 4, 3}, {3}), true);
