@@ -105,7 +105,7 @@ TEST_CASE("what this version lacks is refused by name with the reason, never as 
       {"train_dataloader.persistent_workers=true", "no worker processes"},
       {"train_dataloader.pin_memory=true", "no device"},
       {"train_dataloader.sampler={type: InfiniteSampler}", "goes on with the next epoch"},
-      {"env_cfg.dist_cfg={backend: nccl}", "not in this version"},
+      {"env_cfg.dist_cfg={backend: gloo}", "shared memory or TCP"},
       {"env_cfg.mp_cfg={}", "no worker processes"},
       {"env_cfg.cudnn_benchmark=true", "chosen by shape"},
       {"randomness.diff_rank_seed=true", "not in this version"},
