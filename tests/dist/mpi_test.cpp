@@ -32,8 +32,8 @@ void note(const char* what, int rank, const std::string& text) {
 /// Runs a body under mpirun; its notes are in `folder` then. Returns mpirun's exit code.
 int run_under_mpi(const std::string& folder, int ranks, const std::string& body) {
   const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
-  const Listener listener("127.0.0.1", 0);
-  return std::system(cat("CASTOR_TEST_FOLDER=", folder, " MASTER_PORT=", listener.port(),
+  const std::uint16_t port = Listener("127.0.0.1", 0).port();
+  return std::system(cat("CASTOR_TEST_FOLDER=", folder, " MASTER_PORT=", port,
                          " mpirun --allow-run-as-root --oversubscribe --bind-to none -n ", ranks, " ", program,
                          " --no-skip=true --minimal=true '--test-case=", body, "' >", folder, "/output 2>&1 </dev/null")
                          .c_str());
