@@ -70,6 +70,7 @@ Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, 
     const std::unique_ptr<BaseStrategy> strategy = make_strategy(device);
     PrepareOptions quiet = options;
     quiet.auto_scale_lr = AutoScaleConfig{};
+    quiet.paramwise.reset();  // groups change no byte
     quiet.param_schedulers.clear();
     strategy->prepare(model, quiet);
     plan.parameters = strategy->model().parameter_count();

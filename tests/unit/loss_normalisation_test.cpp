@@ -1,9 +1,14 @@
 // loss_normalisation: a window's gradient as the mean over all targets that count is that of one large batch, however
 // unequally micro-batches are filled, with the same bits for every split.
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -140,7 +145,12 @@ std::function<std::unique_ptr<Plugin>()> plugin(Precision precision) {
   return [precision] {
     typename P::Config config;
     if constexpr (requires { config.precision; }) config.precision = precision_name(precision);
-    if constexpr (requires { config.enable_gradient_accumulation; }) config.enable_gradient_accumulation = true;
+    if constexpr (std::is_same_v<P, GeminiPlugin>) {
+      config.enable_gradient_accumulation = true;
+      config.min_chunk_size_m = 0.0003;  // the default's chunks are for models a million times as large
+      config.search_range_m = 0.0001;
+      config.hidden_dim = 16;
+    }
     return std::make_unique<P>(config);
   };
 }
