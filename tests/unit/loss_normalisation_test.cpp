@@ -99,11 +99,11 @@ Outcome train(const Layout& layout, bool counts_items, Precision precision, cons
         if (step.update.grad_norm) norms.push_back(*step.update.grad_norm);
       }
     }
-    std::map<std::string, Tensor> weights;  // reading one may gather it: all ranks do
+    std::map<std::string, std::vector<float>> weights;  // reading one may gather it: all ranks do, before the lock
     for (const auto& [name, variable] : strategy.model().named_parameters())
-      weights[name] = cast(variable.data(), DType::f32);
+      weights[name] = cast(variable.data(), DType::f32).to_vector<float>();
     const std::lock_guard lock(mutex);
-    for (const auto& [name, weight] : weights) outcome.weights[name] = weight.to_vector<float>();
+    outcome.weights = weights;
     outcome.norms = norms;
   };
   if (!layout.plugin) {
