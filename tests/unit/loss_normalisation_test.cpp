@@ -145,6 +145,7 @@ std::function<std::unique_ptr<Plugin>()> plugin(Precision precision) {
   return [precision] {
     typename P::Config config;
     if constexpr (requires { config.precision; }) config.precision = precision_name(precision);
+    if constexpr (requires { config.grad_scaler; }) config.grad_scaler = {};  // one scale for all, which fits
     if constexpr (std::is_same_v<P, GeminiPlugin>) {
       config.enable_gradient_accumulation = true;
       config.min_chunk_size_m = 0.0003;  // the default's chunks are for models a million times as large
