@@ -13,6 +13,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/optim/stepper.h"
+#include "dist/chunk/disk_tier.h"
 
 namespace castor::strategy {
 
@@ -37,6 +38,9 @@ class Sharding : public autograd::GradientSink {
   virtual bool overwrites_weights() const { return false; }
   /// Who is told before bytes of pieces() change other than by a step.
   virtual void set_before_change(std::function<void(const Tensor&)>) {}
+
+  /// What was read from and written to scratch files so far.
+  virtual dist::DiskTraffic disk_traffic() const { return {}; }
 
   /// Before a forward pass.
   virtual void begin_pass(bool /*is_training*/) {}

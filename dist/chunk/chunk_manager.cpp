@@ -38,6 +38,7 @@ struct ChunkManager::Chunk final : StoragePager {
   std::vector<autograd::Variable> variables;  // by slot
   bool is_trained = false;
   ChunkHome home;
+  autograd::StateHome* states_in = nullptr;
   ChunkState state = ChunkState::kAway;
   std::shared_ptr<Storage> storage;
   Tensor whole;                 // over the storage
@@ -103,11 +104,12 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
   }
   const std::vector<ChunkHome> homes =
       options_.homes ? options_.homes(infos) : std::vector<ChunkHome>(infos.size(), {device_, device_});
+  for (const auto& chunk : chunks_) chunk->home = homes.at(chunk->number);
+  make_pieces();
   for (const auto& each : chunks_) {
     Chunk& chunk = *each;
     const FlatArray& array = chunk.array;
     chunk.storage = Storage::make_empty(static_cast<std::size_t>(infos[chunk.number].bytes), device_);
-    chunk.home = homes.at(chunk.number);
     chunk.whole = Tensor(chunk.storage, {array.elements}, {1}, 0, array.dtype);
     give_memory(chunk);
     chunk.whole.fill_zero();
@@ -121,8 +123,6 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
       parameter.set_data(part);
     }
     const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
-    const CategoryScope category(Category::parameters);
-    chunk.piece = Tensor::empty({array.piece_elements(comm_.rank())}, array.dtype, chunk.home.piece);
     copy_across(chunk.whole.narrow(0, begin, chunk.piece.numel()), chunk.piece);
     drop(chunk, "its piece was taken");
     chunk.storage->set_pager(&chunk);
@@ -131,6 +131,34 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
   for (const autograd::Variable& parameter : parameters_) names.push_back(parameter.name());
   sums_ = std::make_unique<PartSums>(comm_, owned_stretches(), std::move(names));
   traffic_ = {};
+}
+
+// On disk all of them are made before the first is used.
+void ChunkManager::make_pieces() {
+  const auto tier = [this](std::unique_ptr<DiskTier>& made, Device host, Category category, const char* what) {
+    if (made != nullptr) return;
+    DiskOptions disk = options_.disk;
+    disk.host = host;
+    disk.category = category;
+    disk.what = what;
+    made = std::make_unique<DiskTier>(disk);
+  };
+  const CategoryScope category(Category::parameters);
+  for (const auto& each : chunks_) {
+    Chunk& chunk = *each;
+    const Shape shape = {chunk.array.piece_elements(comm_.rank())};
+    if (chunk.home.states_on_disk && chunk.is_trained) {
+      tier(states_disk_, chunk.home.states, Category::optimizer, "optimizer states");
+      chunk.states_in = &states_disk_->add_block(chunk.label);
+    }
+    if (chunk.home.piece_on_disk) {
+      tier(pieces_disk_, chunk.home.piece, Category::parameters, "weights");
+      chunk.piece = pieces_disk_->add_block(chunk.label).make_state(shape, chunk.array.dtype);
+    } else {
+      chunk.piece = Tensor::empty(shape, chunk.array.dtype, chunk.home.piece);
+    }
+  }
+  if (pieces_disk_ != nullptr) pieces_disk_->open();
 }
 
 ChunkManager::~ChunkManager() {
@@ -249,7 +277,13 @@ void ChunkManager::begin_gather(Chunk& chunk) {
   give_memory(chunk);
   const std::int64_t begin = chunk.array.cuts[static_cast<std::size_t>(comm_.rank())];
   const Tensor own = chunk.whole.narrow(0, begin, chunk.piece.numel());
-  copy_across(chunk.piece, own);
+  if (chunk.home.piece_on_disk && device_.is_cpu()) {
+    // Only read: taking the address would write the piece back.
+    const View view = own.view();
+    chunk.piece.storage()->read(0, {static_cast<std::byte*>(view.data), view.bytes()});
+  } else {
+    copy_across(chunk.piece, own);
+  }
   chunk.work = gather_group_->start(Collective::all_gather(own, pieces_of(chunk.whole, chunk.array), chunk.label));
   chunk.state = ChunkState::kArriving;
   ++traffic_.gathers;
@@ -412,6 +446,7 @@ std::vector<autograd::Part> ChunkManager::parts() const {
       parts.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
                        chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
       parts.back().states_on = chunk->home.states;
+      parts.back().states_in = chunk->states_in;
     }
   }
   return parts;

@@ -23,6 +23,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/optim/stepper.h"
+#include "dist/chunk/disk_tier.h"
 #include "dist/comm.h"
 #include "dist/flat_layout.h"
 #include "dist/part_sums.h"
@@ -58,8 +59,10 @@ struct ChunkInfo {
 
 /// Where a rank's share of a chunk lives.
 struct ChunkHome {
-  Device piece;   ///< its weights
-  Device states;  ///< its optimizer states; they are stepped there
+  Device piece;                 ///< its weights
+  Device states;                ///< its optimizer states; they are stepped there
+  bool piece_on_disk = false;   ///< the weights come to `piece` only when they are used
+  bool states_on_disk = false;  ///< the states likewise
 };
 
 struct ChunkOptions {
@@ -69,6 +72,8 @@ struct ChunkOptions {
   bool keeps_masters = true;    ///< 16-bit pieces have f32 masters, so a gradient may take the piece's place
   /// Where what belongs to chunks lives, told their bytes and which are trained; empty: all of it where it is used.
   std::function<std::vector<ChunkHome>(std::span<const ChunkInfo> chunks)> homes = {};
+  /// Where what is on disk lives; its host and texts are the manager's business.
+  DiskOptions disk = {};
   const char* owner = "ChunkManager";  ///< whom errors name
 };
 
@@ -125,6 +130,9 @@ class ChunkManager final : public autograd::GradientSink {
   /// The number of the access at which it was used last.
   std::int64_t last_use(std::size_t chunk) const;
   const ChunkTraffic& traffic() const { return traffic_; }
+  /// The disk's share of the states and of the pieces; null where all of them are in memory.
+  DiskTier* states_disk() const { return states_disk_.get(); }
+  DiskTier* pieces_disk() const { return pieces_disk_.get(); }
 
   // A step.
   /// Before a forward pass: accesses are counted from here.
@@ -153,6 +161,7 @@ class ChunkManager final : public autograd::GradientSink {
   struct Chunk;
   class Moving;
 
+  void make_pieces();
   void touch(Chunk& chunk);
   void note_access(Chunk& chunk);
   void gather(Chunk& chunk);
@@ -171,6 +180,7 @@ class ChunkManager final : public autograd::GradientSink {
   Device device_;
   ChunkOptions options_;
   std::vector<autograd::Variable> parameters_;
+  std::unique_ptr<DiskTier> states_disk_, pieces_disk_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   std::map<autograd::VariableState*, std::pair<std::size_t, std::size_t>> place_;  // chunk and slot
   std::unique_ptr<PartSums> sums_;

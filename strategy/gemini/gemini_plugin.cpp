@@ -49,6 +49,8 @@ class GeminiSharding final : public Sharding {
     logger().info("gemini: ", traffic.gathers, " gathers, ", traffic.prefetched, " of them ahead, ", traffic.waits,
                   " waits, ", traffic.reductions, " reductions; at most ",
                   bytes_text(static_cast<std::size_t>(traffic.peak_gathered_bytes)), " of whole chunks at a time");
+    log_disk("optimizer states", chunks_.states_disk());
+    log_disk("weights", chunks_.pieces_disk());
   }
 
   std::vector<autograd::Part> parts() const override { return chunks_.parts(); }
@@ -61,6 +63,14 @@ class GeminiSharding final : public Sharding {
     chunks_.set_before_change(std::move(before_change));
   }
   bool overwrites_weights() const override { return config_.master_weights; }
+
+  dist::DiskTraffic disk_traffic() const override {
+    dist::DiskTraffic all;
+    for (const dist::DiskTier* disk : {chunks_.states_disk(), chunks_.pieces_disk()}) {
+      if (disk != nullptr) all += disk->traffic();
+    }
+    return all;
+  }
 
   void begin_pass(bool is_training) override { chunks_.begin_pass(is_training); }
   void begin_micro_step(std::int64_t position) override { chunks_.begin_micro_step(position); }
@@ -76,26 +86,39 @@ class GeminiSharding final : public Sharding {
   void weights_loaded() override { chunks_.drop_all(); }
 
  private:
+  static void log_disk(const char* what, const dist::DiskTier* disk) {
+    if (disk == nullptr) return;
+    const dist::DiskTraffic traffic = disk->traffic();
+    const auto text = [](std::int64_t bytes) { return bytes_text(static_cast<std::size_t>(bytes)); };
+    logger().info("gemini: ", text(disk->file_bytes()), " of ", what, " on disk", disk->is_direct() ? "" : " (cached)",
+                  ": read ", text(traffic.read_bytes), ", wrote ", text(traffic.written_bytes), " through ",
+                  text(disk->buffer_bytes()), " of memory; ", traffic.ahead, " of ", traffic.blocks,
+                  " chunks came ahead of their use");
+  }
+
   // Chunks in order live on the host, until the share is reached: pieces by all chunks' bytes, states by the trained
-  // ones'.
+  // ones'. Of these the first live on disk.
   dist::ChunkOptions with_homes(dist::ChunkOptions options) const {
-    const double pieces = is_auto() ? 0 : config_.offload_param_frac,
-                 states = is_auto() ? 0 : config_.offload_optim_frac;
-    options.homes = [pieces, states, device = device_, host = host_](std::span<const dist::ChunkInfo> chunks) {
+    options.disk.directory = config_.nvme_offload_dir.value_or("");
+    if (is_auto()) return options;
+    options.homes = [config = config_, device = device_, host = host_](std::span<const dist::ChunkInfo> chunks) {
       double all = 0, trained = 0, pieces_there = 0, states_there = 0;
       for (const dist::ChunkInfo& chunk : chunks) {
         all += static_cast<double>(chunk.bytes);
         if (chunk.is_trained) trained += static_cast<double>(chunk.bytes);
       }
+      const double pieces = config.offload_param_frac * all, states = config.offload_optim_frac * trained;
       std::vector<dist::ChunkHome> homes;
       for (const dist::ChunkInfo& chunk : chunks) {
         dist::ChunkHome& home = homes.emplace_back(dist::ChunkHome{device, device});
-        if (pieces_there < pieces * all) {
+        if (pieces_there < pieces) {
           home.piece = host;
+          home.piece_on_disk = pieces_there < pieces * config.nvme_offload_param_fraction;
           pieces_there += static_cast<double>(chunk.bytes);
         }
-        if (chunk.is_trained && states_there < states * trained) {
+        if (chunk.is_trained && states_there < states) {
           home.states = host;
+          home.states_on_disk = states_there < states * config.nvme_offload_fraction;
           states_there += static_cast<double>(chunk.bytes);
         }
       }

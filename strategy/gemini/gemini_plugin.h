@@ -25,6 +25,9 @@ class GeminiPlugin final : public Plugin {
     double shard_param_frac = 1.0;
     double offload_optim_frac = 0.0;
     double offload_param_frac = 0.0;
+    double nvme_offload_fraction = 0.0;
+    double nvme_offload_param_fraction = 0.0;
+    std::optional<std::string> nvme_offload_dir;
     double warmup_non_model_data_ratio = 0.8;
     double steady_cuda_cap_ratio = 0.9;
     std::optional<double> device_memory_gib;
@@ -64,6 +67,13 @@ void describe(V& v, GeminiPlugin::Config& c) {
           at_most(1));
   v.field("offload_param_frac", c.offload_param_frac, "static: share of the weights' pieces that live in host memory",
           at_least(0), at_most(1));
+  v.field("nvme_offload_fraction", c.nvme_offload_fraction,
+          "static: share of offload_optim_frac's states and masters that live in a file and pass through host memory",
+          at_least(0), at_most(1));
+  v.field("nvme_offload_param_fraction", c.nvme_offload_param_fraction,
+          "static: share of offload_param_frac's weights that live in a file", at_least(0), at_most(1));
+  v.field("nvme_offload_dir", c.nvme_offload_dir,
+          "folder on a fast disk for those files; they have no names and vanish with the process");
   v.field("warmup_non_model_data_ratio", c.warmup_non_model_data_ratio,
           "auto: share of the device's memory that chunks leave free in the first micro-step", at_least(0), at_most(1));
   v.field("steady_cuda_cap_ratio", c.steady_cuda_cap_ratio,
@@ -84,6 +94,16 @@ void describe(V& v, GeminiPlugin::Config& c) {
   v.check(
       "device_memory_gib", [&] { return !c.device_memory_gib || c.placement_policy == "auto"; },
       "is for placement_policy: auto");
+  const auto has_disk = [&] { return c.nvme_offload_fraction > 0 || c.nvme_offload_param_fraction > 0; };
+  v.check(
+      "nvme_offload_dir", [&] { return !has_disk() || c.nvme_offload_dir.has_value(); },
+      "is needed: name a folder for nvme_offload_fraction and nvme_offload_param_fraction");
+  v.check(
+      "nvme_offload_fraction", [&] { return c.nvme_offload_fraction == 0 || c.offload_optim_frac > 0; },
+      "is a share of offload_optim_frac, which is 0");
+  v.check(
+      "nvme_offload_param_fraction", [&] { return c.nvme_offload_param_fraction == 0 || c.offload_param_frac > 0; },
+      "is a share of offload_param_frac, which is 0");
   v.retired("chunk_config_dict", ConfigNode(), "chunks are laid out by min_chunk_size_m and search_range_m");
   v.retired("chunk_init_device", ConfigNode(), "chunks are filled one at a time where the model lives");
   v.retired("pin_memory", ConfigNode(false), "host memory is pinned where a device can use it");

@@ -167,12 +167,24 @@ MakePlugin gemini(Precision precision, const std::function<void(GeminiPlugin::Co
   };
 }
 
+/// Optimizer states and the first half of the weights in files.
+MakePlugin gemini_on_disk(Precision precision, const test::TempDir& folder) {
+  return gemini(precision, [folder = folder.path().string()](auto& c) {
+    c.offload_optim_frac = 1;
+    c.nvme_offload_fraction = 1;
+    c.offload_param_frac = 1;
+    c.nvme_offload_param_fraction = 0.5;
+    c.nvme_offload_dir = folder;
+  });
+}
+
 /// The small buckets' size: a few hundred elements, so that parameters lie in several.
 constexpr double kSmallBucket = 0.0003;
 
 constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::fp16};
 
 TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in any way: everything keeps its bits") {
+  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     Task task;
@@ -197,6 +209,7 @@ TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in
                                                   c.offload_optim_frac = 1;
                                                   c.offload_param_frac = 1;
                                                 })},
+        {"gemini, disk", gemini_on_disk(precision, scratch)},
         {"gemini, auto", gemini(precision, [](auto& c) {
            c.placement_policy = "auto";
            c.device_memory_gib = 1e-5;
@@ -264,6 +277,7 @@ TEST_CASE("optimizers whose statistics span whole parameters step shards of them
 }
 
 TEST_CASE("a run saved under one layout goes on under any other with the bits of the undisturbed run") {
+  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     const Layout layouts[] = {{"alone", 1, 4},
@@ -271,6 +285,7 @@ TEST_CASE("a run saved under one layout goes on under any other with the bits of
                               {"zero-1", 4, 1, zero(1, precision, kSmallBucket)},
                               {"zero-2", 2, 2, zero(2, precision)},
                               {"gemini", 4, 1, gemini(precision)},
+                              {"gemini, disk", 2, 2, gemini_on_disk(precision, scratch)},
                               {"gemini, offloaded", 2, 2, gemini(precision, [](auto& c) {
                                  c.offload_optim_frac = 1;
                                  c.offload_param_frac = 0.5;

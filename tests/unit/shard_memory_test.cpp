@@ -1,6 +1,7 @@
 // What sharding is for: bytes of weights, gradients and optimizer states over all ranks, and a model that is larger
 // than the device it trains on. Sources of the formulas: Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1; Fang
 // et al. 2022, arXiv:2108.05818, section 6.1 (14 bytes a parameter where a gradient takes its weight's place).
+#include <filesystem>
 #include <mutex>
 
 #include <doctest/doctest.h>
@@ -14,6 +15,7 @@
 #include "strategy/colossalai_strategy.h"
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
+#include "tests/support/temp_dir.h"
 
 using namespace castor;
 using namespace castor::strategy;
@@ -154,6 +156,57 @@ TEST_CASE("a model four times as large as its device trains, with the bits of on
   allocator(kHost).release_cached();
   CHECK(got == expected);
   CHECK(got[2] < got[0]);
+}
+
+TEST_CASE(
+    "states that are larger than the host's tier live on disk, pass through three chunks' memory, and keep bits") {
+  constexpr int kLayers = 24;
+  constexpr std::int64_t kSquare = 256;
+  const auto train = [&](ColossalAIStrategy& strategy) {
+    strategy.prepare(stack(kLayers, kSquare), with_adamw());
+    std::vector<double> losses;
+    for (int i = 0; i < 3; ++i) losses.push_back(strategy.train_step(some_batch(kSquare)).losses.at("loss"));
+    return losses;
+  };
+  std::vector<double> expected;
+  {
+    ColossalAIStrategy whole(kCpu, 1, {}, Precision::bf16);
+    expected = train(whole);
+  }
+  constexpr std::size_t kElements = kLayers * (kSquare * kSquare + kSquare);
+  constexpr std::size_t kStates = 12 * kElements;  // master and two moments
+  allocator(kHost).release_cached();
+  allocator(kHost).reset_peaks();
+  allocator(kHost).set_limit(kStates / 2);
+  const test::TempDir folder;
+  const auto on_disk = [&](double share) {
+    return gemini("bf16", [&](auto& c) {
+      c.min_chunk_size_m = 2 * (kSquare * kSquare + kSquare) / 1048576.0;  // two layers a chunk
+      c.offload_optim_frac = 1;
+      c.nvme_offload_fraction = share;
+      c.nvme_offload_dir = folder.path().string();
+    });
+  };
+  std::vector<double> got;
+  dist::run_ranks(1, [&](dist::Comm& comm) {
+    ColossalAIStrategy strategy(kCpu, 1, {}, on_disk(1), comm);
+    got = train(strategy);
+    const dist::DiskTraffic traffic = strategy.optim_wrapper()->sharding().disk_traffic();
+    CHECK(traffic.read_bytes >= 3 * static_cast<std::int64_t>(kStates));
+    CHECK(traffic.written_bytes >= 3 * static_cast<std::int64_t>(kStates) - static_cast<std::int64_t>(kStates / 12));
+    CHECK(traffic.ahead + 3 >= traffic.blocks);
+    CHECK(std::filesystem::is_empty(folder.path()));
+  });
+  CHECK(allocator(kHost).stats().peak_reserved <= kStates / 2);
+  CHECK(got == expected);
+  CHECK_THROWS_AS(dist::run_ranks(1,
+                                  [&](dist::Comm& comm) {
+                                    ColossalAIStrategy strategy(kCpu, 1, {}, on_disk(0), comm);
+                                    strategy.prepare(stack(kLayers, kSquare), with_adamw());
+                                  }),
+                  OutOfMemory);
+  allocator(kHost).set_limit(0);
+  allocator(kHost).release_cached();
 }
 
 }  // namespace
