@@ -53,7 +53,8 @@ class ChunkPolicy {
 
 /// What is known of a chunk when places are chosen.
 struct ChunkInfo {
-  std::int64_t bytes = 0;  ///< of the whole chunk
+  std::int64_t bytes = 0;     ///< of the whole chunk
+  std::int64_t elements = 0;  ///< of the same
   bool is_trained = false;
 };
 
@@ -69,6 +70,7 @@ struct ChunkOptions {
   std::int64_t capacity = 0;    ///< elements of a chunk
   bool accumulates = false;     ///< windows of several micro-steps: an f32 sum of each piece is kept between them
   bool overlaps_reduce = true;  ///< gradients are reduced while backward goes on
+  int replicas = 1;             ///< ranks that own the same piece: chunks are cut for world size / replicas
   bool keeps_masters = true;    ///< 16-bit pieces have f32 masters, so a gradient may take the piece's place
   /// Where what belongs to chunks lives, told their bytes and which are trained; empty: all of it where it is used.
   std::function<std::vector<ChunkHome>(std::span<const ChunkInfo> chunks)> homes = {};
@@ -134,6 +136,10 @@ class ChunkManager final : public autograd::GradientSink {
   DiskTier* states_disk() const { return states_disk_.get(); }
   DiskTier* pieces_disk() const { return pieces_disk_.get(); }
 
+  /// The chunks in the order in which the last micro-step touched them, and what to expect before there was one.
+  const std::vector<std::size_t>& accesses() const { return known_; }
+  void expect(std::vector<std::size_t> accesses) { known_ = std::move(accesses); }
+
   // A step.
   /// Before a forward pass: accesses are counted from here.
   ///   is_training  it will be followed by backward: the order of the last such pass is what to expect
@@ -174,8 +180,13 @@ class ChunkManager final : public autograd::GradientSink {
   void make_gradient(Chunk& chunk, std::int64_t micro_batches);
   std::vector<std::vector<OwnedStretch>> owned_stretches() const;
 
+  int shard() const { return comm_.rank() % shards_; }
+  std::int64_t piece_begin(const Chunk& chunk) const;
+
   Comm& comm_;
-  std::unique_ptr<Comm> gather_group_;  // gathers and reductions do not wait for each other
+  int shards_;                          // pieces of a chunk
+  std::unique_ptr<Comm> owners_;        // ranks that have every piece once
+  std::unique_ptr<Comm> gather_group_;  // the same; gathers and reductions do not wait for each other
   std::unique_ptr<Comm> reduce_group_;
   Device device_;
   ChunkOptions options_;

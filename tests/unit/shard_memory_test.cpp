@@ -90,11 +90,12 @@ double bytes_per_parameter(const std::function<std::unique_ptr<Plugin>()>& plugi
   return (after - before) / kParameters;
 }
 
-std::unique_ptr<Plugin> zero(std::int64_t stage) {
+std::unique_ptr<Plugin> zero(std::int64_t stage, const std::function<void(LowLevelZeroPlugin::Config&)>& change = {}) {
   LowLevelZeroPlugin::Config config;
   config.stage = stage;
   config.precision = "bf16";
   config.reduce_bucket_size_in_m = 0.25;
+  if (change) change(config);
   return std::make_unique<LowLevelZeroPlugin>(config);
 }
 
@@ -118,6 +119,22 @@ TEST_CASE("bytes a parameter over all ranks are those of the papers' formulas") 
   CHECK(bytes_per_parameter([] { return gemini("bf16", [](auto& c) { c.enable_gradient_accumulation = true; }); }) ==
         doctest::Approx(18).epsilon(0.05));
   CHECK(bytes_per_parameter([] { return gemini("fp32"); }) == doctest::Approx(12).epsilon(0.05));
+  // Two groups of two ranks: each group has everything once.
+  CHECK(bytes_per_parameter([] { return gemini("bf16", [](auto& c) { c.extra_dp_size = 2; }); }) ==
+        doctest::Approx(28).epsilon(0.05));
+  CHECK(bytes_per_parameter([] { return zero(2, [](auto& c) { c.extra_dp_size = 2; }); }) ==
+        doctest::Approx(2 * kRanks + 2 * (4 + 12)).epsilon(0.05));
+  // On the host: masters, moments and sums; the whole weights stay.
+  const std::size_t host_before = allocator(kHost).stats().current_total;
+  double on_host = 0;
+  CHECK(bytes_per_parameter([] { return zero(2, [](auto& c) { c.cpu_offload = true; }); }) ==
+        doctest::Approx(2 * kRanks + 4 + 12).epsilon(0.05));
+  dist::run_ranks(1, [&](dist::Comm& comm) {
+    ColossalAIStrategy strategy(kCpu, 1, {}, zero(2, [](auto& c) { c.cpu_offload = true; }), comm);
+    strategy.prepare(stack(kDepth, kWidth), with_adamw());
+    on_host = static_cast<double>(allocator(kHost).stats().current_total - host_before) / kParameters;
+  });
+  CHECK(on_host == doctest::Approx(16).epsilon(0.05));
 }
 
 TEST_CASE("a model four times as large as its device trains, with the bits of one that fits") {
