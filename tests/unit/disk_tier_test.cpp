@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -13,6 +14,7 @@
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "strategy/checkpoint/snapshot.h"
 #include "tests/support/temp_dir.h"
 
 using namespace castor;
@@ -108,6 +110,31 @@ TEST_CASE("uses in any order and streams over any range see one and the same byt
     }
   }
   for (std::size_t t = 0; t < expected.size(); ++t) CHECK(streamed(tensors.all[t]) == expected[t]);
+}
+
+TEST_CASE("a save in the background sees tensors on disk as they were when it began") {
+  const test::TempDir folder;
+  Tensors tensors(folder.path().string());
+  std::vector<strategy::StateTensor> saved;
+  for (std::size_t i = 0; i < tensors.all.size(); ++i) {
+    fill(tensors.all[i], static_cast<double>(i));
+    saved.push_back({std::to_string(i), "exp_avg", tensors.all[i]});
+  }
+  std::vector<std::byte> room(4 * kElements * 4);  // for copies of a few: trainer and writer wait for each other
+  strategy::Snapshot snapshot(saved, room);
+  std::thread writer([&] {
+    for (std::size_t i = 0; i < saved.size(); ++i) {
+      std::vector<float> values(static_cast<std::size_t>(saved[i].tensor.numel()));
+      snapshot.source(i)(0, std::as_writable_bytes(std::span(values)));
+      CHECK(values == std::vector<float>(values.size(), static_cast<float>(i)));
+    }
+  });
+  for (const Tensor& each : tensors.all) {
+    snapshot.before_change(each);
+    fill(each, -1);
+  }
+  writer.join();
+  for (const Tensor& each : tensors.all) CHECK(streamed(each)[3] == -1);
 }
 
 TEST_CASE("a full disk is an error before anything is used") {

@@ -183,6 +183,34 @@ TEST_CASE("shares of the device's memory decide how many chunks are kept") {
   CHECK(first_gathers(1) > first_gathers(0));
 }
 
+TEST_CASE("options that shape chunks and their moves show in what moves") {
+  // Gathers of a micro-step, most bytes of whole chunks at a time.
+  const auto moves = [](const std::function<void(GeminiPlugin::Config&)>& change) {
+    GeminiPlugin::Config config = automatic(1);
+    config.placement_policy = "static";
+    config.device_memory_gib.reset();
+    if (change) change(config);
+    std::pair<std::int64_t, std::int64_t> seen;
+    dist::run_ranks(2, [&](dist::Comm& comm) {
+      ColossalAIStrategy strategy(kCpu, 1, {}, std::make_unique<GeminiPlugin>(config), comm);
+      strategy.prepare(mixed(), training());
+      strategy.train_step(some_samples());
+      const dist::ChunkTraffic& traffic = *strategy.optim_wrapper()->sharding().chunk_traffic();
+      if (comm.rank() == 0) seen = {traffic.gathers, traffic.peak_gathered_bytes};
+    });
+    return seen;
+  };
+  const auto usual = moves({});
+  CHECK(moves([](auto& c) { c.min_chunk_size_m = 0.001; }).first < usual.first);
+  CHECK(moves([](auto& c) { c.search_range_m = 0.001; }) != usual);
+  CHECK(moves([](auto& c) {
+          c.search_range_m = 0.001;
+          c.hidden_dim = 2000;  // steps past the range
+        }) == usual);
+  CHECK(moves([](auto& c) { c.enable_async_reduce = false; }).second < usual.second);
+  CHECK(moves([](auto& c) { c.shard_param_frac = 0; }).first < usual.first);
+}
+
 TEST_CASE("chunks waste at most 0.5 percent, over the parameters and between the ranks") {
   for (const auto& [name, sizes] : test::model_sizes()) {
     CAPTURE(name);
