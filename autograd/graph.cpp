@@ -8,6 +8,7 @@
 #include <queue>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "autograd/variable_state.h"
 #include "core/ops/cast.h"
@@ -19,6 +20,7 @@ namespace {
 thread_local std::uint64_t next_sequence = 0;
 thread_local std::vector<BackwardObserver*> observers;
 thread_local LeafUseScope* innermost_leaf_use = nullptr;
+thread_local ResultObserver* result_observer = nullptr;
 
 /// False for tensors whose elements share bytes (expanded ones): those must not be written.
 bool has_own_elements(const Tensor& x) {
@@ -61,6 +63,10 @@ Node::Node(const char* name, std::vector<Variable> inputs, std::size_t result_co
 BackwardObserverScope::BackwardObserverScope(BackwardObserver& observer) { observers.push_back(&observer); }
 BackwardObserverScope::~BackwardObserverScope() { observers.pop_back(); }
 
+ResultObserverScope::ResultObserverScope(ResultObserver& observer)
+    : outer_(std::exchange(result_observer, &observer)) {}
+ResultObserverScope::~ResultObserverScope() { result_observer = outer_; }
+
 LeafUseScope::LeafUseScope(bool named_only) : named_only_(named_only), outer_(innermost_leaf_use) {
   innermost_leaf_use = this;
 }
@@ -89,6 +95,9 @@ class Graph {
   static std::vector<Variable> wrap(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs,
                                     BackwardFunction backward) {
     if (innermost_leaf_use != nullptr) note_leaf_uses(inputs);
+    if (result_observer != nullptr) {
+      for (const Tensor& result : results) result_observer->on_result(name, inputs, result);
+    }
     const bool is_recorded = is_grad_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const Variable& input) {
                                return input.defined() && input.requires_grad();
                              });
@@ -249,6 +258,9 @@ class Walk {
     }
     context.gradients.clear();
     const std::vector<Variable> inputs = node.inputs();
+    for (std::size_t i = 0; result_observer != nullptr && i < inputs.size(); ++i) {
+      if (results[i].defined()) result_observer->on_gradient(node.name(), inputs[i], results[i]);
+    }
     if (!retain_graph_) Graph::release(node);
     for (std::size_t i = 0; i < inputs.size(); ++i) contribute(inputs[i], std::move(results[i]));
   }

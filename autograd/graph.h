@@ -71,12 +71,34 @@ class GradientSink {
   virtual void deliver(const Variable& leaf, Tensor gradient) = 0;
 };
 
-/// Watches backward on this thread: called around every node. Gemini gathers a node's parameters in `before`.
+/// Watches backward on this thread: called around every node.
 class BackwardObserver {
  public:
   virtual ~BackwardObserver() = default;
   virtual void before(const Node&) {}
   virtual void after(const Node&) {}
+};
+
+/// Sees what ops give on this thread, as it arises: how the first value that is not finite is found.
+class ResultObserver {
+ public:
+  virtual ~ResultObserver() = default;
+  /// An op's result; `inputs` may hold undefined ones.
+  virtual void on_result(const char* op, const std::vector<Variable>& inputs, const Tensor& result) = 0;
+  /// A gradient that backward computed for an input of an op.
+  virtual void on_gradient(const char* op, const Variable& input, const Tensor& gradient) = 0;
+};
+
+/// Installs an observer for this thread while the scope lives, in place of an outer one.
+class ResultObserverScope {
+ public:
+  explicit ResultObserverScope(ResultObserver& observer);
+  ~ResultObserverScope();
+  ResultObserverScope(const ResultObserverScope&) = delete;
+  ResultObserverScope& operator=(const ResultObserverScope&) = delete;
+
+ private:
+  ResultObserver* outer_;
 };
 
 /// Installs an observer for this thread while the scope lives.

@@ -54,9 +54,6 @@ std::string_view collective_name(CollectiveOp op) {
 
 Buffer::Buffer(const Tensor& tensor) {
   if (!tensor.defined()) throw ShapeError("collective: expected a tensor, got an undefined one");
-  if (!tensor.device().is_cpu() && !tensor.device().is_meta()) {
-    throw DeviceError(cat("collective: expected a tensor on cpu, got one on ", tensor.device()));
-  }
   view = tensor.view();
   owner = tensor.storage();
 }
@@ -120,6 +117,11 @@ DType Collective::dtype() const {
   return out.empty() ? DType::u8 : out.front().view.dtype;
 }
 
+Device Collective::device() const {
+  if (!in.empty()) return in.front().device();
+  return out.empty() ? kCpu : out.front().device();
+}
+
 std::int64_t Collective::count() const { return std::max(total(in), total(out)); }
 
 std::string Collective::describe() const {
@@ -140,8 +142,14 @@ void Comm::prepare(Collective& collective) const {
       if (!buffer.view.defined() || !buffer.view.is_contiguous()) {
         throw ShapeError(cat(collective.describe(), ": expected contiguous buffers; copy a strided view first"));
       }
-      if (buffer.owner != nullptr && buffer.owner->device().is_meta() && !is_on_paper())
-        throw DeviceError(cat(collective.describe(), ": expected a tensor on cpu, got one on meta"));
+      if (!takes(buffer.device())) {
+        throw DeviceError(cat(collective.describe(), ": group ", name(), " exchanges no tensors on ", buffer.device(),
+                              "; its ranks meet on the CPU"));
+      }
+      if (buffer.device().type != collective.device().type) {
+        throw DeviceError(cat(collective.describe(), ": expected buffers on one device, got ", collective.device(),
+                              " and ", buffer.device()));
+      }
     }
   }
   if (scatters && collective.in.size() == 1 && world > 1) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,12 +48,14 @@ enum class SumOrder : std::uint8_t {
             ///< same bits on all ranks, but others than kByRank's, and others for another number of ranks
 };
 
-/// Host bytes that a collective reads or writes: a contiguous CPU tensor, or a view whose bytes the caller keeps alive
+/// Bytes that a collective reads or writes: a contiguous tensor, or a view of host bytes that the caller keeps alive
 /// until the collective is done. A tensor's storage is kept alive here; it must not be re-pointed meanwhile.
 struct Buffer {
   Buffer(const View& bytes) : view(bytes) {}
-  /// Throws DeviceError unless the tensor is on the CPU, or on meta for a group on paper (comm_meta.h).
+  /// Throws ShapeError for an undefined tensor.
   Buffer(const Tensor& tensor);
+
+  Device device() const { return owner == nullptr ? kCpu : owner->device(); }
 
   View view;
   std::shared_ptr<Storage> owner;  ///< null for a bare view
@@ -94,6 +97,8 @@ struct Collective {
   std::string describe() const;
   /// The element type, or u8 where there is no data.
   DType dtype() const;
+  /// Where its first buffer is; the CPU where there is none.
+  Device device() const;
   /// Elements on this rank, of all pieces together: the larger of both sides.
   std::int64_t count() const;
 };
@@ -101,16 +106,27 @@ struct Collective {
 /// A started collective.
 class Work {
  public:
-  struct State;
+  /// What a transport knows of it.
+  class State {
+   public:
+    virtual ~State() = default;
+    virtual bool done() const = 0;
+    virtual void wait(std::optional<std::chrono::milliseconds> limit) = 0;
+  };
   /// Null: it is done.
   explicit Work(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
   /// True once it has ended, well or badly.
-  bool done() const;
-  /// Waits until it is done and throws what it failed with: CommError, CommTimeout.
-  void wait() const;
+  bool done() const { return state_ == nullptr || state_->done(); }
+  /// Waits until it is done and throws what it failed with: CommError, CommTimeout. For tensors on a GPU it is the
+  /// device's queue that waits, not the caller: what is launched from now on finds the result.
+  void wait() const {
+    if (state_ != nullptr) state_->wait({});
+  }
   /// The same for at most `limit`. Throws CommTimeout if it is not done by then; it goes on meanwhile.
-  void wait(std::chrono::milliseconds limit) const;
+  void wait(std::chrono::milliseconds limit) const {
+    if (state_ != nullptr) state_->wait(limit);
+  }
 
  private:
   std::shared_ptr<State> state_;
@@ -159,8 +175,8 @@ class Comm {
   virtual void abort(const std::string& reason) noexcept = 0;
 
  protected:
-  /// True for a group that moves nothing and takes tensors on meta (comm_meta.h).
-  virtual bool is_on_paper() const { return false; }
+  /// Whether its members can exchange tensors on this device; a collective's are all on one.
+  virtual bool takes(Device device) const { return device.is_cpu(); }
   /// Runs or queues a collective that fits this group.
   virtual Work submit(Collective collective) = 0;
   virtual void execute(Collective collective) = 0;

@@ -24,7 +24,7 @@ class MetaComm final : public Comm {
   void abort(const std::string&) noexcept override {}
 
  protected:
-  bool is_on_paper() const override { return true; }
+  bool takes(Device) const override { return true; }
   Work submit(Collective) override { return Work(nullptr); }
   void execute(Collective) override {}
 

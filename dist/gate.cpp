@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::string_view kGreeting = "CASTOR01";
 constexpr std::size_t kMostVisitors = 128;
+constexpr int kMostAccepted = 256;  // in a step: a flood of strangers must not keep the loop from those who belong here
 constexpr std::chrono::seconds kPatience{5};
 constexpr std::string_view kVisitorSide = "castor visitor";
 constexpr std::string_view kGateSide = "castor gate";
@@ -54,7 +55,9 @@ bool Gate::advance(Visitor& visitor) {
 }
 
 std::vector<Socket> Gate::step() {
-  while (auto socket = listener_.try_accept()) {
+  for (int accepted = 0; accepted < kMostAccepted; ++accepted) {
+    auto socket = listener_.try_accept();
+    if (!socket) break;
     if (visitors_.size() >= kMostVisitors) {
       refuse(visitors_.front(), "too many others came after it");
       visitors_.pop_front();

@@ -11,10 +11,10 @@
 
 namespace castor::dist {
 
-struct Work::State {
-  std::mutex mutex;
+struct HostComm::HostWork final : Work::State {
+  mutable std::mutex mutex;
   std::condition_variable changed;
-  bool done = false;
+  bool is_done = false;
   std::exception_ptr error;
   std::string text;
   std::uint64_t sequence = 0;
@@ -23,41 +23,33 @@ struct Work::State {
   void finish(std::exception_ptr failed) {
     {
       const std::lock_guard lock(mutex);
-      done = true;
+      is_done = true;
       error = std::move(failed);
     }
     changed.notify_all();
   }
-};
 
-bool Work::done() const {
-  if (state_ == nullptr) return true;
-  const std::lock_guard lock(state_->mutex);
-  return state_->done;
-}
-
-void Work::wait() const {
-  if (state_ == nullptr) return;
-  std::unique_lock lock(state_->mutex);
-  state_->changed.wait(lock, [&] { return state_->done; });
-  if (state_->error) std::rethrow_exception(state_->error);
-}
-
-void Work::wait(std::chrono::milliseconds limit) const {
-  if (state_ == nullptr) return;
-  std::unique_lock lock(state_->mutex);
-  if (!state_->changed.wait_for(lock, limit, [&] { return state_->done; })) {
-    throw CommTimeout(cat(state_->text, " is not done after ", limit.count(), " ms; it goes on"), state_->rank, "wait",
-                      state_->sequence);
+  bool done() const override {
+    const std::lock_guard lock(mutex);
+    return is_done;
   }
-  if (state_->error) std::rethrow_exception(state_->error);
-}
+
+  void wait(std::optional<std::chrono::milliseconds> limit) override {
+    std::unique_lock lock(mutex);
+    if (!limit) {
+      changed.wait(lock, [&] { return is_done; });
+    } else if (!changed.wait_for(lock, *limit, [&] { return is_done; })) {
+      throw CommTimeout(cat(text, " is not done after ", limit->count(), " ms; it goes on"), rank, "wait", sequence);
+    }
+    if (error) std::rethrow_exception(error);
+  }
+};
 
 struct HostComm::Job {
   Collective collective;
   Announcement said;
   std::uint64_t record = 0;
-  std::shared_ptr<Work::State> state;  // null for a blocking call on the caller's thread
+  std::shared_ptr<HostWork> state;  // null for a blocking call on the caller's thread
 };
 
 HostComm::HostComm(std::shared_ptr<Fabric> fabric, std::unique_ptr<Link> link, std::string name,
@@ -101,8 +93,8 @@ HostComm::Job HostComm::number(Collective collective) {
   return job;
 }
 
-std::shared_ptr<Work::State> HostComm::queue_locked(Job job) {
-  auto state = std::make_shared<Work::State>();
+std::shared_ptr<HostComm::HostWork> HostComm::queue_locked(Job job) {
+  auto state = std::make_shared<HostWork>();
   state->text = job.said.describe();
   state->sequence = job.said.sequence;
   state->rank = members_[static_cast<std::size_t>(rank())];

@@ -48,6 +48,7 @@ class HostComm final : public Comm {
 
  private:
   struct Job;
+  struct HostWork;
   Job number(Collective collective);
   void perform(Job& job);
   void transfer(const Job& job);
@@ -57,7 +58,7 @@ class HostComm final : public Comm {
   [[noreturn]] void throw_elsewhere(const Job& job, Failure failure);
   void work_loop();
   std::exception_ptr perform_caught(Job& job);
-  std::shared_ptr<Work::State> queue_locked(Job job);
+  std::shared_ptr<HostWork> queue_locked(Job job);
 
   std::shared_ptr<Fabric> fabric_;
   std::unique_ptr<Link> link_;

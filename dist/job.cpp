@@ -2,6 +2,7 @@
 #include "dist/job.h"
 
 #include "core/base/log.h"
+#include "dist/comm_mpi.h"
 #include "dist/comm_shm.h"
 #include "dist/comm_tcp.h"
 #include "dist/flight_recorder.h"
@@ -38,6 +39,11 @@ class Job::Members final : public Fabric {
     }
     const int self = members[static_cast<std::size_t>(rank)];
     try {
+      store_.set(cat("here/", name, "/", rank), "");
+      if (options_.transport == Transport::kMpi) {
+        transport_ = "mpi";
+        return connect_mpi(store_, health_, name, members, rank, limit);
+      }
       if (options_.transport != Transport::kTcp) {
         if (auto link = connect_shared_memory(store_, health_, name, members, rank, limit)) {
           transport_ = "shared memory";
@@ -55,14 +61,32 @@ class Job::Members final : public Fabric {
       throw_failure(health_.report(
           {self, "connect", 0, false, cat("rank ", self, " cannot connect group ", name, ": ", error.what())}));
     } catch (const CommTimeout& error) {
-      throw_failure(health_.report(
-          {self, "connect", 0, true, cat("rank ", self, " waits in vain in group ", name, ": ", error.what())}));
+      throw_failure(health_.report(absence(name, members, self, error)));
     }
   }
 
   const std::string& transport_name() const { return transport_; }
 
  private:
+  /// Who keeps a new group waiting.
+  Failure absence(const std::string& name, const std::vector<int>& members, int self, const CommTimeout& error) {
+    std::string absent;
+    int first = self;
+    for (std::size_t place = 0; place < members.size(); ++place) {
+      try {
+        store_.wait(cat("here/", name, "/", place), std::chrono::milliseconds(0));
+      } catch (const SocketError&) {
+        break;  // the store is gone, too: what is known so far must do
+      } catch (const CommTimeout&) {
+        if (absent.empty()) first = members[place];
+        absent += cat(absent.empty() ? "rank " : ", ", members[place]);
+      }
+    }
+    std::string text = cat("rank ", self, " waits in vain in group ", name, ": ", error.what());
+    if (!absent.empty()) text = cat(absent, " did not come to group ", name, "; ", text);
+    return {first, "connect", 0, true, text};
+  }
+
   JobOptions options_;
   JobSecret secret_;
   Health health_;
@@ -95,6 +119,8 @@ Job::~Job() {
                      " ends and takes the job's store with it, although other ranks have not left");
   }
 }
+
+Health& Job::health() { return members_->health(); }
 
 const std::string& Job::transport_name() const { return members_->transport_name(); }
 

@@ -16,7 +16,7 @@ namespace castor::dist {
 class StoreServer;
 
 /// How bytes travel between ranks of a group.
-enum class Transport : std::uint8_t { kAuto, kSharedMemory, kTcp };
+enum class Transport : std::uint8_t { kAuto, kSharedMemory, kTcp, kMpi };
 
 struct JobOptions {
   CommOptions comm;
@@ -35,7 +35,9 @@ class Job {
   const RankInfo& info() const { return info_; }
   /// The group of all ranks.
   Comm& world() { return *world_; }
-  /// "shared memory" or "tcp" (for logs): what the world's ranks talk through; "none" for one rank.
+  /// Whether the job goes on; outlives its groups.
+  Health& health();
+  /// "shared memory", "tcp" or "mpi" (for logs): what the world's ranks talk through; "none" for one rank.
   const std::string& transport_name() const;
 
  private:

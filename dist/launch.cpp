@@ -87,6 +87,8 @@ void read_ranks(const Reader& reader, RankInfo& info) {
 void read_store(const Reader& reader, RankInfo& info) {
   if (info.launcher == "slurm" && !reader.text("MASTER_ADDR")) {
     info.store_host = first_host(reader.required("SLURM_STEP_NODELIST", "SLURM_NODELIST"));
+  } else if (info.launcher == "mpi" && !reader.text("MASTER_ADDR") && info.local_world_size == info.world_size) {
+    info.store_host = "127.0.0.1";  // all ranks are on this machine
   } else {
     info.store_host = reader.required("MASTER_ADDR");
   }
@@ -95,7 +97,17 @@ void read_store(const Reader& reader, RankInfo& info) {
   if (agent_has_port) info.store_port = static_cast<std::uint16_t>(info.store_port % 65535 + 1);
   info.holds_store = info.rank == 0 && !reader.text("CASTOR_STORE_IS_SERVED");
   info.store_listen_address = info.store_host;
-  info.restart_count = reader.number_or("TORCHELASTIC_RESTART_COUNT", 0, 0, 1 << 20);
+}
+
+void read_restarts(const Reader& reader, RankInfo& info) {
+  constexpr std::int64_t kMost = 1 << 20;
+  info.restart_count = reader.number_or("TORCHELASTIC_RESTART_COUNT", 0, 0, kMost);
+  info.full_world_size = reader.number_or("CASTOR_FULL_WORLD_SIZE", info.world_size, info.world_size, kMost);
+  if (const auto id = reader.text("CASTOR_JOB_ID")) {
+    info.job_id = *id;
+  } else if (const auto run = reader.text("TORCHELASTIC_RUN_ID"); run && *run != "none") {
+    info.job_id = *run;
+  }
 }
 
 void read_secret(const Reader& reader, RankInfo& info) {
@@ -144,6 +156,7 @@ RankInfo rank_info_from(const Environment& environment, const std::string& launc
   read_ranks(reader, info);
   read_store(reader, info);
   read_secret(reader, info);
+  read_restarts(reader, info);
   return info;
 }
 

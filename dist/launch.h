@@ -19,6 +19,8 @@ struct RankInfo {
   int local_rank = 0;
   int local_world_size = 1;
   int restart_count = 0;          ///< how often `castor run` has started the job anew
+  int full_world_size = 1;        ///< ranks that the job was asked for; after a loss it may go on with fewer
+  std::string job_id;             ///< the same for all attempts of a job, and no other's; empty: the launcher has none
   std::string launcher = "none";  ///< "pytorch", "slurm", "mpi" or "none"
   std::string store_host = "127.0.0.1";
   std::uint16_t store_port = 0;  ///< 0: any free one, for a job of one process
@@ -40,10 +42,11 @@ std::string infer_launcher(const Environment& environment);
 ///   launcher  "pytorch", "slurm", "mpi", "none" or "auto"
 /// pytorch: RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT. slurm: SLURM_PROCID SLURM_NTASKS
 /// SLURM_LOCALID, first host of SLURM_STEP_NODELIST or SLURM_NODELIST. mpi: OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK,
-/// _LOCAL_SIZE (or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID of MPICH), MASTER_ADDR. The port is MASTER_PORT, 29500 if unset.
-/// CASTOR_JOB_SECRET is the secret; without it a job on loopback uses one made of the launcher's job id, and a job over
-/// a network is refused.
-/// Throws ConfigError naming the variable that is missing or makes no sense.
+/// _LOCAL_SIZE (or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID of MPICH), MASTER_ADDR (this machine's loopback where Open MPI
+/// says that all ranks are on it). The port is MASTER_PORT, 29500 if unset. Restarts: TORCHELASTIC_RESTART_COUNT,
+/// CASTOR_JOB_ID (or TORCHELASTIC_RUN_ID), CASTOR_FULL_WORLD_SIZE. CASTOR_JOB_SECRET is the secret; without it a job on
+/// loopback uses one made of the launcher's job id, and a job over a network is refused. Throws ConfigError naming the
+/// variable that is missing or makes no sense.
 RankInfo rank_info_from(const Environment& environment, const std::string& launcher = "auto");
 
 }  // namespace castor::dist

@@ -95,6 +95,12 @@ std::size_t Processes::running() const {
   return static_cast<std::size_t>(std::ranges::count_if(ids_, [](pid_t id) { return id > 0; }));
 }
 
+bool Processes::is_stopped(std::size_t index) const {
+  if (ids_[index] == 0) return false;
+  siginfo_t info{};
+  return waitid(P_PID, static_cast<id_t>(ids_[index]), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+}
+
 void Processes::signal_all(int number) {
   for (const pid_t id : ids_) {
     if (id > 0 && kill(-id, number) != 0) kill(id, number);  // the group may not be there yet

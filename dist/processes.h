@@ -50,6 +50,8 @@ class Processes {
   std::optional<ProcessEnd> poll();
   /// How many still run.
   std::size_t running() const;
+  /// True if a child is stopped now, by SIGSTOP or from a terminal.
+  bool is_stopped(std::size_t index) const;
   /// Process number of a child; 0 once it has ended.
   pid_t id(std::size_t index) const { return ids_[index]; }
   /// Sends a signal to all that run, with all that they have started.

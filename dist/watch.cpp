@@ -54,6 +54,15 @@ void Watch::report(const Failure& failure) {
   }
 }
 
+void report_to_store(const std::string& host, std::uint16_t port, const JobSecret& secret, const Failure& failure,
+                     Clock::time_point deadline) {
+  FrameSocket connection(connect_through_gate(host, port, secret, deadline));
+  connection.send(frame_of_failure(StoreMessage::kReport, failure));
+  // An answer to a later question means that the report was heard.
+  connection.send(begin_frame(StoreMessage::kAdd).add(std::string_view("heard")).add(std::int64_t{0}).finish());
+  connection.receive(deadline);
+}
+
 void Watch::handle(FrameReader& frame) {
   switch (static_cast<StoreMessage>(frame.number<std::uint8_t>())) {
     case StoreMessage::kFailed:

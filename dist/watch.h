@@ -44,4 +44,9 @@ class Watch {
   std::thread thread_;
 };
 
+/// Tells a job's store of a failure on behalf of a rank that cannot do so itself, such as one that died before it
+/// joined. What the store has heard before still counts. Throws SocketError.
+void report_to_store(const std::string& host, std::uint16_t port, const JobSecret& secret, const Failure& failure,
+                     Clock::time_point deadline);
+
 }  // namespace castor::dist

@@ -3,8 +3,14 @@
 #include "strategy/builtins.h"
 
 #include "autograd/optim/adafactor.h"
+#include "autograd/optim/adagrad.h"
 #include "autograd/optim/adam.h"
+#include "autograd/optim/adamw8bit.h"
+#include "autograd/optim/came.h"
 #include "autograd/optim/lamb.h"
+#include "autograd/optim/lars.h"
+#include "autograd/optim/lion.h"
+#include "autograd/optim/rmsprop.h"
 #include "autograd/optim/sgd.h"
 #include "core/base/log.h"
 #include "strategy/colossalai_strategy.h"
@@ -14,6 +20,7 @@
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
 #include "strategy/metric.h"
+#include "strategy/precision_config.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hooks.h"
 #include "strategy/scheduler.h"
@@ -53,21 +60,39 @@ std::unique_ptr<autograd::Optimizer> make_optimizer(const Config& config) {
 }
 
 void add_optimizers(Registry& registry) {
-  registry.optimizers
-      .add<autograd::SGDConfig>("SGD", "stochastic gradient descent with momentum",
-                                make_optimizer<autograd::SGD, autograd::SGDConfig>)
-      .add<autograd::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient",
-                                 make_optimizer<autograd::Adam, autograd::AdamConfig>)
-      .add<autograd::AdamWConfig>("AdamW", "adaptive moments with decoupled decay",
-                                  make_optimizer<autograd::AdamW, autograd::AdamWConfig>)
-      .add<autograd::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio",
-                                 make_optimizer<autograd::Lamb, autograd::LambConfig>)
-      .add<autograd::AdafactorConfig>("Adafactor", "second moments factored into rows and columns",
-                                      make_optimizer<autograd::Adafactor, autograd::AdafactorConfig>);
-  for (const char* name :
-       {"FusedAdam", "CPUAdam", "HybridAdam", "FusedSGD", "FusedLAMB", "Lars", "CAME", "Adagrad", "Lion"}) {
-    registry.optimizers.refuse(name, "not in this version; AdamW, Adam, SGD, Lamb and Adafactor are fused here");
+  namespace optim = autograd;
+  auto& table = registry.optimizers;
+  table
+      .add<optim::SGDConfig>("SGD", "stochastic gradient descent with momentum",
+                             make_optimizer<optim::SGD, optim::SGDConfig>)
+      .add<optim::SGDConfig>("FusedSGD", "ColossalAI's name of SGD", make_optimizer<optim::SGD, optim::SGDConfig>)
+      .add<optim::AdamConfig>("Adam", "adaptive moments; decay is part of the gradient",
+                              make_optimizer<optim::Adam, optim::AdamConfig>)
+      .add<optim::AdamWConfig>("AdamW", "adaptive moments with decoupled decay",
+                               make_optimizer<optim::AdamW, optim::AdamWConfig>);
+  for (const char* name : {"HybridAdam", "FusedAdam", "CPUAdam"}) {
+    table.add<optim::HybridAdamConfig>(name, "ColossalAI's name of AdamW and, without adamw_mode, of Adam",
+                                       optim::make_hybrid_adam);
   }
+  table
+      .add<optim::AdamW8bitConfig>("AdamW8bit", "AdamW with moments in 8 bits",
+                                   make_optimizer<optim::AdamW8bit, optim::AdamW8bitConfig>)
+      .add<optim::LambConfig>("Lamb", "AdamW scaled by each tensor's trust ratio",
+                              make_optimizer<optim::Lamb, optim::LambConfig>)
+      .add<optim::FusedLAMBConfig>("FusedLAMB", "Lamb with limited gradients and corrected moments",
+                                   make_optimizer<optim::FusedLAMB, optim::FusedLAMBConfig>)
+      .add<optim::LarsConfig>("Lars", "SGD scaled by each tensor's trust ratio",
+                              make_optimizer<optim::Lars, optim::LarsConfig>)
+      .add<optim::AdafactorConfig>("Adafactor", "second moments factored into rows and columns",
+                                   make_optimizer<optim::Adafactor, optim::AdafactorConfig>)
+      .add<optim::CAMEConfig>("CAME", "Adafactor with a mean of updates, scaled by how sure it is",
+                              make_optimizer<optim::CAME, optim::CAMEConfig>)
+      .add<optim::AdagradConfig>("Adagrad", "steps shrink with the sum of squared gradients",
+                                 make_optimizer<optim::Adagrad, optim::AdagradConfig>)
+      .add<optim::RMSpropConfig>("RMSprop", "steps in units of the root mean square of gradients",
+                                 make_optimizer<optim::RMSprop, optim::RMSpropConfig>)
+      .add<optim::LionConfig>("Lion", "steps by the sign of a mean of gradients",
+                              make_optimizer<optim::Lion, optim::LionConfig>);
 }
 
 void add_schedulers(Registry& registry) {
@@ -83,14 +108,34 @@ void add_schedulers(Registry& registry) {
   });
 }
 
+void add_precisions(Registry& registry) {
+  const auto plain = [&](Precision type, const char* doc) {
+    registry.precisions.add<NoOptions>(std::string(precision_name(type)), doc,
+                                       [type](const NoOptions&) { return MixedPrecision(type); });
+  };
+  plain(Precision::fp32, "weights and activations of 32 bits");
+  plain(Precision::bf16, "bfloat16 weights and activations beside f32 masters");
+  plain(Precision::fp8, "bf16 whose linear layers multiply 8-bit numbers, scaled by each tensor's largest");
+  registry.precisions
+      .add<Fp16Config>("fp16", "half-precision weights and activations beside f32 masters; losses are scaled",
+                       [](const Fp16Config& config) { return mixed_precision_of(config); })
+      .add<Fp16ApexConfig>("fp16_apex", "fp16 with batch norm in f32, by the names of Apex's amp, opt_level O2",
+                           [](const Fp16ApexConfig& config) { return mixed_precision_of(config); });
+}
+
 void add_strategies(Registry& registry) {
   registry.strategies.add<ColossalAIStrategy::Config>(
       "ColossalAIStrategy", "mmengine's strategy of this name: one training step, sharded as the plugin says",
       [&registry](const ColossalAIStrategy::Config& config, const Device& device, std::uint64_t seed,
                   dist::Comm* comm) -> std::unique_ptr<BaseStrategy> {
         const AutoScaleConfig scale = config.auto_scale_lr.value_or(AutoScaleConfig{});
-        std::optional<Precision> precision;
-        if (config.mixed_precision) precision = precision_of(*config.mixed_precision, "strategy.mixed_precision");
+        std::optional<MixedPrecision> precision;
+        if (config.mixed_precision.present()) {
+          precision = registry.precisions.build(config.mixed_precision);
+          // The name alone leaves the loss scale to the plugin.
+          const bool is_name = config.mixed_precision.node.as_map().size() == 1;
+          if (is_name && precision->type == Precision::fp16) precision->grad_scaler.reset();
+        }
         if (config.plugin.present() && comm != nullptr) {
           return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin), *comm,
                                                       precision);
@@ -140,6 +185,7 @@ void add_builtins(Registry& registry) {
   }
   add_optimizers(registry);
   add_schedulers(registry);
+  add_precisions(registry);
   add_strategies(registry);
 }
 

@@ -1,6 +1,7 @@
 // prepare and the steps; see colossalai_strategy.h.
 #include "strategy/colossalai_strategy.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "autograd/graph.h"
@@ -20,19 +21,20 @@ constexpr const char* kPrecisionPath = "strategy.mixed_precision";
 }  // namespace
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
-                                       std::optional<Precision> precision)
+                                       std::optional<MixedPrecision> precision)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), precision_(precision.value_or(Precision::fp32)) {}
 
 ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
                                        std::unique_ptr<Plugin> plugin, dist::Comm& comm,
-                                       std::optional<Precision> precision)
+                                       std::optional<MixedPrecision> precision)
     : device_(device), seed_(seed), auto_scale_lr_(auto_scale_lr), plugin_(std::move(plugin)), comm_(&comm) {
   if (plugin_ == nullptr) throw InternalError("ColossalAIStrategy: ranks need a plugin");
   const std::optional<Precision> of_plugin = plugin_->settings().precision;
-  if (precision && of_plugin && *precision != *of_plugin) {
+  const bool is_apex_of_fp16 = precision && precision->type == Precision::fp16_apex && of_plugin == Precision::fp16;
+  if (precision && of_plugin && precision->type != *of_plugin && !is_apex_of_fp16) {
     throw ConfigError(
-        cat("strategy: mixed_precision is ", precision_name(*precision), " and the precision of ", plugin_->type_name(),
-            " is ", precision_name(*of_plugin), "; give one of them, or both alike"),
+        cat("strategy: mixed_precision is ", precision_name(precision->type), " and the precision of ",
+            plugin_->type_name(), " is ", precision_name(*of_plugin), "; give one of them, or both alike"),
         kPrecisionPath);
   }
   precision_ = precision ? *precision : of_plugin.value_or(Precision::fp32);
@@ -40,13 +42,13 @@ ColossalAIStrategy::ColossalAIStrategy(Device device, std::uint64_t seed, const 
 
 autograd::Batch ColossalAIStrategy::on_device(const autograd::Batch& batch) const {
   Tensor inputs = to_device(batch.inputs, device_);
-  if (is_floating(inputs.dtype())) inputs = cast(inputs, compute_dtype(precision_));
+  if (is_floating(inputs.dtype())) inputs = cast(inputs, compute_dtype(precision_.type));
   return {inputs, batch.targets.defined() ? to_device(batch.targets, device_) : Tensor{}};
 }
 
 void ColossalAIStrategy::make_model(const ModelFactory& model, bool is_spread) {
   const bool is_late = is_spread && plugin_ != nullptr && plugin_->settings().builds_on_meta;
-  autograd::TensorOptions where{compute_dtype(precision_), device_};
+  autograd::TensorOptions where = tensor_options(precision_, device_);
   if (is_late) where.parameters_on = make_meta({kernel_type(device_), "", 0});
   model_ = model(where);
   if (!is_late) return autograd::initialize(*model_, seed_);
@@ -72,14 +74,29 @@ std::unique_ptr<Sharding> ColossalAIStrategy::make_sharding(const PrepareOptions
   return sharding;
 }
 
-OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& options) const {
+OptimWrapperOptions ColossalAIStrategy::wrapper_options(const PrepareOptions& options) {
   OptimWrapperOptions wrapper;
   wrapper.accumulative_counts = options.accumulative_counts;
   wrapper.clip = options.clip;
-  wrapper.max_micro_steps = options.dispatch.max_iters;
+  if (options.dispatch.max_iters) {
+    wrapper.max_micro_steps = *options.dispatch.max_iters * options.dispatch.micro_steps_per_iter;
+  }
   wrapper.world_size = world_size();
+  wrapper.find_not_finite = [this] { return first_not_finite(); };
+  wrapper.counts_items = options.counts_items;
+  if (world_size() > 1) {
+    const auto over_ranks = [this](const char* what, dist::ReduceOp op) {
+      return [this, what, op](std::int64_t number) {
+        const Tensor all = Tensor::from_values(std::vector<std::int64_t>{number}, {1});
+        comm_->all_reduce(all, what, op);
+        return all.data<std::int64_t>()[0];
+      };
+    };
+    wrapper.sum_over_ranks = over_ranks("items of losses", dist::ReduceOp::kSum);
+    wrapper.largest_of_ranks = over_ranks("unit of items", dist::ReduceOp::kMax);
+  }
   const PluginSettings settings = plugin_ == nullptr ? PluginSettings{} : plugin_->settings();
-  if (precision_ == Precision::fp16) wrapper.grad_scaler = settings.grad_scaler;
+  if (scales_losses(precision_.type)) wrapper.grad_scaler = precision_.grad_scaler.value_or(settings.grad_scaler);
   if (settings.max_norm) {
     if (options.clip) {
       throw ConfigError(cat("prepare: optim_wrapper.clip_grad and ", plugin_->type_name(),
@@ -110,9 +127,15 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
                           ", so the last window's length must be known: give max_iters in dispatch_kwargs"),
                       "dispatch_kwargs.max_iters");
   }
-  optim_wrapper_ =
-      std::make_unique<OptimWrapper>(options.optimizer(), make_sharding(options), wrapper_options(options));
-  optim_wrapper_->set_inner_count(options.dispatch.cur_iter);
+  std::unique_ptr<autograd::Optimizer> optimizer = options.optimizer();
+  OptimWrapperOptions wrapper = wrapper_options(options);
+  if (options.paramwise) {
+    ParamGrouping grouping = group_parameters(*model_, *options.paramwise, optimizer->groups().at(0));
+    optimizer->set_param_groups(std::move(grouping.groups));
+    wrapper.group_of = std::move(grouping.group_of);
+  }
+  optim_wrapper_ = std::make_unique<OptimWrapper>(std::move(optimizer), make_sharding(options), wrapper);
+  optim_wrapper_->set_inner_count(options.dispatch.cur_iter * options.dispatch.micro_steps_per_iter);
   if (world_size() > 1 && optim_wrapper_->sharding().is_sharded()) save_ranks_ = comm_->split(0, comm_->rank());
   optim_wrapper_->stepper().set_before_update([this](const autograd::Part& part, const auto& states) {
     saver_.before_change(part.weights.defined() ? part.weights : part.variable.data());
@@ -129,7 +152,8 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
 void ColossalAIStrategy::scale_lr(const PrepareOptions& options) {
   const AutoScaleConfig& scale = options.auto_scale_lr ? *options.auto_scale_lr : auto_scale_lr_;
   if (!scale.enable) return;
-  const auto batch = static_cast<double>(world_size() * options.dispatch.train_micro_batch_size_per_gpu);
+  const auto batch = static_cast<double>(world_size() * options.dispatch.micro_steps_per_iter *
+                                         options.dispatch.train_micro_batch_size_per_gpu);
   const auto base = static_cast<double>(*scale.base_batch_size);
   for (autograd::ParamGroup& group : optim_wrapper_->optimizer().groups()) {
     const auto found = group.values.find("lr");
@@ -152,6 +176,9 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   const auto k = static_cast<std::uint64_t>(micro_step * world_size() + rank());
   autograd::random_state().begin(seed_, step, k);
   optim_wrapper_->sharding().begin_pass(true);
+  if (optim_wrapper_->is_last_chance() && !watch_) watch_.emplace();
+  std::optional<autograd::ResultObserverScope> watching;
+  if (watch_) watching.emplace(*watch_);
   std::map<std::string, autograd::Variable> losses;
   {
     const autograd::BufferUpdateScope collect(buffer_updates_);
@@ -159,7 +186,10 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   }
   const autograd::Variable total = autograd::total_loss(losses);
   StepResult result;
-  result.update = optim_wrapper_->update_params(total);
+  const bool counts_items = optim_wrapper_->counts_items();
+  result.update =
+      optim_wrapper_->update_params(total, counts_items ? model_->loss_items(batch) : autograd::LossItems{});
+  if (result.update.did_update) watch_.reset();
   if (result.update.did_update) apply_buffer_updates(micro_step + 1);
   if (!device_.is_meta()) {
     for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
@@ -176,6 +206,23 @@ void ColossalAIStrategy::apply_buffer_updates(std::int64_t micro_steps) {
   } else {
     apply_updates_of_ranks(*comm_, buffer_updates_, micro_steps);
   }
+}
+
+std::string ColossalAIStrategy::first_not_finite() {
+  const std::string own = watch_ ? watch_->text() : "";
+  if (world_size() == 1) return own;
+  constexpr std::size_t kLongest = 256;  // bytes of the text that ranks tell each other
+  std::vector<std::uint8_t> text(kLongest);
+  std::copy_n(own.begin(), std::min(own.size(), kLongest - 1), text.begin());
+  const auto length = static_cast<std::int64_t>(kLongest);
+  const Tensor all = Tensor::empty({world_size() * length}, DType::u8);
+  comm_->all_gather(Tensor::from_values(text, {length}), all, "where values are not finite");
+  const std::vector<std::uint8_t> texts = all.to_vector<std::uint8_t>();
+  for (std::int64_t rank = 0; rank < world_size(); ++rank) {
+    const std::string found(reinterpret_cast<const char*>(texts.data()) + rank * length);
+    if (!found.empty()) return cat(found, " on rank ", rank);
+  }
+  return {};
 }
 
 std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values) {
@@ -199,6 +246,11 @@ WeightPlaces ColossalAIStrategy::weight_places() const {
   return places;
 }
 
+Json ColossalAIStrategy::numerics() const {
+  return numerics_key(precision_.type, micro_batch_, optim_wrapper_->accumulative_counts(), world_size(),
+                      optim_wrapper_->counts_items());
+}
+
 std::int64_t ColossalAIStrategy::samples_per_micro_step() const { return micro_batch_ * world_size(); }
 
 void ColossalAIStrategy::reserve_saves() {
@@ -218,7 +270,7 @@ void ColossalAIStrategy::save_checkpoint(const std::string& filename, const Save
   if (optim_wrapper_ != nullptr) {
     state["inner_count"] = optim_wrapper_->inner_count();
     state["samples_per_micro_step"] = samples_per_micro_step();
-    state["numerics"] = numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size());
+    state["numerics"] = numerics();
     if (options.save_optimizer) state["optimizer"] = optimizer_state(*optim_wrapper_);
     if (options.save_param_scheduler) state["param_schedulers"] = scheduler_states(schedulers_);
   }
@@ -288,8 +340,7 @@ CheckpointContents ColossalAIStrategy::resume(const std::string& filename, const
     optim_wrapper_->sharding().weights_loaded();
     optim_wrapper_->set_inner_count(micro_steps_here(JsonCursor(state, path), "inner_count", samples_per_micro_step()));
     if (state.contains("numerics")) {
-      warn_about_numerics(state.at("numerics"),
-                          numerics_key(precision_, micro_batch_, optim_wrapper_->accumulative_counts(), world_size()));
+      warn_about_numerics(state.at("numerics"), numerics());
     }
   }
   seed_ = JsonCursor(state, path).at("seed").unsigned_integer();

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "autograd/finite_watch.h"
 #include "autograd/nn/buffer_update.h"
 #include "strategy/checkpoint/saver.h"
 #include "strategy/config/typed_config.h"
@@ -18,7 +19,7 @@ class ColossalAIStrategy final : public BaseStrategy {
   /// The `strategy` block of a config.
   struct Config {
     TypedConfig plugin{"gemini"};  ///< the peer's default; absent = no plugin
-    std::optional<std::string> mixed_precision;
+    TypedConfig mixed_precision;
     std::optional<AutoScaleConfig> auto_scale_lr;
   };
 
@@ -27,11 +28,12 @@ class ColossalAIStrategy final : public BaseStrategy {
   /// auto_scale_lr  used where `prepare` is not told
   /// precision      `mixed_precision`; none: fp32
   ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr = {},
-                     std::optional<Precision> precision = {});
+                     std::optional<MixedPrecision> precision = {});
   /// As one rank of `comm`, which must outlive it, with the model spread as `plugin` says.
-  ///   precision  none: the plugin's, else fp32. Throws ConfigError if both are given and differ
+  ///   precision  none: the plugin's, else fp32. Throws ConfigError if both are given and differ (fp16_apex is a kind
+  ///   of fp16)
   ColossalAIStrategy(Device device, std::uint64_t seed, const AutoScaleConfig& auto_scale_lr,
-                     std::unique_ptr<Plugin> plugin, dist::Comm& comm, std::optional<Precision> precision = {});
+                     std::unique_ptr<Plugin> plugin, dist::Comm& comm, std::optional<MixedPrecision> precision = {});
 
   std::int64_t rank() const override { return comm_ == nullptr ? 0 : comm_->rank(); }
   std::int64_t world_size() const override { return comm_ == nullptr ? 1 : comm_->world_size(); }
@@ -46,7 +48,7 @@ class ColossalAIStrategy final : public BaseStrategy {
   void reserve_saves() override;
   /// Random numbers of later steps start from here: what a resume does with the saved run's seed.
   void set_seed(std::uint64_t seed) { seed_ = seed; }
-  Precision precision() const { return precision_; }
+  Precision precision() const { return precision_.type; }
   autograd::TrainableModel& model() override;
   OptimWrapper* optim_wrapper() override { return optim_wrapper_.get(); }
   std::vector<std::unique_ptr<ParamScheduler>>& param_schedulers() override { return schedulers_; }
@@ -55,11 +57,13 @@ class ColossalAIStrategy final : public BaseStrategy {
   void make_model(const ModelFactory& model, bool is_spread);
   std::unique_ptr<Sharding> make_sharding(const PrepareOptions& options);
   WeightPlaces weight_places() const;
-  OptimWrapperOptions wrapper_options(const PrepareOptions& options) const;
+  OptimWrapperOptions wrapper_options(const PrepareOptions& options);
   autograd::Batch on_device(const autograd::Batch& batch) const;
   void scale_lr(const PrepareOptions& options);
   std::int64_t samples_per_micro_step() const;  // of all ranks
+  Json numerics() const;
   void apply_buffer_updates(std::int64_t micro_steps);
+  std::string first_not_finite();
   std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
 
   Device device_;
@@ -69,7 +73,8 @@ class ColossalAIStrategy final : public BaseStrategy {
   dist::Comm* comm_ = nullptr;
   std::int64_t micro_batch_ = 1;
   autograd::PendingBufferUpdates buffer_updates_;
-  Precision precision_ = Precision::fp32;
+  std::optional<autograd::FiniteWatch> watch_;  // in the window that decides whether training is given up
+  MixedPrecision precision_;
   std::shared_ptr<autograd::TrainableModel> model_;
   autograd::Initializers fills_;  // of parameters that have no memory yet
   std::unique_ptr<OptimWrapper> optim_wrapper_;
@@ -84,7 +89,7 @@ void describe(V& v, ColossalAIStrategy::Config& c) {
   v.field("plugin", c.plugin, "how the model is sharded; null: not at all", registered("plugin"), or_name());
   v.field("auto_scale_lr", c.auto_scale_lr, "as the top-level auto_scale_lr, which wins");
   v.field("mixed_precision", c.mixed_precision, "of weights and activations; null: the plugin's own, or fp32",
-          one_of({"fp32", "fp16", "bf16"}));
+          registered("mixed_precision"), or_name());
   v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");
   v.refuse("model_wrapper", "not in this version: a strategy calls the model's loss and predict itself");
   v.refuse("work_dir", "set work_dir at the top level or with --work-dir");

@@ -1,6 +1,8 @@
 // The accumulation window; see optim_wrapper.h.
 #include "strategy/optim_wrapper.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -14,15 +16,22 @@
 namespace castor::strategy {
 namespace {
 
-// Steps skipped in a row from which on the scale is no longer to blame.
-constexpr std::int64_t kMostSkipsInRow = 50;
-
 // The name of the first part whose gradient is not finite; empty if all are.
 std::string first_not_finite(const std::vector<autograd::Part>& parts) {
   for (const autograd::Part& part : parts) {
     if (part.gradient.defined() && !std::isfinite(sum_squares(part.gradient))) return part.variable.name();
   }
   return {};
+}
+
+// A plugin cuts parameters and knows nothing of groups.
+std::vector<autograd::Part> in_groups(std::vector<autograd::Part> parts,
+                                      const std::map<const autograd::VariableState*, int>& group_of) {
+  for (autograd::Part& part : parts) {
+    const auto found = group_of.find(part.variable.identity());
+    if (found != group_of.end()) part.group = found->second;
+  }
+  return parts;
 }
 
 }  // namespace
@@ -32,7 +41,8 @@ OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::
     : optimizer_(std::move(optimizer)),
       sharding_(std::move(sharding)),
       options_(options),
-      stepper_(*optimizer_, sharding_->parts(), {.keeps_masters = sharding_->keeps_masters()}) {
+      stepper_(*optimizer_, in_groups(sharding_->parts(), options.group_of),
+               {.keeps_masters = sharding_->keeps_masters()}) {
   if (options_.accumulative_counts < 1) {
     throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", options_.accumulative_counts),
                       "optim_wrapper.accumulative_counts");
@@ -41,11 +51,30 @@ OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::
   if (options_.grad_scaler) scaler_.emplace(*options_.grad_scaler);
 }
 
-UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
+double OptimWrapper::item_weight(const autograd::LossItems& items) {
+  if (item_unit_ == 0) {
+    const auto all = static_cast<std::uint64_t>(std::max<std::int64_t>(items.all, 1));
+    const auto unit = static_cast<std::int64_t>(std::bit_ceil(all));
+    item_unit_ = options_.largest_of_ranks ? options_.largest_of_ranks(unit) : unit;
+  }
+  window_items_ += items.counted;
+  return static_cast<double>(items.counted) / static_cast<double>(item_unit_);
+}
+
+// What the mean of weighted micro-batches is short of the mean over items.
+double OptimWrapper::items_factor(std::int64_t micro_batches) {
+  const std::int64_t own = std::exchange(window_items_, 0);
+  const std::int64_t all = options_.sum_over_ranks ? options_.sum_over_ranks(own) : own;
+  return static_cast<double>(micro_batches) * static_cast<double>(item_unit_) /
+         static_cast<double>(std::max<std::int64_t>(all, 1));
+}
+
+UpdateResult OptimWrapper::update_params(const autograd::Variable& loss, const autograd::LossItems& items) {
   sharding_->begin_micro_step(window_count_);
   autograd::BackwardOptions backward;
   backward.sink = sharding_.get();
-  if (scaler_) backward.gradient = full({}, scaler_->scale(), loss.dtype(), loss.device());
+  const double weight = (scaler_ ? scaler_->scale() : 1.0) * (options_.counts_items ? item_weight(items) : 1.0);
+  if (scaler_ || options_.counts_items) backward.gradient = full({}, weight, loss.dtype(), loss.device());
   autograd::backward(loss, backward);
   sharding_->end_micro_step();
   ++inner_count_;
@@ -61,15 +90,17 @@ UpdateResult OptimWrapper::update_params(const autograd::Variable& loss) {
 }
 
 void OptimWrapper::step_window(UpdateResult& result) {
-  sharding_->finish_window(std::exchange(window_count_, 0) * options_.world_size, stepper_.parts());
+  const std::int64_t micro_batches = std::exchange(window_count_, 0) * options_.world_size;
+  sharding_->finish_window(micro_batches, stepper_.parts());
   const std::optional<ClipConfig>& clip = options_.clip;
-  const double scale = scaler_ ? scaler_->scale() : 1.0;
+  const double loss_scale = scaler_ ? scaler_->scale() : 1.0;
+  const double scale = options_.counts_items ? loss_scale / items_factor(micro_batches) : loss_scale;
   double factor = 1.0 / scale;
   if (scaler_ || (clip && clip->type == "norm")) {
     const double norm = stepper_.gradient_norm() / scale;
     result.grad_norm = norm;
     if (scaler_) {
-      result.loss_scale = scale;
+      result.loss_scale = loss_scale;
       result.was_skipped = !std::isfinite(norm);
       scaler_->update(result.was_skipped);
       if (result.was_skipped) {
@@ -94,13 +125,18 @@ void OptimWrapper::check_skips() const {
   const autograd::GradScalerState& state = scaler_->state();
   if (state.skipped_in_row == 1)
     logger().info("fp16: a step was skipped, its gradients overflowed; the loss scale is ", state.scale);
-  if (state.skipped_in_row < kMostSkipsInRow) return;
-  const std::string name = first_not_finite(stepper_.parts());
-  throw Error(cat("fp16: ", state.skipped_in_row,
-                  " steps in a row were skipped because gradients are not finite, and a loss scale of ", state.scale,
-                  " does not help. The first such gradient after step ", stepper_.step_count(), " is that of ",
-                  name.empty() ? "another rank's part" : cat("'", name, "'"),
-                  "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
+  if (state.skipped_in_row < scaler_->config().max_skips) return;
+  std::string found = options_.find_not_finite ? options_.find_not_finite() : "";
+  if (found.empty()) {
+    const std::string name = first_not_finite(stepper_.parts());
+    found = name.empty() ? "that of another rank's part" : cat("that of '", name, "'");
+  }
+  throw autograd::NumericsError(cat("fp16: ", state.skipped_in_row,
+                                    " steps in a row were skipped because gradients are not finite, and a loss scale "
+                                    "of ",
+                                    state.scale, " does not help. The first such value after step ",
+                                    stepper_.step_count(), " is ", found,
+                                    "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
 }
 
 }  // namespace castor::strategy

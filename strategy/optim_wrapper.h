@@ -2,15 +2,22 @@
 // number, clipped and applied. The sum comes first and the division once, so that the result does not depend on how a
 // global batch was cut.
 //
+// Where losses are means over unequal numbers of items, counts_items weighs each micro-batch by its own: its loss's
+// gradient starts as items / unit, the unit being a power of two near them so that this is exact and 16 bits neither
+// overflow nor vanish, and the step makes up for the unit and the sum of all items.
+//
 // The remainder rule is mmengine's: the last window of a run may be shorter than the others and is divided by its own
 // length.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "autograd/nn/trainable.h"
 #include "autograd/optim/grad_scaler.h"
 #include "autograd/optim/optimizer.h"
 #include "strategy/config/field.h"
@@ -53,6 +60,14 @@ struct OptimWrapperOptions {
   std::optional<std::int64_t> max_micro_steps = {};
   std::int64_t world_size = 1;                                 ///< ranks whose gradients `sharding` adds
   std::optional<autograd::GradScalerConfig> grad_scaler = {};  ///< fp16: scales losses, skips steps that overflowed
+  /// Asked, on all ranks together, when training is given up: where the first value that is not finite arose.
+  std::function<std::string()> find_not_finite = {};
+  /// True: micro-batches weigh by the items that their losses are means over; false: all alike.
+  bool counts_items = false;
+  /// The sum and the largest of a number over all ranks, for counts_items; unset: there is one rank.
+  std::function<std::int64_t(std::int64_t)> sum_over_ranks = {}, largest_of_ranks = {};
+  /// The group of each parameter; those that are not in it are in group 0.
+  std::map<const autograd::VariableState*, int> group_of = {};
 };
 
 class OptimWrapper {
@@ -62,18 +77,23 @@ class OptimWrapper {
                const OptimWrapperOptions& options);
 
   /// Backward of `loss` (undivided), and the step where a window ends.
-  /// Throws Error when too many steps in a row had to be skipped, naming the first parameter whose gradient is not
-  /// finite; CommError.
-  UpdateResult update_params(const autograd::Variable& loss);
+  ///   items  what `loss` is the mean over, with counts_items: a window's gradient is then that of the mean over all
+  ///          items of all its micro-batches, counted exactly. A window without any has none
+  /// Throws NumericsError when max_skips steps in a row had to be skipped, naming the first parameter whose gradient is
+  /// not finite; CommError.
+  UpdateResult update_params(const autograd::Variable& loss, const autograd::LossItems& items = {});
 
   autograd::Optimizer& optimizer() { return *optimizer_; }
   const autograd::Stepper& stepper() const { return stepper_; }
   autograd::Stepper& stepper() { return stepper_; }
   Sharding& sharding() { return *sharding_; }
   const Sharding& sharding() const { return *sharding_; }
+  /// True before the window whose skip would be the last that is allowed.
+  bool is_last_chance() const { return scaler_ && scaler_->state().skipped_in_row + 1 >= scaler_->config().max_skips; }
   /// Null unless losses are scaled.
   autograd::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
   std::int64_t accumulative_counts() const { return options_.accumulative_counts; }
+  bool counts_items() const { return options_.counts_items; }
   /// Micro-steps done so far; set after a resume.
   std::int64_t inner_count() const { return inner_count_; }
   /// Continues after `count` micro-steps, of which the last `window_position` wait in an open window.
@@ -86,6 +106,8 @@ class OptimWrapper {
 
  private:
   void step_window(UpdateResult& result);
+  double item_weight(const autograd::LossItems& items);
+  double items_factor(std::int64_t micro_batches);
   void check_skips() const;
 
   std::unique_ptr<autograd::Optimizer> optimizer_;
@@ -95,6 +117,8 @@ class OptimWrapper {
   std::optional<autograd::GradScaler> scaler_;
   std::int64_t inner_count_ = 0;
   std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
+  std::int64_t window_items_ = 0;  // and what their losses are means over
+  std::int64_t item_unit_ = 0;     // a power of two
 };
 
 }  // namespace castor::strategy

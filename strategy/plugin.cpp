@@ -20,7 +20,7 @@ void check_replicas(int world_size, std::int64_t extra_dp_size, const char* plug
 
 Device host_tier(Device device) {
   if (device.is_meta()) return make_meta({DeviceType::cpu, "", 0});
-  return device.is_cpu() ? kHost : kCpu;
+  return kHost;
 }
 
 }  // namespace castor::strategy

@@ -33,6 +33,7 @@ void describe_grad_scaler(V& v, autograd::GradScalerConfig& c) {
   v.field("growth_interval", c.growth_interval, "fp16: steps without overflow before the scale grows", at_least(1));
   v.field("hysteresis", c.hysteresis, "fp16: overflows since the last growth before the scale is lowered", at_least(1));
   v.field("max_scale", c.max_scale, "fp16: the largest scale", more_than(0));
+  v.field("max_skips", c.max_skips, "fp16: updates skipped in a row at which training stops", at_least(1));
 }
 
 /// What a plugin spreads.

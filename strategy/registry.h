@@ -33,6 +33,7 @@ class Hook;
 class Metric;
 class ParamScheduler;
 class Plugin;
+struct MixedPrecision;
 struct SamplerOptions;
 struct SchedulerContext;
 
@@ -60,6 +61,8 @@ class Registry : public TypeDirectory {
   /// How a step is carried out: where the model lives, the seed of weights and dropout, and the ranks (null: this
   /// process alone; must outlive the strategy).
   TypeTable<std::unique_ptr<BaseStrategy>(const Device&, std::uint64_t, dist::Comm*)> strategies{"strategy", *this};
+  /// What `mixed_precision` names.
+  TypeTable<MixedPrecision()> precisions{"mixed_precision", *this};
   /// How a strategy shards a model.
   TypeTable<std::unique_ptr<Plugin>()> plugins{"plugin", *this};
 };

@@ -17,6 +17,7 @@
 #include "autograd/nn/trainable.h"
 #include "strategy/checkpoint.h"
 #include "strategy/optim_wrapper.h"
+#include "strategy/param_groups.h"
 #include "strategy/scheduler/param_scheduler.h"
 
 namespace castor::strategy {
@@ -58,6 +59,8 @@ struct DispatchOptions {
   std::optional<std::int64_t> epoch_length;
   std::int64_t cur_iter = 0;
   std::int64_t train_micro_batch_size_per_gpu = 1;
+  /// Micro-steps of this rank in one iteration: more than one where few ranks do what a job of more was asked for.
+  std::int64_t micro_steps_per_iter = 1;
 };
 
 /// Builds a model with its tensors on a device, possibly meta.
@@ -70,8 +73,10 @@ using SchedulerFactory = std::function<std::unique_ptr<ParamScheduler>(const Sch
 /// What `prepare` is given to train with; without an optimizer the model is only evaluated.
 struct PrepareOptions {
   OptimizerFactory optimizer;
-  std::int64_t accumulative_counts = 1;
+  std::int64_t accumulative_counts = 1;  ///< micro-steps of this rank in a window
   std::optional<ClipConfig> clip;
+  std::optional<ParamwiseConfig> paramwise;  ///< unset: one group
+  bool counts_items = false;                 ///< loss_normalisation tokens: OptimWrapperOptions::counts_items
   std::vector<SchedulerFactory> param_schedulers;
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   DispatchOptions dispatch;

@@ -46,7 +46,8 @@ Variable Dropout::forward(const Variable& x) {
   return dropout(x, random_state().next(name_hash()), p_);
 }
 
-Linear::Linear(std::int64_t in_features, std::int64_t out_features, const LinearOptions& options) {
+Linear::Linear(std::int64_t in_features, std::int64_t out_features, const LinearOptions& options)
+    : is_fp8_(options.tensor.has_fp8_products) {
   const Init uniform = Init::fan_in_uniform(in_features);
   weight_ =
       register_parameter("weight", {out_features, in_features}, options.weight_init.value_or(uniform), options.tensor);
@@ -60,7 +61,7 @@ Variable Linear::forward(const Variable& x) { return forward(x, Activation::none
 
 Variable Linear::forward(const Variable& x, Activation activation) {
   const ForwardScope scope(*this);
-  return linear(x, weight_, bias_, activation);
+  return is_fp8_ ? linear_fp8(x, weight_, bias_, activation) : linear(x, weight_, bias_, activation);
 }
 
 Embedding::Embedding(std::int64_t num_embeddings, std::int64_t embedding_dim, const Init& weight_init,

@@ -113,7 +113,8 @@ struct LinearOptions {
   TensorOptions tensor = {};
 };
 
-/// x weight^T + bias over the last axis.
+/// x weight^T + bias over the last axis; in 8 bits (linear_fp8) where TensorOptions ask for it, which a model should
+/// not do for its output matrix.
 ///   weight  [out_features, in_features]
 ///   bias    [out_features], if asked for
 class Linear final : public Layer {
@@ -132,6 +133,7 @@ class Linear final : public Layer {
  private:
   Variable weight_;
   Variable bias_;
+  bool is_fp8_ = false;
 };
 
 /// Rows of a table, by index.

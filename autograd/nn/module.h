@@ -43,6 +43,10 @@ struct TensorOptions {
   Device device = kCpu;  ///< where the model computes
   /// Where parameters are allocated, if it is another place: on meta, when whoever shards them brings their memory.
   std::optional<Device> parameters_on = {};
+  /// Linear layers round what they multiply to 8 bits: autograd/ops/matmul.h, linear_fp8.
+  bool has_fp8_products = false;
+  /// What batch norm's weights are, and it computes in, if not `dtype`.
+  std::optional<DType> batch_norm_dtype = {};
 };
 
 /// Called around a module's forward.

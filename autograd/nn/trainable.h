@@ -5,6 +5,7 @@
 // are added, the others are only logged.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -18,6 +19,12 @@ struct Batch {
   Tensor targets;  ///< what the losses compare with; undefined when there are none
 };
 
+/// What the loss of a batch is the mean over.
+struct LossItems {
+  std::int64_t counted = 1;  ///< tokens or samples that count
+  std::int64_t all = 1;      ///< and those that do not: what follows from the batch's shape alone
+};
+
 class TrainableModel : public Module {
  public:
   /// Logits of `inputs`, recorded.
@@ -26,6 +33,12 @@ class TrainableModel : public Module {
   /// Scalars by name, recorded: "loss", "aux_loss", "acc". Their sum over the names that contain "loss" is what
   /// training minimises.
   virtual std::map<std::string, Variable> loss(const Batch& batch) = 0;
+
+  /// How many items (tokens, samples) the loss of a batch is the mean over: its integer targets that are not -100; all
+  /// elements of other targets, and samples where there are no targets. For losses that are weighted by it; a model
+  /// whose loss counts otherwise says so here.
+  ///   batch  on the host, or on meta, where every target counts
+  virtual LossItems loss_items(const Batch& batch) const;
 
   /// Logits of the batch's inputs, not recorded. Call eval() first: dropout and batch statistics follow the module's
   /// mode.

@@ -20,6 +20,11 @@ PoolGeometry pool_geometry(Pair kernel, const PoolOptions& options) {
           .count_include_pad = options.count_include_pad};
 }
 
+TensorOptions batch_norm_options(TensorOptions options) {
+  options.dtype = options.batch_norm_dtype.value_or(options.dtype);
+  return options;
+}
+
 }  // namespace
 
 Conv2d::Conv2d(std::int64_t in_channels, std::int64_t out_channels, Pair kernel, const ConvOptions& options)
@@ -50,8 +55,8 @@ Variable Conv2d::forward(const Variable& x, Activation activation) {
 BatchNorm2d::BatchNorm2d(std::int64_t num_features, double eps, double momentum, const TensorOptions& options)
     : eps_(eps),
       momentum_(momentum),
-      weight_(register_parameter("weight", {num_features}, Init::ones(), options)),
-      bias_(register_parameter("bias", {num_features}, Init::zeros(), options)),
+      weight_(register_parameter("weight", {num_features}, Init::ones(), batch_norm_options(options))),
+      bias_(register_parameter("bias", {num_features}, Init::zeros(), batch_norm_options(options))),
       running_mean_(register_buffer("running_mean", {num_features}, Init::zeros(), {DType::f32, options.device})),
       running_var_(register_buffer("running_var", {num_features}, Init::ones(), {DType::f32, options.device})),
       num_batches_tracked_(register_buffer("num_batches_tracked", {}, Init::zeros(), {DType::i64, options.device})) {}
@@ -62,6 +67,12 @@ Variable BatchNorm2d::forward_relu(const Variable& x, const Variable& residual) 
 
 Variable BatchNorm2d::normalise(const Variable& x, const Variable& residual, bool relu) {
   const ForwardScope scope(*this);
+  if (x.dtype() == weight_.dtype()) return normalise_as_is(x, residual, relu);
+  const Variable wide = residual.defined() ? cast(residual, weight_.dtype()) : Variable{};
+  return cast(normalise_as_is(cast(x, weight_.dtype()), wide, relu), x.dtype());
+}
+
+Variable BatchNorm2d::normalise_as_is(const Variable& x, const Variable& residual, bool relu) {
   if (!is_training())
     return batch_norm_evaluation(x, weight_, bias_, running_mean_.data(), running_var_.data(), eps_, residual, relu);
   BatchNormed result = batch_norm_training(x, weight_, bias_, eps_, residual, relu);

@@ -60,7 +60,8 @@ class Conv2d final : public Layer {
 ///   weight, bias               [num_features], ones and zeros
 ///   running_mean, running_var  buffers f32 [num_features]; new = (1 - momentum) old + momentum * batch
 ///   num_batches_tracked        buffer i64 []
-/// The variance that joins running_var is the unbiased one.
+/// The variance that joins running_var is the unbiased one. With TensorOptions::batch_norm_dtype the input is converted
+/// to it and the result back.
 class BatchNorm2d final : public Layer, public BufferOwner {
  public:
   explicit BatchNorm2d(std::int64_t num_features, double eps = 1e-5, double momentum = 0.1,
@@ -73,6 +74,7 @@ class BatchNorm2d final : public Layer, public BufferOwner {
 
  private:
   Variable normalise(const Variable& x, const Variable& residual, bool relu);
+  Variable normalise_as_is(const Variable& x, const Variable& residual, bool relu);  // x of the weights' dtype
 
   double eps_;
   double momentum_;

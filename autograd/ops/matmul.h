@@ -14,4 +14,11 @@ Variable matmul(const Variable& a, const Variable& b);
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {},
                 Activation activation = Activation::none);
 
+/// `linear` whose products multiply 8-bit numbers (core/ops/fp8.h): x and weight are rounded to e4m3, the gradient that
+/// enters its two products to e5m2, each with a scale from this tensor alone. The bias, its gradient, the activation
+/// and the results are as in `linear`; the rounding itself has slope 1. x and weight: f32|bf16|f16. Backward keeps x in
+/// 8 bits.
+Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& bias = {},
+                    Activation activation = Activation::none);
+
 }  // namespace castor::autograd

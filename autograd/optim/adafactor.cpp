@@ -7,23 +7,19 @@
 
 #include <cmath>
 
+#include "autograd/optim/factored_states.h"
 #include "autograd/optim/optimizer_config.h"
 #include "autograd/optim/step_tensors.h"
-#include "core/ops/cast.h"
 
 namespace castor::autograd {
 namespace {
 
-constexpr const char* kRow = "exp_avg_sq_row";
-constexpr const char* kColumn = "exp_avg_sq_col";
+constexpr FactoredNames kFactored{"exp_avg_sq_row", "exp_avg_sq_col"};
 constexpr const char* kSecond = "exp_avg_sq";
 constexpr const char* kFirst = "exp_avg";
 
-bool is_factored(const Shape& shape) { return shape.ndim() >= 2; }
-FactoredShape factoring(const Shape& shape) { return is_factored(shape) ? factored_shape(shape) : FactoredShape{}; }
-
 AdafactorMoments moments_of(const Range& range) {
-  if (is_factored(range.shape)) return {required_state(range, kRow), required_state(range, kColumn), {}};
+  if (is_factored(range.shape)) return factored_moments(range, kFactored);
   return {{}, {}, required_state(range, kSecond)};
 }
 
@@ -42,11 +38,7 @@ Adafactor::Adafactor(const AdafactorConfig& config, std::vector<ParamGroup> grou
 std::vector<StateSpec> Adafactor::states(const Shape& shape) const {
   std::vector<StateSpec> specs;
   if (is_factored(shape)) {
-    Shape row = shape, column = shape;
-    row.erase(shape.ndim() - 1);
-    column.erase(shape.ndim() - 2);
-    specs.push_back({kRow, row, DType::f32});
-    specs.push_back({kColumn, column, DType::f32});
+    add_factored_states(shape, kFactored, specs);
   } else {
     specs.push_back({kSecond, shape, DType::f32});
   }
@@ -101,11 +93,8 @@ void Adafactor::accumulate_stats(int pass, const Range& range, const StepContext
 
 void Adafactor::finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const {
   if (pass != 0 || !is_factored(range.shape)) return;
-  const AdafactorMoments before = moments_of(range);
-  const AdafactorMoments now = adafactor_moments(before, factoring(range.shape), finished.at("row_squares"),
-                                                 finished.at("column_squares"), second_decay(context), config_.eps[0]);
-  copy_into(now.row, before.row);
-  copy_into(now.column, before.column);
+  update_factored(range, kFactored, finished.at("row_squares"), finished.at("column_squares"), second_decay(context),
+                  config_.eps[0]);
 }
 
 void Adafactor::apply(const Range& range, const StepContext& context, const Stats& stats) const {

@@ -20,6 +20,13 @@ Adam::Adam(const AdamConfig& config, std::vector<ParamGroup> groups) : Adam("Ada
 AdamW::AdamW(const AdamWConfig& config, std::vector<ParamGroup> groups)
     : Adam("AdamW", config, std::move(groups), true) {}
 
+std::unique_ptr<Optimizer> make_hybrid_adam(const HybridAdamConfig& config) {
+  if (!config.adamw_mode) return std::make_unique<Adam>(config);
+  AdamWConfig decoupled;
+  static_cast<AdamConfig&>(decoupled) = config;
+  return std::make_unique<AdamW>(decoupled);
+}
+
 std::vector<StateSpec> Adam::states(const Shape& shape) const {
   std::vector<StateSpec> specs{{"exp_avg", shape, DType::f32}, {"exp_avg_sq", shape, DType::f32}};
   if (config_.amsgrad) specs.push_back({"max_exp_avg_sq", shape, DType::f32});
@@ -32,7 +39,8 @@ void Adam::apply(const Range& range, const StepContext& context, const Stats&) c
                             .beta2 = value(range.group, "beta2"),
                             .epsilon = value(range.group, "eps"),
                             .weight_decay = value(range.group, "weight_decay"),
-                            .is_decoupled = is_decoupled_};
+                            .is_decoupled = is_decoupled_,
+                            .is_bias_corrected = config_.bias_correction};
   const double factor = config_.maximize ? -context.gradient_scale : context.gradient_scale;
   const Tensor largest = config_.amsgrad ? required_state(range, "max_exp_avg_sq") : Tensor{};
   adam_step(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,

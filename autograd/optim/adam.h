@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 
 #include "autograd/optim/optimizer.h"
 
@@ -13,6 +14,7 @@ struct AdamConfig {
   std::array<double, 2> betas{0.9, 0.999};  ///< (group, as beta1 and beta2) each in [0, 1)
   double eps = 1e-8;                        ///< (group) >= 0
   double weight_decay = 0;                  ///< (group) >= 0
+  bool bias_correction = true;
   bool amsgrad = false;
   bool maximize = false;
 };
@@ -21,16 +23,21 @@ struct AdamWConfig : AdamConfig {
   AdamWConfig() { weight_decay = 1e-2; }
 };
 
-/// Names every option once.
+/// Options of ColossalAI's HybridAdam, FusedAdam and CPUAdam, which are one optimizer here: where a step is computed is
+/// the plugin's choice.
+struct HybridAdamConfig : AdamConfig {
+  bool adamw_mode = true;  ///< AdamW's decay; false: Adam's
+};
+
+/// What all of them have.
 template <class V>
-void describe(V& v, AdamConfig& c) {
+void describe_adam(V& v, AdamConfig& c) {
   v.field("lr", c.lr, "learning rate");
   v.field("betas", c.betas, "decay of the running mean of gradients and of their squares");
   v.field("eps", c.eps, "added to the square root in the denominator");
   v.field("weight_decay", c.weight_decay,
           "Adam: times the parameter is added to its gradient; AdamW: p *= 1 - lr weight_decay");
-  v.field("amsgrad", c.amsgrad, "divide by the largest running mean of squares so far");
-  v.field("maximize", c.maximize, "climb instead of descend");
+  v.field("bias_correction", c.bias_correction, "make up for running means that start at 0");
   v.check(
       "lr", [&] { return c.lr >= 0; }, "must be at least 0");
   v.check(
@@ -41,9 +48,27 @@ void describe(V& v, AdamConfig& c) {
   v.check(
       "weight_decay", [&] { return c.weight_decay >= 0; }, "must be at least 0");
 }
+
+/// Names every option once.
+template <class V>
+void describe(V& v, AdamConfig& c) {
+  describe_adam(v, c);
+  v.field("amsgrad", c.amsgrad, "divide by the largest running mean of squares so far");
+  v.field("maximize", c.maximize, "climb instead of descend");
+}
 template <class V>
 void describe(V& v, AdamWConfig& c) {
   describe(v, static_cast<AdamConfig&>(c));
+}
+template <class V>
+void describe(V& v, HybridAdamConfig& c) {
+  describe_adam(v, c);
+  v.field("adamw_mode", c.adamw_mode, "decay as AdamW; false: as Adam, in the gradient");
+  v.retired("amsgrad", false, "the peer has none; Adam and AdamW take it");
+  v.retired("nvme_offload_fraction", 0.0, "where optimizer states lie is the plugin's choice: its tiers");
+  v.refuse("nvme_offload_dir", "where optimizer states lie is the plugin's choice: its tiers");
+  v.retired("simd_log", false, "the instruction set is part of the numerics key, which is logged");
+  v.retired("set_grad_none", true, "gradients are dropped after each step");
 }
 
 /// m = beta1 m + (1 - beta1) g and v = beta2 v + (1 - beta2) g^2, where g has weight_decay p added to it;
@@ -73,5 +98,8 @@ class AdamW final : public Adam {
   explicit AdamW(const AdamWConfig& config = {}, std::vector<ParamGroup> groups = {});
   const char* type_name() const override { return "AdamW"; }
 };
+
+/// The AdamW or Adam that HybridAdam, FusedAdam and CPUAdam stand for; it goes on from checkpoints of either.
+std::unique_ptr<Optimizer> make_hybrid_adam(const HybridAdamConfig& config);
 
 }  // namespace castor::autograd

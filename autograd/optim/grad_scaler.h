@@ -7,7 +7,15 @@
 
 #include <cstdint>
 
+#include "core/base/error.h"
+
 namespace castor::autograd {
+
+/// Training cannot go on because values are not finite.
+class NumericsError : public Error {
+ public:
+  using Error::Error;
+};
 
 /// How the scale moves. Names are ColossalAI's.
 struct GradScalerConfig {
@@ -18,6 +26,7 @@ struct GradScalerConfig {
   std::int64_t hysteresis = 2;          ///< overflows since the last growth from which on the scale is lowered
   double min_scale = 1;
   double max_scale = 4294967296;  ///< 2^32
+  std::int64_t max_skips = 50;    ///< updates skipped in a row at which the scale is no longer to blame
 };
 
 /// What a checkpoint keeps.
@@ -39,6 +48,7 @@ class GradScaler {
   ///   overflow  any of them is infinite or NaN: the step is skipped
   void update(bool overflow);
 
+  const GradScalerConfig& config() const { return config_; }
   const GradScalerState& state() const { return state_; }
   void set_state(const GradScalerState& state) { state_ = state; }
 

@@ -1,7 +1,15 @@
-// The parameter groups and their defaults.
+// The parameter groups and their defaults, and how states are cut.
 #include "autograd/optim/optimizer.h"
 
 namespace castor::autograd {
+
+std::optional<StateStretch> StateSpec::stretch(const Shape& parameter, std::int64_t offset, std::int64_t count) const {
+  if (is_per_block) return StateStretch{offset / kBlockElements, (count + kBlockElements - 1) / kBlockElements};
+  if (shape == parameter) return StateStretch{offset, count};
+  return std::nullopt;
+}
+
+Shape block_shape(const Shape& parameter) { return {(parameter.numel() + kBlockElements - 1) / kBlockElements}; }
 
 Optimizer::Optimizer(std::vector<ParamGroup> groups, std::map<std::string, double, std::less<>> defaults)
     : defaults_(std::move(defaults)) {

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,13 +24,27 @@ namespace castor::autograd {
 /// Statistics are taken over blocks of this many elements of a logical tensor; shard cuts fall on their boundaries.
 inline constexpr std::int64_t kBlockElements = 1024;
 
-/// One state of a parameter, e.g. "exp_avg". A state whose shape is the parameter's is cut with it; any other is kept
-/// whole by every owner.
+/// Elements [offset, offset + count) of a state.
+struct StateStretch {
+  std::int64_t offset = 0, count = 0;
+};
+
+/// One state of a parameter, e.g. "exp_avg". A state whose shape is the parameter's is cut with it, and so is one with
+/// an element a block; any other is kept whole by every owner.
 struct StateSpec {
   std::string name;
   Shape shape;
   DType dtype = DType::f32;
+  double initial = 0;         ///< what its elements start as
+  bool is_per_block = false;  ///< element i belongs to block i of the parameter; the shape is {blocks}
+
+  /// What of this state belongs to elements [offset, offset + count) of a parameter of shape `parameter`, the offset
+  /// being a block's boundary; nothing for a state that is kept whole.
+  std::optional<StateStretch> stretch(const Shape& parameter, std::int64_t offset, std::int64_t count) const;
 };
+
+/// The blocks that a parameter of this shape has: the shape of a state with an element a block.
+Shape block_shape(const Shape& parameter);
 
 /// A piece [offset, offset + count) of a parameter's row-major elements, with its bytes.
 struct Range {
@@ -41,7 +56,7 @@ struct Range {
   Tensor parameter;                      ///< f32 [count]: the master weights
   Tensor gradient;                       ///< f32|bf16|f16 [count]; undefined = zero by contract
   Tensor copy;                           ///< bf16|f16 [count] or undefined: the compute copy, written in the same pass
-  std::map<std::string, Tensor> states;  ///< by name; cut ones [count], whole ones of their own shape
+  std::map<std::string, Tensor> states;  ///< by name; cut ones [count] or [blocks], whole ones of their own shape
 };
 
 /// A parameter's named arrays of f64.
@@ -51,6 +66,7 @@ using Stats = std::map<std::string, std::vector<double>>;
 struct StepContext {
   std::int64_t step = 1;        ///< counts from 1
   double gradient_scale = 1.0;  ///< multiplies every gradient: 1/loss scale and the clip factor
+  double gradient_norm = 0;     ///< L2 norm of all parameters' gradients times gradient_scale; for needs_gradient_norm
 };
 
 class Optimizer {
@@ -66,6 +82,8 @@ class Optimizer {
   virtual const char* type_name() const = 0;
   /// The states a parameter of this shape needs.
   virtual std::vector<StateSpec> states(const Shape& shape) const = 0;
+  /// True: StepContext has the norm of all gradients.
+  virtual bool needs_gradient_norm() const { return false; }
   /// How many statistics passes a step needs: 0 for SGD and Adam, more for Lamb and Adafactor.
   virtual int stats_passes() const { return 0; }
   /// Adds this range's share of pass `pass` to `carry`. Earlier passes' results are in `finished`.

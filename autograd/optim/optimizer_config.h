@@ -16,6 +16,8 @@ class ConditionChecker {
   template <class T>
   void field(std::string_view, T&, std::string_view) {}
   void refuse(std::string_view, std::string_view) {}
+  template <class T>
+  void retired(std::string_view, const T&, std::string_view) {}
   template <class Condition>
   void check(std::string_view name, Condition&& holds, std::string_view text) {
     if (!holds()) throw ConfigError(cat(type_, ": ", name, " ", text), std::string(name));

@@ -5,9 +5,6 @@
 #include "autograd/optim/step_tensors.h"
 
 namespace castor::autograd {
-namespace {
-constexpr const char* kBuffer = "momentum_buffer";
-}
 
 SGD::SGD(const SGDConfig& config, std::vector<ParamGroup> groups)
     : Optimizer(std::move(groups), {{"lr", config.lr},
@@ -18,7 +15,7 @@ SGD::SGD(const SGDConfig& config, std::vector<ParamGroup> groups)
 
 std::vector<StateSpec> SGD::states(const Shape& shape) const {
   if (!any_nonzero("momentum")) return {};
-  return {{kBuffer, shape, DType::f32}};
+  return {{kMomentumBuffer, shape, DType::f32}};
 }
 
 void SGD::apply(const Range& range, const StepContext& context, const Stats&) const {
@@ -27,16 +24,11 @@ void SGD::apply(const Range& range, const StepContext& context, const Stats&) co
   scalars.lr = static_cast<float>(value(range.group, "lr"));
   scalars.momentum = static_cast<float>(value(range.group, "momentum"));
   scalars.dampening = static_cast<float>(value(range.group, "dampening"));
-  scalars.weight_decay = static_cast<float>(value(range.group, "weight_decay"));
+  (config_.wd_after_momentum ? scalars.late_decay : scalars.weight_decay) =
+      static_cast<float>(value(range.group, "weight_decay"));
   scalars.is_nesterov = config_.nesterov;
   scalars.is_first_step = context.step == 1;
-  const auto buffer = range.states.find(kBuffer);
-  if (scalars.momentum != 0 && buffer == range.states.end()) {
-    throw ConfigError(cat("SGD: momentum became ", scalars.momentum, " in a run that started without any, so '",
-                          *range.name, "' has no momentum_buffer; start with a momentum that is not 0"),
-                      "momentum");
-  }
-  sgd_step(step_tensors(range), scalars.momentum != 0 ? buffer->second : Tensor{}, scalars);
+  sgd_step(step_tensors(range), momentum_buffer(*this, range, scalars.momentum), scalars);
 }
 
 }  // namespace castor::autograd

@@ -12,6 +12,7 @@ struct SGDConfig {
   double dampening = 0;     ///< (group)
   double weight_decay = 0;  ///< (group) >= 0
   bool nesterov = false;    ///< needs momentum > 0 and dampening 0
+  bool wd_after_momentum = false;
   bool maximize = false;
 };
 
@@ -23,6 +24,7 @@ void describe(V& v, SGDConfig& c) {
   v.field("dampening", c.dampening, "the gradient joins the momentum times 1 - dampening");
   v.field("weight_decay", c.weight_decay, "times the parameter is added to its gradient");
   v.field("nesterov", c.nesterov, "look ahead along the momentum");
+  v.field("wd_after_momentum", c.wd_after_momentum, "decay joins the step past the momentum, not the gradient");
   v.field("maximize", c.maximize, "climb instead of descend");
   v.check(
       "lr", [&] { return c.lr >= 0; }, "must be at least 0");
@@ -36,8 +38,8 @@ void describe(V& v, SGDConfig& c) {
 }
 
 /// g += weight_decay p; m = momentum m + (1 - dampening) g, at the first step m = g; p -= lr m, or with nesterov
-/// p -= lr (g + momentum m). State, if any group has momentum when a run starts: "momentum_buffer".
-/// Source: Sutskever et al. 2013, ICML, section 2, in PyTorch's form.
+/// p -= lr (g + momentum m); wd_after_momentum adds weight_decay p to the step and not to g. State, if any group has
+/// momentum when a run starts: "momentum_buffer". Source: Sutskever et al. 2013, ICML, section 2, in PyTorch's form.
 class SGD final : public Optimizer {
  public:
   /// Throws ConfigError for options out of range.

@@ -25,4 +25,20 @@ inline const Tensor& required_state(const Range& range, const char* name) {
   return found->second;
 }
 
+inline constexpr const char* kMomentumBuffer = "momentum_buffer";
+
+/// The state of that name, or an undefined tensor where `momentum` is 0. Throws ConfigError when a run that started
+/// without momentum, and so without the state, has some now.
+inline Tensor momentum_buffer(const Optimizer& optimizer, const Range& range, float momentum) {
+  if (momentum == 0) return {};
+  const Tensor buffer = state_of(range, kMomentumBuffer);
+  if (!buffer.defined()) {
+    throw ConfigError(
+        cat(optimizer.type_name(), ": momentum became ", momentum, " in a run that started without any, so '",
+            *range.name, "' has no momentum_buffer; start with a momentum that is not 0"),
+        "momentum");
+  }
+  return buffer;
+}
+
 }  // namespace castor::autograd

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
@@ -73,27 +75,41 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     }
     std::map<std::string, Tensor> states;
     for (const StateSpec& spec : optimizer.states(x.shape())) {
-      const bool is_cut = spec.shape == x.shape() && !part.is_whole();
-      states[spec.name] = make_state(part, is_cut ? Shape{part.count} : spec.shape, spec.dtype);
+      const auto stretch = spec.stretch(x.shape(), part.offset, part.count);
+      const bool is_cut = stretch && !part.is_whole();
+      states[spec.name] = make_state(part, is_cut ? Shape{stretch->count} : spec.shape, spec.dtype);
     }
     if (is_half && options.keeps_masters)
       states[kMaster] = make_state(part, part.is_whole() ? x.shape() : Shape{part.count}, DType::f32);
     states_.push_back(std::move(states));
   }
+  // Values come when all states are made: a home gives addresses only then.
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    for (const StateSpec& spec : optimizer.states(parts_[i].variable.shape())) {
+      if (spec.initial != 0) fill(states_[i].at(spec.name), spec.initial);
+    }
+  }
   refresh_masters();
 }
 
-Stepper::Work Stepper::fetch(const Part& part) const {
-  Work work{weights_of(part), gradient_of(part)};
+// What a part's step reads and writes that is elsewhere, on its way.
+struct Stepper::Fetching {
+  std::size_t part;
+  SideCopies::Fetch gradient, weights;
+  bool has_left;  // the weights are written back when they are stepped
+};
+
+Stepper::Fetching Stepper::fetch(std::size_t index) {
+  const Part& part = parts_[index];
+  const Tensor weights = weights_of(part);
   const Device place = place_of(part);
-  if (work.gradient.defined()) work.gradient = moved(work.gradient, place);
+  Fetching fetching{index, side_copies_->fetch(gradient_of(part), place), {weights, {}}, weights.device() != place};
+  if (!fetching.has_left) return fetching;
   // Weights with a master are only written.
-  const bool has_master = options_.keeps_masters && work.weights.dtype() != DType::f32;
-  if (work.weights.device() != place) {
-    work.weights =
-        has_master ? Tensor::empty(work.weights.shape(), work.weights.dtype(), place) : moved(work.weights, place);
-  }
-  return work;
+  const bool has_master = options_.keeps_masters && weights.dtype() != DType::f32;
+  fetching.weights = has_master ? SideCopies::Fetch{Tensor::empty(weights.shape(), weights.dtype(), place), {}}
+                                : side_copies_->fetch(weights, place);
+  return fetching;
 }
 
 std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
@@ -103,8 +119,7 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
   const auto& [weights, gradient] = work;
   const auto master = states.find(kMaster);
   const std::int64_t length = options_.cut_elements > 0 ? options_.cut_elements : std::max<std::int64_t>(part.count, 1);
-  std::map<std::string, bool> is_cut;
-  for (const StateSpec& spec : optimizer_.states(shape)) is_cut[spec.name] = spec.shape == shape;
+  const std::vector<StateSpec> specs = optimizer_.states(shape);
   std::vector<Range> ranges;
   for (std::int64_t begin = 0; begin < part.count; begin += length) {
     const std::int64_t count = std::min(length, part.count - begin);
@@ -117,8 +132,12 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
       range.copy = cut(weights);
     }
     if (gradient.defined()) range.gradient = cut(gradient);
-    for (const auto& [name, state] : states) {
-      if (name != kMaster) range.states[name] = is_cut.at(name) ? cut(state) : state;
+    for (const StateSpec& spec : specs) {
+      const auto state = states.find(spec.name);
+      if (state == states.end()) continue;                     // an optimizer that changed its mind says so itself
+      const auto stretch = spec.stretch(shape, begin, count);  // within the part, which starts at a block's boundary
+      range.states[spec.name] =
+          stretch ? flat(state->second).narrow(0, stretch->offset, stretch->count) : state->second;
     }
     ranges.push_back(std::move(range));
   }
@@ -127,10 +146,21 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
 
 void Stepper::step(double gradient_scale) {
   ++step_count_;
-  const StepContext context{step_count_, gradient_scale};
+  StepContext context{step_count_, gradient_scale};
+  if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
+  std::vector<std::size_t> stepped;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    if (parts_[i].count == 0) continue;
-    const Work work = fetch(parts_[i]);
+    if (parts_[i].count > 0) stepped.push_back(i);
+  }
+  if (side_copies_ == nullptr && !stepped.empty())
+    side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[stepped.front()]).device());
+  std::optional<Fetching> next;
+  for (std::size_t n = 0; n < stepped.size(); ++n) {
+    const std::size_t i = stepped[n];
+    if (n == 0) side_copies_->begin();
+    Fetching fetching = next ? *std::exchange(next, std::nullopt) : fetch(i);
+    if (side_copies_->overlaps() && n + 1 < stepped.size()) next = fetch(stepped[n + 1]);
+    const Work work{side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
     const std::vector<Range> ranges = ranges_of(i, work);
     if (before_update_) before_update_(parts_[i], states_[i]);
     Stats finished;
@@ -148,9 +178,9 @@ void Stepper::step(double gradient_scale) {
       optimizer_.finish_pass(pass, ranges.front(), context, finished);
     }
     for (const Range& range : ranges) optimizer_.apply(range, context, finished);
-    const Tensor weights = weights_of(parts_[i]);
-    if (weights.device() != work.weights.device()) copy_across(work.weights, weights);
+    if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[i]));
   }
+  if (side_copies_ != nullptr) side_copies_->end();
 }
 
 // The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
@@ -241,12 +271,14 @@ std::map<std::string, StatePiece> Stepper::named_states() const {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
     const Shape& shape = part.variable.shape();
-    std::map<std::string, Shape> shapes = {{kMaster, shape}};
-    for (const StateSpec& spec : optimizer_.states(shape)) shapes[spec.name] = spec.shape;
-    for (const auto& [name, state] : states_[i]) {
-      const bool is_cut = shapes.at(name) == shape;
-      found[part.variable.name() + "/" + name] = {shapes.at(name), is_cut ? part.offset : 0, state,
-                                                  is_cut || part.offset == 0};
+    std::vector<StateSpec> specs = optimizer_.states(shape);
+    if (states_[i].contains(kMaster)) specs.push_back({kMaster, shape});
+    for (const StateSpec& spec : specs) {
+      const auto state = states_[i].find(spec.name);
+      if (state == states_[i].end()) continue;
+      const auto stretch = spec.stretch(shape, part.offset, part.count);
+      found[part.variable.name() + "/" + spec.name] = {spec.shape, stretch ? stretch->offset : 0, state->second,
+                                                       stretch || part.offset == 0};
     }
   }
   return found;

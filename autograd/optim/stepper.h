@@ -9,11 +9,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "autograd/optim/optimizer.h"
+#include "autograd/optim/side_copies.h"
 #include "autograd/optim/state_home.h"
 
 namespace castor::autograd {
@@ -107,7 +109,8 @@ class Stepper {
   struct Work {
     Tensor weights, gradient;
   };
-  Work fetch(const Part& part) const;
+  struct Fetching;
+  Fetching fetch(std::size_t index);
   struct BlockSums;
   std::vector<BlockSums> sum_blocks() const;
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
@@ -119,6 +122,7 @@ class Stepper {
   std::int64_t step_count_ = 0;
   StatsReducer* reducer_ = nullptr;
   BeforeUpdate before_update_;
+  std::unique_ptr<SideCopies> side_copies_;  // made by the first step
 };
 
 }  // namespace castor::autograd

@@ -13,6 +13,18 @@ namespace castor {
 /// A point in a device's queue. Empty means "already passed".
 using Event = std::shared_ptr<void>;
 
+/// A queue beside a device's own: what it is given runs while the device computes.
+class SideQueue {
+ public:
+  virtual ~SideQueue() = default;
+  /// As `Cuda::stream`, ready for a launch by this thread.
+  virtual void* stream() = 0;
+  /// Copies between any of the device's memory and page-locked host memory.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  virtual Event record() = 0;                 ///< marks its end
+  virtual void wait(const Event& event) = 0;  ///< later work in it starts after `event`
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -30,16 +42,22 @@ class Backend {
 
   virtual void*
   stream() = 0;  ///< the current queue, as `Cuda::stream`, ready for a launch by this thread; nullptr on CPU
-  virtual Event record() = 0;                   ///< marks the current queue's end
-  virtual void wait(const Event& event) = 0;    ///< later work on the current queue starts after `event`
-  virtual void synchronize() = 0;               ///< returns when all work is done
-  virtual std::size_t total_bytes() const = 0;  ///< physical memory; 0 = unknown
+  virtual Event record() = 0;                           ///< marks the current queue's end
+  virtual void wait(const Event& event) = 0;            ///< later work on the current queue starts after `event`
+  virtual bool has_passed(const Event& event) = 0;      ///< without waiting
+  virtual void wait_on_host(const Event& event) = 0;    ///< returns when it has passed
+  virtual std::unique_ptr<SideQueue> open_queue() = 0;  ///< null where there is one queue only, as on a CPU
+  virtual void synchronize() = 0;                       ///< returns when all work is done
+  virtual std::size_t total_bytes() const = 0;          ///< physical memory; 0 = unknown
 };
 
 class CachingAllocator;
 
 /// The backend of a device, made on first use. Throws DeviceError when this build or machine has none.
 Backend& backend(Device device);
+
+/// GPUs that this build can use on this machine; 0 for a build without CUDA.
+int visible_gpus();
 
 /// The allocator of a device; one for each device and process.
 CachingAllocator& allocator(Device device);

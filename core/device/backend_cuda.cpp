@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/base/parallel.h"
+#include "core/device/backend_cpu.h"
 #include "core/device/cuda_runtime.h"
 
 namespace castor {
@@ -45,6 +47,61 @@ class EventPool {
  private:
   std::mutex mutex_;
   std::vector<cudaEvent_t> free_;
+};
+
+void make_device_current(Device device) { check_cuda(cudaSetDevice(device.index), "use the device", device); }
+
+/// Marks the end of a stream of the current device.
+Event record_on(cudaStream_t stream, const std::shared_ptr<EventPool>& pool, Device device) {
+  // The pool outlives the backend as long as somebody holds an event.
+  Event event(pool->take(device), [pool](void* held) { pool->give_back(static_cast<cudaEvent_t>(held)); });
+  check_cuda(cudaEventRecord(static_cast<cudaEvent_t>(event.get()), stream), "record an event", device);
+  return event;
+}
+
+void wait_on(cudaStream_t stream, const Event& event, Device device) {
+  if (!event) return;
+  check_cuda(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event.get()), 0), "wait for an event", device);
+}
+
+/// Of the highest priority: what it brings is waited for, and the little work it has delays nobody.
+class CudaSideQueue final : public SideQueue {
+ public:
+  CudaSideQueue(Device device, std::shared_ptr<EventPool> pool) : device_(device), pool_(std::move(pool)) {
+    make_device_current(device_);
+    int lowest = 0, highest = 0;
+    check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "create a stream", device_);
+    check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "create a stream", device_);
+  }
+  CudaSideQueue(const CudaSideQueue&) = delete;
+  CudaSideQueue& operator=(const CudaSideQueue&) = delete;
+  ~CudaSideQueue() override {
+    if (cudaSetDevice(device_.index) != cudaSuccess) return;
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+
+  void* stream() override {
+    make_device_current(device_);
+    return stream_;
+  }
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    make_device_current(device_);
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copy", device_);
+  }
+  Event record() override {
+    make_device_current(device_);
+    return record_on(stream_, pool_, device_);
+  }
+  void wait(const Event& event) override {
+    make_device_current(device_);
+    wait_on(stream_, event, device_);
+  }
+
+ private:
+  Device device_;
+  std::shared_ptr<EventPool> pool_;
+  cudaStream_t stream_ = nullptr;
 };
 
 class CudaBackend final : public Backend {
@@ -117,17 +174,33 @@ class CudaBackend final : public Backend {
 
   Event record() override {
     make_current();
-    // The pool outlives the backend as long as somebody holds an event.
-    Event event(pool_->take(device_), [pool = pool_](void* held) { pool->give_back(static_cast<cudaEvent_t>(held)); });
-    check_cuda(cudaEventRecord(static_cast<cudaEvent_t>(event.get()), stream_), "record an event", device_);
-    return event;
+    return record_on(stream_, pool_, device_);
   }
 
   void wait(const Event& event) override {
+    make_current();
+    wait_on(stream_, event, device_);
+  }
+
+  bool has_passed(const Event& event) override {
+    if (!event) return true;
+    make_current();
+    const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event.get()));
+    if (status == cudaErrorNotReady) {
+      cudaGetLastError();
+      return false;
+    }
+    check_cuda(status, "ask for an event", device_);
+    return true;
+  }
+
+  void wait_on_host(const Event& event) override {
     if (!event) return;
     make_current();
-    check_cuda(cudaStreamWaitEvent(stream_, static_cast<cudaEvent_t>(event.get()), 0), "wait for an event", device_);
+    check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(event.get())), "wait for an event", device_);
   }
+
+  std::unique_ptr<SideQueue> open_queue() override { return std::make_unique<CudaSideQueue>(device_, pool_); }
 
   void synchronize() override {
     make_current();
@@ -137,7 +210,7 @@ class CudaBackend final : public Backend {
   std::size_t total_bytes() const override { return total_bytes_; }
 
  private:
-  void make_current() const { check_cuda(cudaSetDevice(device_.index), "use the device", device_); }
+  void make_current() const { make_device_current(device_); }
 
   Device device_;
   std::size_t total_bytes_ = 0;
@@ -145,7 +218,33 @@ class CudaBackend final : public Backend {
   std::shared_ptr<EventPool> pool_ = std::make_shared<EventPool>();
 };
 
+/// Host memory that GPUs copy from and to at full speed, beside their computing.
+class PageLockedBackend final : public CpuBackend {
+ public:
+  void* allocate(std::size_t bytes) override {
+    void* data = CpuBackend::allocate(bytes);
+    if (data == nullptr) return nullptr;
+    // Pages that many threads have touched lock in a fraction of the time that the driver alone would take.
+    constexpr std::int64_t kPage = 4096, kGrain = 4096;
+    parallel_for(static_cast<std::int64_t>(bytes) / kPage, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t page = begin; page < end; ++page) static_cast<char*>(data)[page * kPage] = 0;
+    });
+    if (cudaHostRegister(data, bytes, cudaHostRegisterPortable) != cudaSuccess) {
+      cudaGetLastError();
+      CpuBackend::deallocate(data, bytes);
+      return nullptr;
+    }
+    return data;
+  }
+  void deallocate(void* data, std::size_t bytes) override {
+    cudaHostUnregister(data);
+    CpuBackend::deallocate(data, bytes);
+  }
+};
+
 }  // namespace
+
+std::unique_ptr<Backend> make_page_locked_backend() { return std::make_unique<PageLockedBackend>(); }
 
 int cuda_device_count() {
   int count = 0;

@@ -26,4 +26,8 @@ int cuda_device_count();
 /// device; so does every call once the device is lost, except `deallocate`, which leaves that to the next one.
 std::unique_ptr<Backend> make_cuda_backend(int ordinal);
 
+/// Host memory, page-locked: what GPUs copy from and to beside their computing. `allocate` returns nullptr where the
+/// system locks no more.
+std::unique_ptr<Backend> make_page_locked_backend();
+
 }  // namespace castor

@@ -37,6 +37,9 @@ class MetaBackend final : public Backend {
   Event record() override { return {}; }
   void wait(const Event&) override {}
   void synchronize() override {}
+  bool has_passed(const Event&) override { return true; }
+  void wait_on_host(const Event&) override {}
+  std::unique_ptr<SideQueue> open_queue() override { return nullptr; }
   std::size_t total_bytes() const override { return target_.limit_bytes; }
 
  private:
@@ -67,6 +70,14 @@ Entry& add(Table& devices, Device device, std::unique_ptr<Backend> backend) {
   return entry;
 }
 
+/// Memory beside a GPU is page-locked.
+std::unique_ptr<Backend> host_backend() {
+  if constexpr (kHasCuda) {
+    if (cuda_device_count() > 0) return make_page_locked_backend();
+  }
+  return std::make_unique<CpuBackend>();
+}
+
 std::unique_ptr<Backend> cuda_backend(Device device) {
   if constexpr (kHasCuda) {
     return make_cuda_backend(device.index);
@@ -85,8 +96,10 @@ Entry& entry(Device device) {
   const auto found = devices.entries.find({device.type, device.index});
   if (found != devices.entries.end()) {
     last_entry = &found->second;
-  } else if (device == kCpu || device == kHost) {
+  } else if (device == kCpu) {
     last_entry = &add(devices, device, std::make_unique<CpuBackend>());
+  } else if (device == kHost) {
+    last_entry = &add(devices, device, host_backend());
   } else if (device.is_cuda()) {
     last_entry = &add(devices, device, cuda_backend(device));
   } else {
@@ -99,6 +112,14 @@ Entry& entry(Device device) {
 }  // namespace
 
 Backend& backend(Device device) { return *entry(device).backend; }
+
+int visible_gpus() {
+  if constexpr (kHasCuda) {
+    return cuda_device_count();
+  } else {
+    return 0;
+  }
+}
 
 CachingAllocator& allocator(Device device) { return *entry(device).allocator; }
 

@@ -1,79 +1,10 @@
 // Checks of Adafactor. Its statistics are small arrays on the host, because owners of other ranges continue them; they
 // go to the device and back around each kernel.
-#include "core/ops/optim_checks.h"
+#include "core/ops/factored_checks.h"
 
 namespace castor {
 
 using namespace optim_checks;
-
-namespace {
-
-/// Throws unless the range lies within the parameter.
-void check_range(const char* op, const FactoredShape& shape, std::int64_t offset, std::int64_t count) {
-  check_offset(op, offset);
-  const std::int64_t total = shape.batch * shape.rows * shape.columns;
-  if (offset + count > total) {
-    throw ShapeError(
-        cat(op, ": range [", offset, ", ", offset + count, ") reaches beyond the parameter's ", total, " elements"));
-  }
-}
-
-template <class T>
-Tensor small_tensor(std::span<const T> values, Device device) {
-  const CategoryScope scope(Category::workspace);
-  return Tensor::from_values(values, {static_cast<std::int64_t>(values.size())}, device);
-}
-
-/// The factors of a factored update, or both undefined.
-struct Factors {
-  Tensor row, column;
-};
-
-Factors factors_of(const AdafactorMoments& moments, const FactoredShape& shape) {
-  if (!moments.row.defined()) return {};
-  const Device device = moments.row.device();
-  Factors factors{empty_workspace(shape.row_count(), DType::f32, device),
-                  empty_workspace(shape.column_count(), DType::f32, device)};
-  dispatch(device, FactoredMomentsArgs{moments.row.view(),
-                                       moments.column.view(),
-                                       {},
-                                       {},
-                                       {},
-                                       {},
-                                       factors.row.view(),
-                                       factors.column.view(),
-                                       shape,
-                                       1,
-                                       0});
-  return factors;
-}
-
-void check_moments(const char* op, const AdafactorMoments& moments, const FactoredShape& shape) {
-  check_defined(op, "the row moment", moments.row);
-  check_defined(op, "the column moment", moments.column);
-  if (moments.row.numel() != shape.row_count() || moments.column.numel() != shape.column_count() ||
-      !moments.row.is_contiguous() || !moments.column.is_contiguous()) {
-    throw ShapeError(cat(op, ": expected ", shape.row_count(), " row and ", shape.column_count(),
-                         " column moments, got ", moments.row, " and ", moments.column));
-  }
-  if (moments.row.dtype() != DType::f32 || moments.column.dtype() != DType::f32) {
-    throw DTypeError(cat(op, ": moments must be f32, got ", moments.row, " and ", moments.column));
-  }
-}
-
-void check_update(const char* op, const Tensor& like, const AdafactorMoments& moments, const FactoredShape& shape,
-                  std::int64_t offset) {
-  if (moments.row.defined()) {
-    check_moments(op, moments, shape);
-    check_range(op, shape, offset, like.numel());
-  } else {
-    check_defined(op, "the second moment", moments.exp_avg_sq);
-    check_offset(op, offset);
-    check_state(op, "the second moment", moments.exp_avg_sq, like);
-  }
-}
-
-}  // namespace
 
 Cost cost(const FactoredSquaresArgs& args) {
   return {5.0 * static_cast<double>(args.gradient.numel()),
@@ -106,11 +37,7 @@ void adafactor_squares(const Tensor& gradient, double gradient_factor, const Fac
   check_gradient_dtype(kOp, gradient);
   check_flat(kOp, "the gradient", gradient, gradient);
   check_range(kOp, shape, offset, gradient.numel());
-  if (static_cast<std::int64_t>(row_sums.size()) != shape.row_count() ||
-      static_cast<std::int64_t>(column_sums.size()) != shape.column_count()) {
-    throw ShapeError(cat(kOp, ": expected ", shape.row_count(), " row and ", shape.column_count(), " column sums, got ",
-                         row_sums.size(), " and ", column_sums.size()));
-  }
+  check_sums(kOp, shape, row_sums, column_sums);
   if (gradient.numel() == 0) return;
   const Device device = gradient.device();
   const Tensor rows = small_tensor<double>(row_sums, device), columns = small_tensor<double>(column_sums, device);
@@ -126,11 +53,7 @@ AdafactorMoments adafactor_moments(const AdafactorMoments& before, const Factore
                                    double epsilon) {
   constexpr const char* kOp = FactoredMomentsArgs::kName;
   check_moments(kOp, before, shape);
-  if (static_cast<std::int64_t>(row_sums.size()) != shape.row_count() ||
-      static_cast<std::int64_t>(column_sums.size()) != shape.column_count()) {
-    throw ShapeError(cat(kOp, ": expected ", shape.row_count(), " row and ", shape.column_count(), " column sums, got ",
-                         row_sums.size(), " and ", column_sums.size()));
-  }
+  check_sums(kOp, shape, row_sums, column_sums);
   const Device device = common_device(kOp, {&before.row, &before.column});
   const Tensor rows = small_tensor(row_sums, device), columns = small_tensor(column_sums, device);
   AdafactorMoments after{Tensor::empty_like(before.row), Tensor::empty_like(before.column), before.exp_avg_sq};
@@ -148,7 +71,7 @@ double adafactor_update_squares(const Tensor& gradient, const AdafactorMoments& 
   if (!gradient.defined()) return carry;
   check_gradient_dtype(kOp, gradient);
   check_flat(kOp, "the gradient", gradient, gradient);
-  check_update(kOp, gradient, moments, shape, offset);
+  check_second_moments(kOp, gradient, moments, shape, offset);
   if (gradient.numel() == 0) return carry;
   const Device device = common_device(kOp, {&gradient, &moments.row, &moments.column, &moments.exp_avg_sq});
   const Factors factors = factors_of(moments, shape);
@@ -164,7 +87,7 @@ void adafactor_step(const StepTensors& tensors, const Tensor& exp_avg, const Ada
   constexpr const char* kOp = AdafactorArgs::kName;
   check_tensors(kOp, tensors);
   check_state(kOp, "exp_avg", exp_avg, tensors.parameter);
-  check_update(kOp, tensors.parameter, moments, shape, offset);
+  check_second_moments(kOp, tensors.parameter, moments, shape, offset);
   if (tensors.parameter.numel() == 0) return;
   const Device device = common_device(kOp, {&tensors.parameter, &tensors.gradient, &tensors.copy, &exp_avg,
                                             &moments.row, &moments.column, &moments.exp_avg_sq});

@@ -1,51 +1,13 @@
-// Kernels of Adafactor on the CPU. Delicate: rows and columns do not follow blocks. A row's sum is taken by pieces,
-// each a row within a block of the logical tensor, in f32 chains and then f64; a column's in f64, row by row. Neither
-// depends on where a range was cut.
+// Kernels of Adafactor on the CPU; how rows and columns are walked is factored_cpu.h's.
 #include <cmath>
 
+#include "core/ops/factored_cpu.h"
 #include "core/ops/optim_element.h"
-#include "core/ops/optim_stretch.h"
 
 namespace castor {
 namespace {
 
 using namespace optim_cpu;
-
-/// Calls body(row, column, at, width) for each piece of a row within elements [begin, begin + count) of a parameter;
-/// the piece starts `at` elements into them.
-template <class Body>
-void for_each_piece(const FactoredShape& shape, std::int64_t begin, std::int64_t count, Body body) {
-  std::int64_t row = begin / shape.columns, column = begin % shape.columns;
-  for (std::int64_t at = 0; at < count;) {
-    const std::int64_t width = std::min(shape.columns - column, count - at);
-    body(row, column, at, width);
-    at += width;
-    column = 0;
-    ++row;
-  }
-}
-
-/// u = gradient row_factor column_factor for one block.
-void factored_update(const FactoredShape& shape, std::int64_t offset, std::int64_t count, float gradient_factor,
-                     const float* g, const float* row_factor, const float* column_factor, float* u) {
-  for_each_piece(shape, offset, count, [&](std::int64_t row, std::int64_t column, std::int64_t at, std::int64_t width) {
-    const float factor = row_factor[row];
-    const float* columns = column_factor + row / shape.rows * shape.columns + column;
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < width; ++i) u[at + i] = (gradient_factor * g[at + i]) * (factor * columns[i]);
-  });
-}
-
-/// One block's update direction into u, from factors or from the block's own second moment.
-void update_direction(const FactoredShape& shape, std::int64_t offset, std::int64_t count, const AdafactorScalars& s,
-                      const float* g, const float* row_factor, const float* column_factor, const float* v, float* u) {
-  if (row_factor != nullptr) {
-    return factored_update(shape, offset, count, s.gradient_factor, g, row_factor, column_factor, u);
-  }
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i)
-    u[i] = (s.gradient_factor * g[i]) / math::sqrt(optim::second_moment(s, g[i], v[i]));
-}
 
 struct AdafactorUpdate {
   AdafactorScalars s;
@@ -85,43 +47,11 @@ struct AdafactorUpdate {
 
 template <class T>
 void factored_squares(const FactoredSquaresArgs& args) {
-  const std::int64_t columns = args.shape.columns, begin = args.offset, end = args.offset + args.gradient.numel();
-  const T* gradient = args.gradient.as<T>() - begin;  // addressed by the element's place in the parameter
-  const float factor = args.gradient_factor;
-  const std::int64_t first_row = begin / columns, last_row = (end + columns - 1) / columns;
-  parallel_for(last_row - first_row, std::max<std::int64_t>(1, 16384 / columns),
-               [&](std::int64_t from, std::int64_t to) {
-                 for (std::int64_t row = first_row + from; row < first_row + to; ++row) {
-                   std::int64_t at = std::max(begin, row * columns);
-                   const std::int64_t row_end = std::min(end, (row + 1) * columns);
-                   double& sum = args.row_sums.as<double>()[row];
-                   while (at < row_end) {
-                     const std::int64_t piece_end = std::min(row_end, (at / kStatisticsBlock + 1) * kStatisticsBlock);
-                     const T* piece = gradient + at;
-                     sum += static_cast<double>(fold_lanes<float>(
-                         piece_end - at, 0.0f,
-                         [&](float total, std::int64_t i) {
-                           const float g = factor * load(piece[i]);
-                           return math::fma(g, g, total);
-                         },
-                         [](float a, float b) { return a + b; }));
-                     at = piece_end;
-                   }
-                 }
-               });
-  const std::int64_t rows = std::max<std::int64_t>(1, last_row - first_row);
-  parallel_for(columns, std::max<std::int64_t>(64, 16384 / rows), [&](std::int64_t from, std::int64_t to) {
-    for (std::int64_t row = first_row; row < last_row; ++row) {
-      double* sums = args.column_sums.as<double>() + row / args.shape.rows * columns;
-      const std::int64_t low = std::max(from, begin - row * columns), high = std::min(to, end - row * columns);
-      const T* line = gradient + row * columns;
-#pragma GCC ivdep
-      for (std::int64_t c = low; c < high; ++c) {
-        const double g = static_cast<double>(factor * load(line[c]));
-        sums[c] = math::fma(g, g, sums[c]);
-      }
-    }
-  });
+  const T* gradient = args.gradient.as<T>() - args.offset;  // addressed by the element's place in the parameter
+  add_factored_squares(args.shape, args.offset, args.gradient.numel(), args.row_sums, args.column_sums,
+                       [gradient, factor = args.gradient_factor](std::int64_t at, std::int64_t, std::int64_t) {
+                         return factor * load(gradient[at]);
+                       });
 }
 
 /// new = beta2 old + (1 - beta2) (sum / length + epsilon), or old where there are no sums.

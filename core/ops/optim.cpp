@@ -68,8 +68,9 @@ Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begi
 
 AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double gradient_factor) {
   if (step < 1) throw ShapeError(cat("adam_scalars: steps count from 1, got ", step));
-  const double correction1 = 1 - std::pow(options.beta1, static_cast<double>(step));
-  const double correction2 = 1 - std::pow(options.beta2, static_cast<double>(step));
+  const auto t = static_cast<double>(step);
+  const double correction1 = options.is_bias_corrected ? 1 - std::pow(options.beta1, t) : 1;
+  const double correction2 = options.is_bias_corrected ? 1 - std::pow(options.beta2, t) : 1;
   const double decoupled = options.is_decoupled ? options.weight_decay : 0,
                l2 = options.is_decoupled ? 0 : options.weight_decay;
   return {static_cast<float>(gradient_factor),

@@ -8,6 +8,7 @@
 // passed as f32.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -82,7 +83,8 @@ struct AdamScalars {
 /// Options of adam_scalars, as torch.optim.Adam and AdamW name them.
 struct AdamOptions {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
-  bool is_decoupled = true;  ///< true: AdamW's decay; false: decay goes into the gradient
+  bool is_decoupled = true;       ///< true: AdamW's decay; false: decay goes into the gradient
+  bool is_bias_corrected = true;  ///< false: the running means are used as they are
 };
 
 /// The numbers of step `step` (from 1). `gradient_factor` multiplies every gradient (1 / loss scale, clip factor;
@@ -114,10 +116,12 @@ struct SgdScalars {
   float lr = 1e-3f, momentum = 0, dampening = 0, weight_decay = 0;
   bool is_nesterov = false;
   bool is_first_step = false;  ///< the momentum buffer starts as the gradient, whatever it holds
+  float late_decay = 0;        ///< times the parameter is added to the step, past the momentum
+  float limit = HUGE_VALF;     ///< the decayed gradient is limited to [-limit, limit]
 };
 
-/// g = gradient_factor * gradient + weight_decay p; b = momentum b + (1 - dampening) g (b = g at the first step);
-/// p -= lr b, or lr (g + momentum b) with nesterov, or lr g without a buffer.
+/// g = gradient_factor * gradient + weight_decay p, limited; b = momentum b + (1 - dampening) g (b = g at the first
+/// step); u = b, or g + momentum b with nesterov, or g without a buffer; p -= lr (u + late_decay p).
 struct SgdArgs {
   static constexpr const char* kName = "sgd";
   View parameter, gradient, copy, momentum_buffer;
@@ -132,10 +136,12 @@ void sgd_step(const StepTensors& tensors, const Tensor& momentum_buffer, const S
 
 // ---------------------------------------------------------------------------------------------- Lamb
 
-/// Numbers of one Lamb step. m and v as Adam's; u = m mean_factor / (sqrt(v) root_factor + epsilon) + decay p.
+/// Numbers of one Lamb step. m and v as Adam's, of g = gradient_factor * gradient + gradient_decay p;
+/// u = m mean_factor / (sqrt(v) root_factor + epsilon) + decay p.
 struct LambScalars {
   float gradient_factor = 1, beta1 = 0.9f, beta1_rest = 0.1f, beta2 = 0.999f, beta2_rest = 1e-3f;
   float mean_factor = 1, root_factor = 1, epsilon = 1e-6f, decay = 0;  ///< factors of 1 = no bias correction
+  float gradient_decay = 0;
 };
 
 /// The block sums of p^2 and u^2, from the states before this step; writes nothing else.

@@ -47,7 +47,7 @@ struct SgdUpdate {
     // The gradient with decay first, then the momentum.
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i)
-      scratch[i] = math::fma(s.weight_decay, p[begin + i], s.gradient_factor * g[i]);
+      scratch[i] = optim::limited(math::fma(s.weight_decay, p[begin + i], s.gradient_factor * g[i]), s.limit);
     if (momentum != nullptr) {
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < count; ++i) {
@@ -57,7 +57,8 @@ struct SgdUpdate {
       }
     }
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) p[begin + i] = math::fma(-s.lr, scratch[i], p[begin + i]);
+    for (std::int64_t i = 0; i < count; ++i)
+      p[begin + i] = math::fma(-s.lr, math::fma(s.late_decay, p[begin + i], scratch[i]), p[begin + i]);
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/base/math.h"
+#include "core/ops/came.h"
 #include "core/ops/optim.h"
 
 namespace castor::optim {
@@ -23,16 +24,22 @@ CASTOR_HOST_DEVICE AdamElement adam_element(const AdamScalars& s, float g, float
   return {m, v, most, math::fma(-s.step_size, m / size, s.keep * p)};
 }
 
+/// x within [-limit, limit]; NaN stays.
+CASTOR_HOST_DEVICE float limited(float x, float limit) {
+  const float low = x < -limit ? -limit : x;
+  return low > limit ? limit : low;
+}
+
 /// New momentum and parameter.
 struct SgdElement {
   float momentum, parameter;
 };
 /// One element of an SGD step; see SgdArgs. `momentum` is ignored without a buffer.
 CASTOR_HOST_DEVICE SgdElement sgd_element(const SgdScalars& s, float g, float p, float momentum, bool has_buffer) {
-  const float gradient = math::fma(s.weight_decay, p, s.gradient_factor * g);
+  const float gradient = limited(math::fma(s.weight_decay, p, s.gradient_factor * g), s.limit);
   const float kept = s.is_first_step ? gradient : math::fma(s.momentum, momentum, (1.0f - s.dampening) * gradient);
   const float step = !has_buffer ? gradient : s.is_nesterov ? math::fma(s.momentum, kept, gradient) : kept;
-  return {kept, math::fma(-s.lr, step, p)};
+  return {kept, math::fma(-s.lr, math::fma(s.late_decay, p, step), p)};
 }
 
 /// Lamb's direction and new moments of one element.
@@ -40,7 +47,7 @@ struct LambElement {
   float mean, square, update;
 };
 CASTOR_HOST_DEVICE LambElement lamb_element(const LambScalars& s, float g, float p, float m, float v) {
-  const float gradient = s.gradient_factor * g;
+  const float gradient = math::fma(s.gradient_decay, p, s.gradient_factor * g);
   const float mean = math::fma(s.beta1, m, s.beta1_rest * gradient);
   const float square = math::fma(s.beta2, v, (s.beta2_rest * gradient) * gradient);
   const float size = math::fma(math::sqrt(square), s.root_factor, s.epsilon);
@@ -51,6 +58,17 @@ CASTOR_HOST_DEVICE LambElement lamb_element(const LambScalars& s, float g, float
 CASTOR_HOST_DEVICE float second_moment(const AdafactorScalars& s, float g, float v) {
   const float gradient = s.gradient_factor * g;
   return math::fma(s.beta2, v, (1.0f - s.beta2) * math::fma(gradient, gradient, s.epsilon));
+}
+
+/// The running mean of update directions after an element's, and what the direction is off it.
+struct CameElement {
+  float mean, residual;
+};
+/// One element of CAME; `direction` is Adafactor's.
+CASTOR_HOST_DEVICE CameElement came_element(const CameScalars& s, float direction, float mean) {
+  const float update = s.update_factor * direction;
+  const float kept = math::fma(s.beta1, mean, (1.0f - s.beta1) * update);
+  return {kept, update - kept};
 }
 
 }  // namespace castor::optim

@@ -55,15 +55,26 @@ struct ChunkManager::Chunk final : StoragePager {
 // While it lives the manager's own uses of storages are not accesses.
 class ChunkManager::Moving {
  public:
-  explicit Moving(ChunkManager& manager) : manager_(manager), previous_(std::exchange(manager.is_moving_, true)) {}
-  ~Moving() { manager_.is_moving_ = previous_; }
+  explicit Moving(ChunkManager& manager) : manager_(manager), was_moving_(manager.is_moving_) {
+    if (was_moving_) return;
+    manager_.ops_at_move_ = manager_.ops();
+    manager_.is_moving_ = true;
+  }
+  ~Moving() {
+    if (was_moving_) return;
+    manager_.own_ops_ = dispatched_ops() - manager_.ops_at_move_;
+    manager_.is_moving_ = false;
+  }
   Moving(const Moving&) = delete;
   Moving& operator=(const Moving&) = delete;
 
  private:
   ChunkManager& manager_;
-  bool previous_;
+  bool was_moving_;
 };
+
+// Ops of this thread but the manager's.
+std::uint64_t ChunkManager::ops() const { return is_moving_ ? ops_at_move_ : dispatched_ops() - own_ops_; }
 
 ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& parameters, Device device,
                            const ChunkOptions& options, const Fill& fill)
@@ -200,7 +211,7 @@ std::int64_t ChunkManager::last_use(std::size_t chunk) const { return chunks_.at
 
 bool ChunkManager::can_release(std::size_t number) const {
   const Chunk& chunk = *chunks_.at(number);
-  return chunk.state == ChunkState::kGathered && chunk.last_op + kOpsInFlight <= dispatched_ops();
+  return chunk.state == ChunkState::kGathered && chunk.last_op + kOpsInFlight <= ops();
 }
 
 void ChunkManager::release(std::size_t number) {
@@ -237,7 +248,7 @@ std::optional<std::size_t> ChunkManager::upcoming(std::int64_t ahead) const {
 
 void ChunkManager::touch(Chunk& chunk) {
   if (is_moving_) return;
-  chunk.last_op = dispatched_ops();
+  chunk.last_op = ops();
   note_access(chunk);
   if (chunk.state == ChunkState::kReducing) finish_reduce(chunk);
   if (chunk.state == ChunkState::kAway) gather(chunk);

@@ -6,7 +6,8 @@
 // Mechanism only: which chunks stay, move or come early is decided by a ChunkPolicy. Delicate:
 //  * There are no hooks in modules. A chunk's storage has a pager (core/tensor/storage.h), so any code that touches a
 //    parameter finds it: forward, backward, recomputation, validation, a user's own op.
-//  * A chunk that the running op has touched must stay until the op is done; ops are counted by dispatch.
+//  * A chunk that the running op has touched must stay until the op is done; ops are counted by dispatch. The manager's
+//    own are left out: a rank whose piece is empty runs fewer, and all ranks must drop alike.
 //  * All ranks touch the same chunks in the same order within a micro-step; divergence is the CommError of the gather.
 //  * Once a gradient lies in a chunk it cannot be dropped before it was reduced: its other parameters are still used by
 //    backward, this one's last use has passed.
@@ -168,6 +169,7 @@ class ChunkManager final : public autograd::GradientSink {
   class Moving;
 
   void make_pieces();
+  std::uint64_t ops() const;
   void touch(Chunk& chunk);
   void note_access(Chunk& chunk);
   void gather(Chunk& chunk);
@@ -199,7 +201,9 @@ class ChunkManager final : public autograd::GradientSink {
   std::function<void(const Tensor&)> before_change_;
   std::int64_t gathered_bytes_ = 0;
   ChunkTraffic traffic_;
-  bool is_moving_ = false;  // the manager itself takes addresses
+  bool is_moving_ = false;         // the manager itself takes addresses
+  std::uint64_t own_ops_ = 0;      // that the manager ran
+  std::uint64_t ops_at_move_ = 0;  // ops() when it began to move
   std::int64_t position_ = 0;
   bool is_training_ = false;
   std::vector<std::size_t> accesses_;  // of this micro-step

@@ -53,7 +53,10 @@ Gpt::Gpt(const GptConfig& config, const TensorOptions& options) : config_(config
   register_module("blocks", blocks_);
   norm_ = make_norm(block.norm, config.n_embd, config.bias, options);
   register_module("norm", norm_);
-  const LinearOptions head{.bias = false, .weight_init = init, .tensor = options};
+  TensorOptions of_head = options;
+  of_head.has_fp8_products =
+      false;  // 8-bit logits cost accuracy; tied weights are the embedding's, which stays as it is
+  const LinearOptions head{.bias = false, .weight_init = init, .tensor = of_head};
   head_ = config.tie_weights ? std::make_unique<Linear>(wte_->weight())
                              : std::make_unique<Linear>(config.n_embd, config.vocab_size, head);
   register_module("head", *head_);

@@ -99,12 +99,14 @@ std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int
 }
 
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
-                  std::int64_t world_size) {
+                  std::int64_t world_size, bool counts_items) {
   Json key;
   key["castor"] = kVersion;
   key["precision"] = std::string(precision_name(precision));
+  if (precision == Precision::fp8) key["fp8_recipe"] = "e4m3 and e5m2, power of two by this tensor's largest";
   key["micro_batch"] = micro_batch;
   key["global_batch"] = micro_batch * accumulative_counts * world_size;
+  key["loss_normalisation"] = counts_items ? "tokens" : "micro_batch";
   key["threads_per_rank"] = num_threads();
   key["instruction_set"] = std::string(cpu_isa_name(cpu_isa()));
   return key;
@@ -172,6 +174,15 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, O
     throw FormatError(cat("resume from ", path, ": the checkpoint has ", groups, " parameter groups, this run ",
                           wrapper.optimizer().groups().size()),
                       path, 0);
+  }
+  for (std::size_t i = 0; i < groups; ++i) {
+    const std::string& saved_name = optimizer.at("groups").at(i).at("name").string();
+    const std::string& name = wrapper.optimizer().groups()[i].name;
+    if (saved_name != name) {
+      throw FormatError(cat("resume from ", path, ": parameter group ", i, " of the checkpoint is '", saved_name,
+                            "', of this run '", name, "'; train with the paramwise_cfg of the checkpoint"),
+                        path, 0);
+    }
   }
   std::string problems;
   std::vector<Fill> fills;

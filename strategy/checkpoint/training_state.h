@@ -32,9 +32,9 @@ Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedu
 std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int64_t samples);
 
 /// What must be equal for a resumed run to give equal bits (DESIGN "numerics key"): versions, precision, batch sizes,
-/// threads and instruction set, by name.
+/// what micro-batches weigh, threads and instruction set, by name.
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
-                  std::int64_t world_size);
+                  std::int64_t world_size, bool counts_items);
 /// Logs a warning that names every field in which the two differ.
 void warn_about_numerics(const Json& saved, const Json& current);
 

@@ -17,8 +17,12 @@
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
+#include "dist/comm_meta.h"
+#include "dist/launch.h"
 #include "strategy/colossalai_strategy.h"
+#include "strategy/config/load.h"
 #include "strategy/plan.h"
+#include "strategy/ranks.h"
 #include "strategy/registry.h"
 
 namespace castor::strategy {
@@ -112,6 +116,18 @@ class OpTimer final : public DispatchObserver {
   std::map<std::string, Total> totals_;
 };
 
+/// The plugin's config with what the command line says.
+TypedConfig plugin_config(const BenchArguments& arguments) {
+  TypedConfig config{*arguments.plugin};
+  config.node = ConfigNode::map();
+  config.node.set("type", *arguments.plugin);
+  if (*arguments.plugin != "TorchDDPPlugin") config.node.set("precision", arguments.precision);
+  Diagnostics diagnostics;
+  apply_overrides(config.node, arguments.plugin_options, diagnostics);
+  diagnostics.throw_if_any("--plugin-options");
+  return config;
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const std::size_t half = values.size() / 2;
@@ -121,7 +137,16 @@ double median(std::vector<double> values) {
 }  // namespace
 
 int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out) {
-  const Device device = device_from_name(arguments.device);
+  const dist::Environment environment = dist::process_environment();
+  const dist::RankInfo info = dist::rank_info_from(environment, dist::infer_launcher(environment));
+  const bool is_named = arguments.device && arguments.device->starts_with("cuda:");
+  const Device device =
+      is_named ? device_from_name(*arguments.device) : device_of_rank(arguments.device, info.local_rank, "--device");
+  if (info.world_size > 1 && !arguments.plugin)
+    throw ConfigError(cat("bench: ", info.world_size, " ranks need a --plugin"), "--plugin");
+  const std::unique_ptr<Ranks> ranks =
+      arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{}) : nullptr;
+  const bool is_main = info.rank == 0;
   const Precision precision = precision_of(arguments.precision, "--precision");
   const TypedConfig config = model_config(arguments);
   const ModelFactory model = [&](const autograd::TensorOptions& where) { return registry.models.build(config, where); };
@@ -135,8 +160,12 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   options.clip = ClipConfig{};
   options.clip->max_norm = 1.0;
   options.dispatch.train_micro_batch_size_per_gpu = arguments.batch;
+  const auto paper = dist::make_meta_comm(info.rank, info.world_size);
   const auto make_strategy = [&](Device where) {
-    return std::make_unique<ColossalAIStrategy>(where, 0, AutoScaleConfig{}, precision);
+    if (ranks == nullptr) return std::make_unique<ColossalAIStrategy>(where, 0, AutoScaleConfig{}, precision);
+    return std::make_unique<ColossalAIStrategy>(where, 0, AutoScaleConfig{},
+                                                registry.plugins.build(plugin_config(arguments)),
+                                                where.is_meta() ? *paper : ranks->world(), precision);
   };
   const Plan plan = make_plan(make_strategy, model, options,
                               {Tensor::zeros({arguments.batch, arguments.context}, DType::i64),
@@ -156,20 +185,23 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   std::vector<double> seconds;
   double loss = 0;
   for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
-    const autograd::Batch batch = tokens_on(device, arguments, static_cast<std::uint64_t>(i));
+    const auto number = static_cast<std::uint64_t>(i * info.world_size + info.rank);
+    const autograd::Batch batch = tokens_on(device, arguments, number);
     const auto start = Clock::now();
     loss = strategy->train_step(batch).losses.at("loss");
     backend(device).synchronize();
     if (i >= arguments.warmup) seconds.push_back(seconds_since(start));
   }
   const double step = median(seconds);
-  const auto tokens = static_cast<double>(arguments.batch * arguments.context);
+  const auto tokens = static_cast<double>(arguments.batch * arguments.context * info.world_size);
   const MemoryStats memory = allocator(device).stats();
   nlohmann::ordered_json json;
   json["model"] = arguments.model;
   json["parameters"] = plan.parameters;
   json["device"] = to_string(device);
   json["precision"] = arguments.precision;
+  json["plugin"] = arguments.plugin.value_or("");
+  json["ranks"] = info.world_size;
   json["batch"] = arguments.batch;
   json["context"] = arguments.context;
   json["recompute"] = arguments.recompute;
@@ -180,7 +212,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["step_seconds_max"] = *std::max_element(seconds.begin(), seconds.end());
   json["tokens_per_second"] = tokens / step;
   json["flops_of_a_step"] = plan.flops;
-  json["tflops_per_second"] = plan.flops / step / 1e12;
+  json["tokens_per_second_per_rank"] = tokens / step / info.world_size;
+  json["tflops_per_second_per_rank"] = plan.flops / step / 1e12;
   json["loss"] = loss;
   for (int i = 0; i < kCategoryCount; ++i) {
     const std::string name(category_name(static_cast<Category>(i)));
@@ -200,15 +233,22 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                              {"gigabytes_per_second", op.bytes / op.seconds / 1e9}});
     }
   }
+  if (!is_main) return kExitOk;
   if (arguments.json) {
     out << dump_json(Json(json), 2) << "\n";
     return kExitOk;
   }
-  out << arguments.model << " on " << device << ", " << arguments.precision << ", " << arguments.batch << " x "
-      << arguments.context << " tokens" << (arguments.recompute ? ", recompute" : "") << ": " << std::fixed
-      << std::setprecision(0) << tokens / step << " tokens/s, " << std::setprecision(1) << plan.flops / step / 1e12
-      << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
-      << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
+  out << arguments.model << " on " << device << ", " << arguments.precision;
+  if (ranks != nullptr) {
+    out << ", " << *arguments.plugin;
+    for (const std::string& option : arguments.plugin_options) out << " " << option;
+    out << " on " << info.world_size << (info.world_size == 1 ? " rank" : " ranks");
+  }
+  out << ", " << arguments.batch << " x " << arguments.context << " tokens"
+      << (arguments.recompute ? ", recompute" : "") << ": " << std::fixed << std::setprecision(0)
+      << tokens / step / info.world_size << (info.world_size == 1 ? " tokens/s, " : " tokens/s a rank, ")
+      << std::setprecision(1) << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1)
+      << step * 1e3 << " ms (" << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
       << setup << " s, loss " << std::setprecision(3) << loss << "\n"
       << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
@@ -242,8 +282,11 @@ Subcommand bench_command() {
     list.option("--model", arguments->model, "SIZE", "124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
     list.option("--batch", arguments->batch, "N", "sequences of a step");
     list.option("--context", arguments->context, "N", "tokens of a sequence");
-    list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N");
-    list.option("--precision", arguments->precision, "NAME", "fp32, bf16 or fp16");
+    list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N; left out: a GPU where there is one");
+    list.option("--plugin", arguments->plugin, "NAME",
+                "TorchDDPPlugin, lowlevel-zero or gemini: under castor run, too");
+    list.option("--plugin-options", arguments->plugin_options, "KEY=VALUE ...", "of the plugin's config");
+    list.option("--precision", arguments->precision, "NAME", "fp32, bf16, fp16, fp16_apex or fp8");
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");

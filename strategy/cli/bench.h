@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "strategy/cli/command_line.h"
 
@@ -11,10 +13,12 @@ namespace castor::strategy {
 
 /// What `castor bench` was given.
 struct BenchArguments {
-  std::string model = "124M";   ///< a size of the table in bench.cpp
-  std::int64_t batch = 8;       ///< sequences of a micro-batch
-  std::int64_t context = 1024;  ///< tokens of a sequence
-  std::string device = "cpu";
+  std::string model = "124M";               ///< a size of the table in bench.cpp
+  std::int64_t batch = 8;                   ///< sequences of a micro-batch
+  std::int64_t context = 1024;              ///< tokens of a sequence
+  std::optional<std::string> device;        ///< none: a GPU where there is one
+  std::optional<std::string> plugin;        ///< a registered plugin; none: one process without
+  std::vector<std::string> plugin_options;  ///< KEY=VALUE of its config
   std::string precision = "bf16";
   std::int64_t steps = 20;  ///< timed
   std::int64_t warmup = 3;  ///< not timed

@@ -2,6 +2,7 @@
 // taken and forgotten, and flags that say the same must not contradict each other.
 #include "strategy/cli/run.h"
 
+#include <algorithm>
 #include <charconv>
 #include <memory>
 #include <utility>
@@ -42,31 +43,70 @@ int usable_cpus() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-int processes_of(const RunArguments& arguments) {
-  const std::string flag = "--nproc-per-node";
-  const std::string text = arguments.nproc_per_node.value_or("1");
-  if (text == "auto" || text == "cpu") return usable_cpus();
-  if (text == "gpu") {
-    refuse(flag, "this version's ranks compute on the CPU, so there are no GPUs to count; give a number, cpu or auto");
-  }
-  const auto number = number_in(text);
-  if (!number) refuse(flag, cat("a number, cpu or auto expected, got '", text, "'"));
-  return in_range(flag, *number, 1, kMostProcesses);
-}
+/// "N" or "MIN:MAX".
+struct Range {
+  int least = 1;
+  int most = 1;
+};
 
-int nodes_of(const RunArguments& arguments) {
-  const std::string flag = "--nnodes";
-  const std::string text = arguments.nnodes.value_or("1");
+Range range_of(const std::string& flag, const std::string& text, const char* expected, std::int64_t limit) {
   const std::size_t colon = text.find(':');
   const auto least = number_in(std::string_view(text).substr(0, colon));
   const auto most = colon == std::string::npos ? least : number_in(std::string_view(text).substr(colon + 1));
-  if (!least || !most) refuse(flag, cat("N or MIN:MAX expected, got '", text, "'"));
-  if (*least != *most) {
-    refuse(flag, cat("got ", text,
-                     ", but a job keeps its number of machines; give one number, and after a loss start the job again "
-                     "on those that are left: a checkpoint is read by any number of ranks"));
+  if (!least || !most) refuse(flag, cat(expected, " expected, got '", text, "'"));
+  const Range range{in_range(flag, *least, 1, limit), in_range(flag, *most, 1, limit)};
+  if (range.least > range.most) refuse(flag, cat("MIN is above MAX in '", text, "'"));
+  return range;
+}
+
+Range processes_of(const RunArguments& arguments) {
+  const std::string flag = "--nproc-per-node";
+  const std::string text = arguments.nproc_per_node.value_or("1");
+  if (text == "auto" || text == "cpu") return {usable_cpus(), usable_cpus()};
+  if (text == "gpu") {
+    refuse(flag, "this version's ranks compute on the CPU, so there are no GPUs to count; give a number, cpu or auto");
   }
-  return in_range(flag, *least, 1, kMostNodes);
+  return range_of(flag, text, "a number, MIN:MAX, cpu or auto", kMostProcesses);
+}
+
+void set_sizes(const RunArguments& arguments, dist::RunJobOptions& options) {
+  const Range processes = processes_of(arguments);
+  const Range nodes = range_of("--nnodes", arguments.nnodes.value_or("1"), "N or MIN:MAX", kMostNodes);
+  const bool may_restart = arguments.max_restarts > 0;
+  options.processes = processes.most;
+  options.nodes = nodes.most;
+  options.least_nodes = nodes.least;
+  if (processes.least == processes.most) return;
+  if (nodes.most > 1) {
+    refuse("--nproc-per-node",
+           "MIN:MAX is for a job of one machine; of several let machines be fewer: --nnodes MIN:MAX");
+  }
+  if (!may_restart)
+    refuse("--nproc-per-node", "ranks become fewer in a restart only; give --max-restarts, or one number");
+  options.least_processes = processes.least;
+}
+
+void set_patience(const RunArguments& arguments, dist::RunJobOptions& options) {
+  if (!arguments.rdzv_conf) return;
+  const std::string flag = "--rdzv-conf";
+  if (options.nodes == 1 || (options.least_nodes == options.nodes && arguments.max_restarts == 0)) {
+    refuse(flag, "is for jobs of several machines that meet again: with --max-restarts, or --nnodes MIN:MAX");
+  }
+  constexpr std::int64_t kLongest = 7 * 24 * 3600;
+  std::string_view rest = *arguments.rdzv_conf;
+  while (!rest.empty()) {
+    const std::string entry(rest.substr(0, rest.find(',')));
+    rest.remove_prefix(std::min(rest.size(), entry.size() + 1));
+    const std::size_t equals = entry.find('=');
+    const std::string key = entry.substr(0, equals);
+    const auto seconds =
+        equals == std::string::npos ? std::nullopt : number_in(std::string_view(entry).substr(equals + 1));
+    if ((key != "last_call_timeout" && key != "join_timeout") || !seconds) {
+      refuse(flag, cat("last_call_timeout=SECONDS and join_timeout=SECONDS expected, got '", entry, "'"));
+    }
+    const std::chrono::seconds time(in_range(flag, *seconds, 0, kLongest));
+    (key == "join_timeout" ? options.join_timeout : options.last_call) = time;
+  }
 }
 
 struct Endpoint {
@@ -136,8 +176,7 @@ void set_secret(const dist::Environment& environment, dist::RunJobOptions& optio
 dist::RunJobOptions run_job_options(const RunArguments& arguments, const dist::Environment& environment) {
   dist::RunJobOptions options;
   options.command = arguments.program;
-  options.processes = processes_of(arguments);
-  options.nodes = nodes_of(arguments);
+  set_sizes(arguments, options);
   if (options.nodes > 1 && !arguments.node_rank) {
     refuse("--node-rank", cat("a job of ", options.nodes, " machines needs the number of this one, from 0 to ",
                               options.nodes - 1, "; machine 0 is the one that the endpoint names"));
@@ -145,6 +184,7 @@ dist::RunJobOptions run_job_options(const RunArguments& arguments, const dist::E
   options.node_rank = in_range("--node-rank", arguments.node_rank.value_or(0), 0, options.nodes - 1);
   set_store(arguments, options);
   set_secret(environment, options);
+  set_patience(arguments, options);
   options.max_restarts = in_range("--max-restarts", arguments.max_restarts, 0, kMostRestarts);
   if (arguments.rdzv_id) {
     const std::string& id = *arguments.rdzv_id;
@@ -169,11 +209,12 @@ Subcommand run_command(std::function<int(const dist::RunJobOptions&)> run_job) {
   command.summary = "start a program as the ranks of a job, with torchrun's flags and environment variables";
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
-    list.option("--nproc-per-node,--nproc_per_node", arguments->nproc_per_node, "N|cpu|auto",
-                "ranks on this machine; cpu and auto: one for each CPU that may be used (default 1)");
-    list.option("--nnodes", arguments->nnodes, "N",
-                "machines; each runs this command with its own --node-rank "
-                "(default 1); MIN:MAX only with equal numbers");
+    list.option("--nproc-per-node,--nproc_per_node", arguments->nproc_per_node, "N|MIN:MAX|cpu|auto",
+                "ranks on this machine; cpu and auto: one for each CPU that may be used; MIN:MAX: MAX, and fewer in a "
+                "restart after the same rank has failed first twice (default 1)");
+    list.option("--nnodes", arguments->nnodes, "N|MIN:MAX",
+                "machines; each runs this command with its own --node-rank; with MIN:MAX the job starts, and starts "
+                "again, on those that are there (default 1)");
     list.option("--node-rank,--node_rank", arguments->node_rank, "N", "the number of this machine, from 0");
     list.option("--rdzv-endpoint,--rdzv_endpoint", arguments->rdzv_endpoint, "HOST:PORT",
                 "where ranks meet: the address of machine 0, which listens there; left out: this machine's loopback "
@@ -182,11 +223,15 @@ Subcommand run_command(std::function<int(const dist::RunJobOptions&)> run_job) {
                 "both mean the meeting place that machine 0 serves");
     list.option("--rdzv-id,--rdzv_id", arguments->rdzv_id, "NAME",
                 "the job's name, TORCHELASTIC_RUN_ID (default castor)");
+    list.option("--rdzv-conf,--rdzv_conf", arguments->rdzv_conf, "KEY=SECONDS,...",
+                "last_call_timeout: wait so long for machines above MIN at the start (30); join_timeout: and for those "
+                "up to MIN (600)");
     list.flag("--standalone", arguments->standalone, "a job of this machine alone, with a port of its own");
     list.option("--master-addr,--master_addr", arguments->master_addr, "HOST", "as the host of --rdzv-endpoint");
     list.option("--master-port,--master_port", arguments->master_port, "PORT", "as the port of --rdzv-endpoint");
     list.option("--max-restarts,--max_restarts", arguments->max_restarts, "N",
-                "how often a job that failed is started anew, all ranks together");
+                "how often a job that failed is started anew, all ranks together; castor train then goes on from the "
+                "newest checkpoint that this job saved");
     list.option("--log-dir,--log_dir", arguments->log_dir, "DIR",
                 "write what ranks print to DIR/NAME/attempt_0/RANK/stdout.log and stderr.log; left out: rank 0 prints "
                 "here, and lines of other ranks begin with [rank1]:");

@@ -16,12 +16,13 @@ namespace castor::strategy {
 
 /// What `castor run` was given, as it was written.
 struct RunArguments {
-  std::optional<std::string> nproc_per_node;  ///< "4", "cpu", "auto"; 1 if left out
-  std::optional<std::string> nnodes;          ///< "2" or "2:2"; 1 if left out
+  std::optional<std::string> nproc_per_node;  ///< "4", "2:4", "cpu", "auto"; 1 if left out
+  std::optional<std::string> nnodes;          ///< "2" or "1:2"; 1 if left out
   std::optional<std::int64_t> node_rank;
   std::optional<std::string> rdzv_backend;   ///< "c10d" or "static"
   std::optional<std::string> rdzv_endpoint;  ///< "host", "host:port" or "[address]:port"
   std::optional<std::string> rdzv_id;
+  std::optional<std::string> rdzv_conf;  ///< "last_call_timeout=30,join_timeout=600"
   bool standalone = false;
   std::optional<std::string> master_addr;
   std::optional<std::int64_t> master_port;

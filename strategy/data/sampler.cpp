@@ -34,14 +34,14 @@ Sampler::Sampler(std::int64_t sample_count, const SamplerOptions& options)
   if (options.batch_size < 1)
     throw ConfigError(cat("dataloader: batch_size must be at least 1, got ", options.batch_size), "batch_size");
   if (sample_count < 1) throw ConfigError("dataloader: the dataset has no samples", "dataset");
-  const std::int64_t per_step = options.batch_size * options.world_size;
+  const std::int64_t per_step = options.batch_size * options.world_size * options.unit;
   const std::int64_t whole = sample_count / per_step;
-  micro_steps_ = options.drop_last ? whole : whole + (sample_count % per_step != 0 ? 1 : 0);
+  micro_steps_ = options.unit * (options.drop_last ? whole : whole + (sample_count % per_step != 0 ? 1 : 0));
   if (micro_steps_ == 0) {
-    throw ConfigError(
-        cat("dataloader: ", sample_count, " samples do not fill one micro-batch of ", options.batch_size,
-            " on each of ", options.world_size, " ranks, and drop_last leaves the rest out; use a smaller batch_size"),
-        "batch_size");
+    throw ConfigError(cat("dataloader: ", sample_count, " samples do not fill one micro-batch of ", options.batch_size,
+                          " on each of ", options.world_size * options.unit,
+                          " ranks, and drop_last leaves the rest out; use a smaller batch_size"),
+                      "batch_size");
   }
 }
 

@@ -32,8 +32,9 @@ struct SamplerOptions {
   std::int64_t batch_size = 1;  ///< b: samples of a micro-batch
   std::int64_t world_size = 1;  ///< W
   std::int64_t rank = 0;        ///< r
-  /// true: an epoch's tail that does not fill W micro-batches is left out. false, in training: the order is continued
-  /// from its start until it does (mmengine's round_up).
+  std::int64_t unit = 1;        ///< an epoch takes a multiple of so many micro-steps: where W stands for more ranks
+  /// true: an epoch's tail that does not fill unit * W micro-batches is left out. false, in training: the order is
+  /// continued from its start until it does (mmengine's round_up).
   bool drop_last = false;
   /// false: nothing is repeated; the last micro-batches are smaller or empty. For exact evaluation.
   bool round_up = true;

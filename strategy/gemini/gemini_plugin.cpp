@@ -220,7 +220,7 @@ class GeminiSharding final : public Sharding {
 
 PluginSettings GeminiPlugin::settings() const {
   PluginSettings settings;
-  settings.precision = precision_of(config_.precision, "strategy.plugin.precision");
+  settings.precision = plugin_precision(config_.precision, config_.use_fp8);
   settings.grad_scaler = config_.grad_scaler;
   if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
   settings.builds_on_meta = true;

@@ -20,6 +20,7 @@ class GeminiPlugin final : public Plugin {
   struct Config {
     std::string placement_policy = "static";
     std::string precision = "fp16";
+    bool use_fp8 = false;
     bool enable_gradient_accumulation = false;
     std::int64_t max_prefetch = 0;
     double shard_param_frac = 1.0;
@@ -57,7 +58,8 @@ template <class V>
 void describe(V& v, GeminiPlugin::Config& c) {
   v.field("placement_policy", c.placement_policy,
           "static: the fractions below say what is where; auto: as much as fits is kept", one_of({"static", "auto"}));
-  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32"}));
+  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32", "fp8"}));
+  v.field("use_fp8", c.use_fp8, "with precision bf16: linear layers multiply 8-bit numbers, as precision fp8 says");
   v.field("enable_gradient_accumulation", c.enable_gradient_accumulation,
           "keep f32 sums of gradients between micro-steps; needed for accumulative_counts above 1");
   v.field("max_prefetch", c.max_prefetch, "chunks that are gathered ahead of their use", at_least(0));
@@ -117,6 +119,9 @@ void describe(V& v, GeminiPlugin::Config& c) {
   v.check(
       "nvme_offload_param_fraction", [&] { return c.nvme_offload_param_fraction == 0 || c.offload_param_frac > 0; },
       "is a share of offload_param_frac, which is 0");
+  v.check(
+      "nvme_offload_param_fraction", [&] { return c.nvme_offload_param_fraction == 0 || c.offload_optim_frac == 1; },
+      "needs offload_optim_frac: 1, since weights in files are stepped on the host");
   v.retired("chunk_config_dict", ConfigNode(), "chunks are laid out by min_chunk_size_m and search_range_m");
   v.retired("chunk_init_device", ConfigNode(), "chunks are filled one at a time where the model lives");
   v.retired("pin_memory", ConfigNode(false), "host memory is pinned where a device can use it");
@@ -130,7 +135,6 @@ void describe(V& v, GeminiPlugin::Config& c) {
   v.retired("enable_flash_attention", ConfigNode(false), "attention never stores its scores");
   v.retired("enable_sequence_parallelism", ConfigNode(false), "Castor has no tensor parallelism");
   v.retired("enable_jit_fused", ConfigNode(false), "kernels are always the fused ones");
-  v.retired("use_fp8", ConfigNode(false), "not in this version");
   v.retired("fp8_communication", ConfigNode(false), "weights are gathered in the precision they are used in");
 }
 

@@ -46,7 +46,7 @@ Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForeca
   for (std::size_t i = 0; i < chunks.size(); ++i) {
     if (!chunks[i].is_trained) continue;
     const double bytes = state_bytes(chunks[i]);
-    if (bytes <= room) {
+    if (bytes <= room && !placement.homes[i].piece_on_disk) {
       room -= bytes;
     } else {
       placement.homes[i].states = tiers.host;

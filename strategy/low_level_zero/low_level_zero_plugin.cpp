@@ -167,7 +167,7 @@ LowLevelZeroPlugin::LowLevelZeroPlugin(const Config& config) : config_(config) {
 
 PluginSettings LowLevelZeroPlugin::settings() const {
   PluginSettings settings;
-  settings.precision = precision_of(config_.precision, "strategy.plugin.precision");
+  settings.precision = plugin_precision(config_.precision, config_.use_fp8);
   settings.grad_scaler = config_.grad_scaler;
   if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
   return settings;

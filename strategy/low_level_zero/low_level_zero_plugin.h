@@ -19,6 +19,7 @@ class LowLevelZeroPlugin final : public Plugin {
   struct Config {
     std::int64_t stage = 1;
     std::string precision = "fp16";
+    bool use_fp8 = false;
     autograd::GradScalerConfig grad_scaler = {.initial_scale = 4294967296.0};
     double max_norm = 0;
     double norm_type = 2;
@@ -43,7 +44,8 @@ class LowLevelZeroPlugin final : public Plugin {
 template <class V>
 void describe(V& v, LowLevelZeroPlugin::Config& c) {
   v.field("stage", c.stage, "1: optimizer states are sharded; 2: gradients too", at_least(1), at_most(2));
-  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32"}));
+  v.field("precision", c.precision, "of weights and activations", one_of({"fp16", "bf16", "fp32", "fp8"}));
+  v.field("use_fp8", c.use_fp8, "with precision bf16: linear layers multiply 8-bit numbers, as precision fp8 says");
   describe_grad_scaler(v, c.grad_scaler);
   v.field("max_norm", c.max_norm, "largest L2 norm of all gradients; 0: no clipping", at_least(0));
   v.field("norm_type", c.norm_type, "the norm's order; only 2", at_least(2), at_most(2));
@@ -64,7 +66,6 @@ void describe(V& v, LowLevelZeroPlugin::Config& c) {
           at_least(1));
   v.retired("cast_inputs", ConfigNode(true), "floating-point inputs always get the model's precision");
   v.retired("fp8_communication", ConfigNode(false), "gradients are exchanged in the precision they are computed in");
-  v.retired("use_fp8", ConfigNode(false), "not in this version");
   v.retired("verbose", ConfigNode(false), "skipped steps are always logged");
 }
 

@@ -42,6 +42,8 @@ class RunControl {
   virtual ~RunControl() = default;
   virtual BaseStrategy& strategy() = 0;
   virtual const RunProgress& progress() const = 0;
+  /// Where the model computes.
+  virtual Device device() const = 0;
   virtual const std::string& work_dir() const = 0;
   virtual const std::string& log_dir() const = 0;
   /// False inside an accumulation window, whose sums are not saved.

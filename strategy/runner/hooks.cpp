@@ -64,7 +64,7 @@ void LoggerHook::after_train_iter(RunControl& run) {
   const RunProgress& p = run.progress();
   window_.push_back(p);
   const double tokens_per_second = static_cast<double>(p.items) / std::max(p.step_seconds, 1e-9);
-  const MemoryStats memory = allocator(kCpu).stats();
+  const MemoryStats memory = allocator(run.device()).stats();
   if (bar_ == nullptr)
     bar_ = std::make_unique<ProgressBar>(Console::standard_output(), "train", p.max_iters, p.iter - 1);
   bar_->update(p.iter,

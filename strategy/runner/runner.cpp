@@ -66,10 +66,11 @@ std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, 
   options.batch_size = config.batch_size;
   options.drop_last = config.drop_last;
   options.round_up = is_training;
-  if (job_ != nullptr) {
-    options.world_size = job_->info().world_size;
-    options.rank = job_->info().rank;
+  if (ranks_ != nullptr) {
+    options.world_size = info_.world_size;
+    options.rank = info_.rank;
   }
+  if (is_training) options.unit = micro_steps_per_iter();
   options = registry_.samplers.build(config.sampler, options);
   return std::make_unique<DataLoader>(registry_.datasets.build(config.dataset), options);
 }
@@ -84,8 +85,10 @@ PrepareOptions Runner::prepare_options() const {
   PrepareOptions options;
   const OptimWrapperConfig& wrapper = *config_.optim_wrapper;
   options.optimizer = [this, typed = wrapper.optimizer] { return registry_.optimizers.build(typed); };
-  options.accumulative_counts = wrapper.accumulative_counts;
+  options.accumulative_counts = wrapper.accumulative_counts * micro_steps_per_iter();
   options.clip = wrapper.clip_grad;
+  options.paramwise = wrapper.paramwise_cfg;
+  options.counts_items = wrapper.loss_normalisation == "tokens";
   for (const TypedConfig& typed : as_list(config_.param_scheduler)) {
     options.param_schedulers.push_back(
         [this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
@@ -95,6 +98,7 @@ PrepareOptions Runner::prepare_options() const {
   if (progress_.by_epoch) options.dispatch.max_epochs = progress_.max_epochs;
   options.dispatch.epoch_length = progress_.epoch_length;
   options.dispatch.train_micro_batch_size_per_gpu = config_.train_dataloader->batch_size;
+  options.dispatch.micro_steps_per_iter = micro_steps_per_iter();
   return options;
 }
 
@@ -104,18 +108,39 @@ bool Runner::has_plugin() const {
 }
 
 void Runner::join_job() {
-  const dist::RankInfo info = dist::rank_info_from(dist::process_environment(), *config_.launcher);
-  if (info.world_size == 1 && !has_plugin()) return;
-  job_ = std::make_unique<dist::Job>(info, dist::JobOptions{});
+  info_ = dist::rank_info_from(dist::process_environment(), *config_.launcher);
+  device_ = device_of_rank(config_.env_cfg.device, info_.local_rank, "env_cfg.device");
+  if (info_.world_size == 1 && !has_plugin()) return;
+  dist::JobOptions options;
+  options.comm.timeout = std::chrono::seconds(config_.env_cfg.dist_cfg.timeout);
+  options.record_folder = join_path(config_.work_dir, "flight_records");
+  const std::map<std::string, dist::Transport> transports{{"auto", dist::Transport::kAuto},
+                                                          {"shared_memory", dist::Transport::kSharedMemory},
+                                                          {"tcp", dist::Transport::kTcp},
+                                                          {"mpi", dist::Transport::kMpi}};
+  options.transport = transports.at(config_.env_cfg.dist_cfg.transport);
+  ranks_ = std::make_unique<Ranks>(info_, device_, options);
   const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
-  job_->world().broadcast(drawn, 0, "seed");
+  ranks_->world().broadcast(drawn, 0, "seed");
   config_.randomness.seed = drawn.data<std::int64_t>()[0];
 }
 
+std::int64_t Runner::micro_steps_per_iter() const {
+  if (info_.full_world_size % info_.world_size != 0) {
+    throw ConfigError(cat("launcher: the job was asked for ", info_.full_world_size, " ranks and has ",
+                          info_.world_size, " now, which cannot take equal shares of ", info_.full_world_size,
+                          " micro-batches an iteration, so its global batch would change; go on with a number of ranks "
+                          "that divides ",
+                          info_.full_world_size, ", or start a new job with --resume"),
+                      "launcher");
+  }
+  return info_.full_world_size / info_.world_size;
+}
+
 bool Runner::on_any_rank(bool value) {
-  if (job_ == nullptr) return value;
+  if (ranks_ == nullptr) return value;
   const Tensor any = Tensor::from_values(std::vector<std::int64_t>{value ? 1 : 0}, {1});
-  job_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
+  ranks_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
   return any.data<std::int64_t>()[0] != 0;
 }
 
@@ -138,11 +163,16 @@ void Runner::set_up_environment() {
   set_process_logger(std::make_shared<Logger>(log));
   logger().info("castor ", kVersion, ", experiment ",
                 config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
-                num_threads(), " compute threads, work folder ", config_.work_dir);
-  if (job_ != nullptr) {
-    logger().info(job_->info().world_size, " ranks (launcher ", job_->info().launcher, "), talking through ",
-                  job_->transport_name());
+                num_threads(), " compute threads, device ", device_, ", work folder ", config_.work_dir);
+  if (ranks_ != nullptr) {
+    logger().info(info_.world_size, " ranks (launcher ", info_.launcher, "), talking through ",
+                  ranks_->transport_name());
   }
+  if (const std::int64_t steps = micro_steps_per_iter(); steps > 1) {
+    logger().warning("of ", info_.full_world_size, " ranks ", info_.world_size, " are here: each takes ", steps,
+                     " micro-batches an iteration, so that the global batch and all results stay the same");
+  }
+  if (is_restart() && is_main()) remove_last_attempts_temporaries();
   write_log_file(kConfigFile, effective_yaml());
 }
 
@@ -151,9 +181,9 @@ void Runner::set_up_run() {
   const TrainConfig& train = *config_.train_cfg;
   progress_ = {};
   progress_.by_epoch = train.is_by_epoch();
-  progress_.epoch_length = train_loader_->length();
+  progress_.epoch_length = train_loader_->length() / micro_steps_per_iter();
   progress_.max_epochs = progress_.by_epoch ? *train.max_epochs : 0;
-  progress_.max_iters = progress_.by_epoch ? *train.max_epochs * train_loader_->length() : *train.max_iters;
+  progress_.max_iters = progress_.by_epoch ? *train.max_epochs * progress_.epoch_length : *train.max_iters;
 }
 
 Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits) {
@@ -162,12 +192,12 @@ Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits) {
                       "train_cfg");
   set_up_run();
   // A plan needs ranks only on paper.
-  const int world_size = job_ != nullptr ? job_->info().world_size : static_cast<int>(planned_ranks);
+  const int world_size = ranks_ != nullptr ? info_.world_size : static_cast<int>(planned_ranks);
   if (world_size < 1) throw ConfigError(cat("plan: no group of ", world_size, " ranks"), "--world-size");
   if (world_size > 1 && !has_plugin())
     throw ConfigError("plan: several ranks need a plugin, strategy.plugin is null", "strategy.plugin");
   const std::unique_ptr<dist::Comm> ranks =
-      has_plugin() ? dist::make_meta_comm(job_ != nullptr ? job_->info().rank : 0, world_size) : nullptr;
+      has_plugin() ? dist::make_meta_comm(ranks_ != nullptr ? info_.rank : 0, world_size) : nullptr;
   const auto make_strategy = [&](Device device) {
     return registry_.strategies.build(config_.strategy, device, seed(), ranks.get());
   };
@@ -190,9 +220,9 @@ bool Runner::train() {
     val_loader_ = make_loader(*config_.val_dataloader, false);
     val_metrics_ = make_metrics(config_.val_evaluator);
   }
-  allocator(kCpu).reset_peaks();
-  const MemoryStats before = allocator(kCpu).stats();
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
+  allocator(device_).reset_peaks();
+  const MemoryStats before = allocator(device_).stats();
+  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
   PrepareOptions options = prepare_options();
   options.forecast = planned.forecast;
   strategy_->prepare(model_factory(), options);
@@ -207,7 +237,7 @@ bool Runner::train() {
     train_one_iteration();
     if (!was_audited && progress_.last.update.did_update) {
       was_audited = true;
-      const std::string audit = audit_text(planned, memory_since(before, allocator(kCpu).stats()));
+      const std::string audit = audit_text(planned, memory_since(before, allocator(device_).stats()));
       logger().info(audit);
       write_log_file("plan_audit.txt", audit + "\n");
     }
@@ -243,17 +273,35 @@ void Runner::make_hooks() {
   for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
 }
 
+void Runner::remove_last_attempts_temporaries() const {
+  remove_temporary_files(config_.work_dir);
+  for (const DirectoryEntry& entry : list_directory(config_.work_dir)) {
+    if (entry.kind == FileKind::directory) remove_temporary_files(join_path(config_.work_dir, entry.name));
+  }
+}
+
 std::vector<std::string> Runner::resume_candidates() const {
-  if (!config_.resume) return {};
-  if (config_.load_from) return {*config_.load_from};
+  if (!config_.resume && !is_restart()) return {};
+  if (config_.load_from && !is_restart()) return {*config_.load_from};
   const formats::CheckpointList list = formats::list_checkpoints(config_.work_dir);
   for (const formats::TornCheckpoint& torn : list.torn) {
     logger().warning("skipped ", join_path(config_.work_dir, torn.name), ": ", torn.reason);
   }
   std::vector<std::string> folders;
   for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
+  // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
+  if (is_restart() && (!config_.resume || config_.load_from)) {
+    std::erase_if(folders, [this](const std::string& folder) { return !is_of_this_job(folder); });
+    if (config_.resume) folders.push_back(*config_.load_from);
+  }
   if (folders.empty()) logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
   return folders;
+}
+
+bool Runner::is_of_this_job(const std::string& checkpoint) const {
+  const LoadSource source = LoadSource::open(checkpoint);
+  const Json state = parse_json(source.state_text(), source.path);
+  return state.is_object() && state.value("job", Json()) == Json(info_.job_id);
 }
 
 void Runner::take_saved_seed(const std::string& checkpoint) {
@@ -273,7 +321,7 @@ CheckpointCallback Runner::loaded_callback() {
 }
 
 void Runner::load_or_resume(const std::vector<std::string>& candidates) {
-  if (!config_.resume && config_.load_from) {
+  if (!config_.resume && config_.load_from && candidates.empty()) {
     LoadOptions options;
     options.callback = loaded_callback();
     const LoadReport report = strategy_->load_checkpoint(*config_.load_from, options);
@@ -301,7 +349,7 @@ void Runner::resume_from(const std::string& checkpoint) {
   options.callback = loaded_callback();
   const CheckpointContents contents = strategy_->resume(checkpoint, options);
   const JsonCursor state(contents.state(), checkpoint);
-  const std::int64_t samples = config_.train_dataloader->batch_size * strategy_->world_size();
+  const std::int64_t samples = config_.train_dataloader->batch_size * strategy_->world_size() * micro_steps_per_iter();
   progress_.iter = micro_steps_here(state, "iter", samples);
   progress_.epoch = progress_.iter / progress_.epoch_length;
   for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
@@ -314,22 +362,31 @@ void Runner::resume_from(const std::string& checkpoint) {
     logger().warning("an epoch had ", saved_length, " iterations when ", checkpoint, " was saved, now it has ",
                      progress_.epoch_length, ": samples are taken up at the same iteration");
   }
-  train_loader_->seek({progress_.epoch, progress_.iter % progress_.epoch_length});
+  train_loader_->seek({progress_.epoch, progress_.iter % progress_.epoch_length * micro_steps_per_iter()});
   logger().info("resumed from ", shown_source(checkpoint), " at iteration ", progress_.iter, " of ",
                 progress_.max_iters);
 }
 
 void Runner::train_one_iteration() {
   const auto start = Clock::now();
-  const autograd::Batch batch = train_loader_->next();
-  progress_.data_seconds = seconds_since(start);
-  const bool is_tokens = !is_floating(batch.inputs.dtype());
-  progress_.items = (is_tokens ? batch.inputs.numel() : batch.inputs.size(0)) * strategy_->world_size();
-  progress_.item_name = is_tokens ? "tokens" : "samples";
   const auto& values = strategy_->optim_wrapper()->optimizer().groups().at(0).values;
   const auto lr = values.find("lr");
   progress_.learning_rate = lr == values.end() ? std::nullopt : std::optional(lr->second);
-  progress_.last = strategy_->train_step(batch);
+  const std::int64_t micro_steps = micro_steps_per_iter();
+  std::map<std::string, double> losses;
+  progress_.items = 0;
+  progress_.data_seconds = 0;
+  for (std::int64_t step = 0; step < micro_steps; ++step) {
+    const auto asked = Clock::now();
+    const autograd::Batch batch = train_loader_->next();
+    progress_.data_seconds += seconds_since(asked);
+    const bool is_tokens = !is_floating(batch.inputs.dtype());
+    progress_.items += (is_tokens ? batch.inputs.numel() : batch.inputs.size(0)) * strategy_->world_size();
+    progress_.item_name = is_tokens ? "tokens" : "samples";
+    progress_.last = strategy_->train_step(batch);
+    for (const auto& [name, value] : progress_.last.losses) losses[name] += value / static_cast<double>(micro_steps);
+  }
+  progress_.last.losses = std::move(losses);
   progress_.step_seconds = seconds_since(start);
   ++progress_.iter;
   if (!progress_.last.update.was_skipped) {
@@ -349,22 +406,28 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
   for (std::int64_t i = 0; i < loader.length(); ++i) {
     const autograd::Batch batch = loader.at(0, i);
     done = i + 1;
-    if (batch.inputs.size(0) == 0) continue;  // the tail of the data went to other ranks
-    const Tensor predictions = strategy_->val_step(batch);
-    for (const auto& metric : metrics) metric->process(batch, predictions);
+    if (batch.inputs.size(0) > 0) {
+      const Tensor predictions = strategy_->val_step(batch);
+      for (const auto& metric : metrics) metric->process(batch, predictions);
+    } else if (ranks_ != nullptr) {
+      // The tail of the data went to other ranks, whose forward may gather a sharded model's weights: from here, too.
+      constexpr std::int64_t kAnySample[] = {0};
+      strategy_->val_step(loader.dataset().batch(kAnySample));
+    }
     if (bar) bar->update(i + 1, "");
-    if (stop_requested()) break;
+    // All ranks stop at the same batch, or some would wait for others' parts of the weights.
+    progress_.was_stopped = on_any_rank(stop_requested());
+    if (progress_.was_stopped) break;
   }
-  if (on_any_rank(stop_requested())) {
-    progress_.was_stopped = true;
+  if (progress_.was_stopped) {
     logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
     return false;
   }
-  if (job_ != nullptr) {
+  if (ranks_ != nullptr) {
     for (const auto& metric : metrics) {
       const std::vector<double> own = metric->sums();
       const Tensor all = Tensor::from_values(own, {static_cast<std::int64_t>(own.size())});
-      job_->world().all_reduce(all, "sums of a metric");
+      ranks_->world().all_reduce(all, "sums of a metric");
       metric->set_sums(all.to_vector<double>());
     }
   }
@@ -388,7 +451,7 @@ std::map<std::string, double> Runner::test() {
   progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
-  strategy_ = registry_.strategies.build(config_.strategy, kCpu, seed(), comm());
+  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
   strategy_->prepare(model_factory(), {});
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
   LoadOptions options;
@@ -416,9 +479,11 @@ void Runner::save(const std::string& name, const SaveRules& rules) {
   options.asynchronous = rules.asynchronous;
   options.config_yaml = effective_yaml();
   Json extra;
-  extra["iter"] = progress_.iter;
+  // Counted in micro-steps, of which the checkpoint says how many samples they took.
+  extra["iter"] = progress_.iter * micro_steps_per_iter();
   extra["epoch"] = progress_.epoch;
-  extra["epoch_length"] = progress_.epoch_length;
+  extra["epoch_length"] = progress_.epoch_length * micro_steps_per_iter();
+  extra["job"] = info_.job_id;
   extra["metrics"] = Json::object();
   for (const auto& [metric, value] : progress_.metrics) extra["metrics"][metric] = value;
   options.extra_ckpt = std::make_shared<const Json>(std::move(extra));

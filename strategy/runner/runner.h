@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "dist/job.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/metric.h"
 #include "strategy/plan.h"
+#include "strategy/ranks.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hook.h"
 #include "strategy/runner/runner_config.h"
@@ -40,6 +40,7 @@ class Runner final : private RunControl {
  private:
   BaseStrategy& strategy() override { return *strategy_; }
   const RunProgress& progress() const override { return progress_; }
+  Device device() const override { return device_; }
   const std::string& work_dir() const override { return config_.work_dir; }
   const std::string& log_dir() const override { return log_dir_; }
   bool can_save() override;
@@ -53,15 +54,25 @@ class Runner final : private RunControl {
   bool has_plugin() const;
   /// Meets the other ranks, if there are any, and agrees on the seed.
   void join_job();
-  bool is_main() const { return job_ == nullptr || job_->info().rank == 0; }
-  dist::Comm* comm() { return job_ == nullptr ? nullptr : &job_->world(); }
+  bool is_main() const { return info_.rank == 0; }
+  /// The group of all ranks, for tensors where the model computes; null for a process alone.
+  dist::Comm* comm() { return ranks_ == nullptr ? nullptr : &ranks_->world(); }
   /// A file in the log's folder, on the rank that writes.
   void write_log_file(const std::string& name, const std::string& contents) const;
   void set_up_environment();
   void set_up_run();
   void make_hooks();
-  /// The checkpoints to resume from, the first one that is undamaged wins; empty: start anew.
+  /// Micro-steps in an iteration: more than one where fewer ranks are here than the job was asked for. Throws
+  /// ConfigError if an iteration's micro-batches cannot be shared out equally.
+  std::int64_t micro_steps_per_iter() const;
+  /// True in an attempt after the job's first.
+  bool is_restart() const { return info_.restart_count > 0; }
+  /// What its ranks were writing when they were ended. Nobody else writes there: all of them are gone.
+  void remove_last_attempts_temporaries() const;
+  /// The checkpoints to resume from, the first one that is undamaged wins; empty: start anew. In a restart those that
+  /// this job saved come first.
   std::vector<std::string> resume_candidates() const;
+  bool is_of_this_job(const std::string& checkpoint) const;
   /// Takes the seed of the run that is resumed, before anything is drawn from it.
   void take_saved_seed(const std::string& checkpoint);
   void load_or_resume(const std::vector<std::string>& candidates);
@@ -76,7 +87,9 @@ class Runner final : private RunControl {
   const Registry& registry_;
   RunnerConfig config_;
   std::string log_dir_;
-  std::unique_ptr<dist::Job> job_;  // before what uses its groups
+  Device device_ = kCpu;
+  dist::RankInfo info_;
+  std::unique_ptr<Ranks> ranks_;  // before what uses its groups
   std::unique_ptr<DataLoader> train_loader_;
   std::unique_ptr<DataLoader> val_loader_;
   std::vector<std::unique_ptr<Metric>> val_metrics_;

@@ -31,7 +31,7 @@ void describe(V& v, DataLoaderConfig& c) {
   v.field("drop_last", c.drop_last, "leave an epoch's tail out that fills no whole global micro-batch");
   v.retired("num_workers", ConfigNode(0), "batches are made on the training thread, which costs microseconds");
   v.retired("persistent_workers", ConfigNode(false), "there are no worker processes");
-  v.retired("pin_memory", ConfigNode(false), "there is no device to copy to in this version");
+  v.retired("pin_memory", ConfigNode(false), "a batch is tokens or small images: copying it takes microseconds");
 }
 
 /// `train_cfg`.
@@ -90,6 +90,8 @@ struct OptimWrapperConfig {
   TypedConfig optimizer;
   std::int64_t accumulative_counts = 1;
   std::optional<ClipConfig> clip_grad;
+  std::optional<ParamwiseConfig> paramwise_cfg;
+  std::string loss_normalisation = "micro_batch";
 };
 
 template <class V>
@@ -100,8 +102,13 @@ void describe(V& v, OptimWrapperConfig& c) {
           at_least(1));
   v.field("clip_grad", c.clip_grad,
           "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
-  v.refuse("paramwise_cfg", "not in this version");
-  v.refuse("constructor", "not in this version");
+  v.field("paramwise_cfg", c.paramwise_cfg,
+          "learning rates and decays of some parameters as multiples of the optimizer's");
+  v.field("loss_normalisation", c.loss_normalisation,
+          "micro_batch: a window's gradient is the mean of its micro-batches'; tokens: of all targets that count",
+          one_of({"micro_batch", "tokens"}));
+  v.retired("constructor", ConfigNode("DefaultOptimWrapperConstructor"),
+            "there is one way to make groups: paramwise_cfg");
 }
 
 /// `default_hooks`.
@@ -119,21 +126,42 @@ void describe(V& v, DefaultHooksConfig& c) {
   }
 }
 
+/// `env_cfg.dist_cfg`.
+struct DistConfig {
+  std::int64_t timeout = 600;
+  std::string transport = "auto";
+};
+
+template <class V>
+void describe(V& v, DistConfig& c) {
+  constexpr std::int64_t kMonth = 30 * 24 * 3600;
+  v.field("timeout", c.timeout, "seconds that a rank waits for others in a collective before they are named as late",
+          at_least(1), at_most(kMonth));
+  v.field("transport", c.transport,
+          "what ranks talk through; auto: shared memory on one machine, else TCP; mpi: under mpirun, if built with it",
+          one_of({"auto", "shared_memory", "tcp", "mpi"}));
+  v.retired("backend", ConfigNode("nccl"), "GPUs talk through NCCL, and CPUs as transport says");
+}
+
 /// `env_cfg`.
 struct EnvConfig {
+  std::optional<std::string> device;
   std::int64_t resource_limit = 4096;
   std::optional<std::int64_t> num_threads;
+  DistConfig dist_cfg;
 };
 
 template <class V>
 void describe(V& v, EnvConfig& c) {
   v.field("resource_limit", c.resource_limit, "open files: the soft limit is raised to this, up to the hard one",
           at_least(1));
+  v.field("device", c.device, "where models compute; null: cuda where this build and machine have GPUs",
+          one_of({"cpu", "cuda"}));
   v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1));
   v.retired("cudnn_benchmark", ConfigNode(false),
             "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");
-  v.refuse("dist_cfg", "not in this version: trains in one process");
+  v.field("dist_cfg", c.dist_cfg, "what ranks say to each other");
 }
 
 /// A field that may be left out, one map, or a list of maps.

@@ -8,10 +8,14 @@
 
 #include <doctest/doctest.h>
 
+#include "core/ops/adam8bit.h"
+#include "core/ops/came.h"
 #include "core/ops/cast.h"
+#include "core/ops/dynamic_code.h"
 #include "core/ops/index.h"
 #include "core/ops/norm.h"
 #include "core/ops/optim.h"
+#include "core/ops/pointwise_steps.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
 #include "core/ops/rotary.h"
@@ -142,10 +146,25 @@ TEST_CASE("optimizer steps and sums of squares have the CPU's bits in every dtyp
           if (kind == 1) adam_step(tensors, state[1], state[2], state[3], adam_scalars({}, 3, 0.5));
           if (kind == 2) sgd_step(tensors, state[1], {0.5f, 0.1f, 0.9f, 0.1f, 0.01f, true, false});
           if (kind == 3) lamb_step(tensors, state[1], state[2], {}, 0.01);
+          if (kind == 4) adagrad_step(tensors, state[1], {0.5f, 0.1f, 0.01f, 1e-6f});
+          if (kind == 5) lion_step(tensors, state[1], {0.5f, 0.9f, 0.1f, 0.75f, 0.25f, 0.01f, 0.99f});
+          if (kind == 6)
+            rmsprop_step(tensors, state[1], state[2], state[3], {2, 0.01f, 0.9f, 0.1f, 0.8f, 0.01f, 1e-3f});
+          if (kind == 7) rmsprop_step(tensors, state[1], {}, {}, {});
+          if (kind == 8) {
+            const Device device = on_cpu ? kCpu : kGpu;
+            const Adam8bitStates codes{full({count}, kSignedZero, DType::u8, device),
+                                       Tensor::zeros({count}, DType::u8, device),
+                                       Tensor::zeros({block_count(count)}, DType::f32, device),
+                                       Tensor::zeros({block_count(count)}, DType::f32, device)};
+            for (int t = 1; t <= 3; ++t) adam8bit_step(tensors, codes, adam_scalars({}, t, 0.5));
+            for (const Tensor& x : {codes.mean_codes, codes.square_codes, codes.mean_scales, codes.square_scales})
+              state.push_back(x);
+          }
           state.push_back(rounded);
           return state;
         };
-        for (int kind = 0; kind < 4; ++kind) {
+        for (int kind = 0; kind < 9; ++kind) {
           const std::vector<Tensor> cpu = step(true, kind), gpu = step(false, kind);
           for (std::size_t i = 0; i < cpu.size(); ++i) {
             if (cpu[i].defined()) check_same(cat("step ", kind, " tensor ", i, " of ", count), {cpu[i], gpu[i]});
@@ -153,6 +172,35 @@ TEST_CASE("optimizer steps and sums of squares have the CPU's bits in every dtyp
         }
         CHECK(sum_squares(g.cpu) == sum_squares(g.gpu));
       }
+    }
+  }
+}
+
+TEST_CASE("steps with factored moments have the CPU's bits, residuals too") {
+  for (const DType gradient : {DType::f32, DType::bf16, DType::f16}) {
+    for (const FactoredShape& shape :
+         {FactoredShape{1, 75, 100}, FactoredShape{5, 3, 500}, FactoredShape{1, 3, 2500}}) {
+      const std::int64_t count = shape.batch * shape.rows * shape.columns, offset = 2 * kStatisticsBlock;
+      const Twin g = make_twin({count - offset}, gradient);
+      const auto step = [&](bool on_cpu) {
+        const auto make = [&](std::int64_t n, std::uint64_t seed) {
+          const Twin twin = make_twin({n}, DType::f32, {false, 0.1, 2}, Layout::dense, seed);
+          return on_cpu ? twin.cpu : twin.gpu;
+        };
+        const Tensor parameter = make(count - offset, 20), mean = make(count - offset, 21);
+        const AdafactorMoments squares{make(shape.row_count(), 22), make(shape.column_count(), 23), {}};
+        std::vector<double> rows(static_cast<std::size_t>(shape.row_count())),
+            columns(static_cast<std::size_t>(shape.column_count()));
+        const Tensor& of_range = on_cpu ? g.cpu : g.gpu;
+        came_residuals(of_range, mean, squares, shape, offset, {}, rows, columns);
+        const AdafactorMoments residuals = adafactor_moments(squares, shape, rows, columns, 0.9, 1e-16);
+        came_step({parameter, of_range, {}}, mean, squares, residuals, shape, offset, {});
+        const Tensor vector = make(count - offset, 24), second = make(count - offset, 25);
+        came_step({vector, of_range, {}}, mean, {{}, {}, second}, {}, {}, offset, {});
+        return std::vector<Tensor>{parameter, mean, residuals.row, residuals.column, vector, second};
+      };
+      const std::vector<Tensor> cpu = step(true), gpu = step(false);
+      for (std::size_t i = 0; i < cpu.size(); ++i) check_same(cat("came, tensor ", i), {cpu[i], gpu[i]});
     }
   }
 }

@@ -1,5 +1,5 @@
-// Optimizer steps on ranges: values against plain f64 loops, and the promise that cuts at block boundaries, threads and
-// the compiler's vectors change no bit.
+// Steps of SGD, Adam and Lamb on ranges: values against plain f64 loops, and the promise that cuts at block boundaries,
+// threads and the compiler's vectors change no bit.
 #include "core/ops/optim.h"
 
 #include <cmath>
@@ -7,94 +7,13 @@
 #include <doctest/doctest.h>
 
 #include "core/base/math.h"
-#include "core/base/parallel.h"
-#include "core/ops/cast.h"
 #include "core/ops/random.h"
-#include "tests/support/op_check.h"
+#include "tests/ops/optim_ranges.h"
 
 namespace castor {
 namespace {
 
 using namespace castor::test;
-
-constexpr DType kGradientDTypes[] = {DType::f32, DType::bf16, DType::f16};
-
-/// A parameter with everything an optimizer may keep for it.
-struct Whole {
-  Tensor parameter, gradient, copy, first, second, third;
-};
-
-Whole make_whole(std::int64_t count, DType gradient_dtype, DType copy_dtype, std::uint64_t seed) {
-  return {make_tensor(random_array({count}, seed), DType::f32),
-          make_tensor(random_array({count}, seed + 1), gradient_dtype),
-          Tensor::zeros({count}, copy_dtype),
-          make_tensor(random_array({count}, seed + 2, -0.1, 0.1), DType::f32),
-          make_tensor(random_array({count}, seed + 3, 0, 0.1), DType::f32),
-          make_tensor(random_array({count}, seed + 4, 0, 0.1), DType::f32)};
-}
-
-Whole clone_of(const Whole& x) {
-  return {clone(x.parameter), clone(x.gradient), clone(x.copy), clone(x.first), clone(x.second), clone(x.third)};
-}
-
-Whole range_of(const Whole& x, std::int64_t offset, std::int64_t count) {
-  const auto cut = [&](const Tensor& tensor) { return tensor.narrow(0, offset, count); };
-  return {cut(x.parameter), cut(x.gradient), cut(x.copy), cut(x.first), cut(x.second), cut(x.third)};
-}
-
-StepTensors tensors_of(const Whole& x) { return {x.parameter, x.gradient, x.copy}; }
-
-void check_same(const std::string& what, const Whole& got, const Whole& want) {
-  check_same_bits(what + ": parameter", got.parameter, want.parameter);
-  check_same_bits(what + ": copy", got.copy, want.copy);
-  check_same_bits(what + ": first state", got.first, want.first);
-  check_same_bits(what + ": second state", got.second, want.second);
-  check_same_bits(what + ": third state", got.third, want.third);
-}
-
-/// Ranges that cover `count` elements, cut at block boundaries in several ways.
-std::vector<std::vector<std::int64_t>> cuts_of(std::int64_t count) {
-  std::vector<std::vector<std::int64_t>> ways = {{}};
-  std::vector<std::int64_t> every;
-  for (std::int64_t at = kStatisticsBlock; at < count; at += kStatisticsBlock) every.push_back(at);
-  ways.push_back(every);
-  ways.push_back({kStatisticsBlock});
-  ways.push_back({2 * kStatisticsBlock, 5 * kStatisticsBlock, 5 * kStatisticsBlock, 6 * kStatisticsBlock});
-  return ways;
-}
-
-/// Calls f(offset, count) for the ranges between the cuts, in order.
-void for_ranges(const std::vector<std::int64_t>& cuts, std::int64_t count,
-                const std::function<void(std::int64_t, std::int64_t)>& f) {
-  std::int64_t start = 0;
-  for (const std::int64_t cut : cuts) {
-    if (cut >= count) break;
-    f(start, cut - start);
-    start = cut;
-  }
-  f(start, count - start);
-}
-
-/// The step of one optimizer on a whole parameter that is visited in ranges.
-using RangedStep = std::function<void(const Whole& whole, const std::vector<std::int64_t>& cuts)>;
-
-void check_cuts_and_threads(const std::string& name, std::int64_t count, const RangedStep& step) {
-  for (const DType gradient_dtype : kGradientDTypes) {
-    const DType copy_dtype = gradient_dtype == DType::f16 ? DType::f16 : DType::bf16;
-    const Whole start = make_whole(count, gradient_dtype, copy_dtype, 7);
-    const Whole want = clone_of(start);
-    step(want, {});
-    check_same_bits(name + ": the copy is the parameter, rounded", want.copy, cast(want.parameter, copy_dtype));
-    for (const std::vector<std::int64_t>& cuts : cuts_of(count)) {
-      const Whole got = clone_of(start);
-      const int threads = num_threads();
-      set_num_threads(3);
-      step(got, cuts);
-      set_num_threads(threads);
-      check_same(cat(name, ", ", gradient_dtype, ", ", cuts.size(), " cuts"), got, want);
-    }
-  }
-}
 
 const AdamOptions kAdamW{0.01, 0.9, 0.95, 1e-8, 0.1, true};
 
@@ -115,51 +34,6 @@ void lamb_in_ranges(const Whole& whole, const std::vector<std::int64_t>& cuts) {
     const Whole part = range_of(whole, offset, count);
     lamb_step(tensors_of(part), part.first, part.second, lamb_scalars(),
               0.01 * std::sqrt(squares.parameter / squares.update));
-  });
-}
-
-AdafactorScalars adafactor_scalars() {
-  AdafactorScalars s;
-  s.gradient_factor = 0.5f;
-  s.beta2 = 0.8f;
-  s.beta1 = 0.9f;
-  s.keep = 0.99f;
-  return s;
-}
-
-/// One Adafactor step of a parameter of `shape`; `row` and `column` are its states where it has two axes.
-void adafactor_in_ranges(const Whole& whole, const Shape& shape, const Tensor& row, const Tensor& column,
-                         bool with_mean, const std::vector<std::int64_t>& cuts) {
-  AdafactorScalars scalars = adafactor_scalars();
-  FactoredShape factored;
-  AdafactorMoments moments;
-  if (shape.ndim() >= 2) {
-    factored = factored_shape(shape);
-    std::vector<double> rows(static_cast<std::size_t>(factored.row_count())),
-        columns(static_cast<std::size_t>(factored.column_count()));
-    for_ranges(cuts, whole.parameter.numel(), [&](std::int64_t offset, std::int64_t count) {
-      adafactor_squares(whole.gradient.narrow(0, offset, count), 0.5, factored, offset, rows, columns);
-    });
-    moments = adafactor_moments({row, column, {}}, factored, rows, columns, 0.8, 1e-30);
-    copy_into(moments.row, row);
-    copy_into(moments.column, column);
-  }
-  const auto moments_of = [&](std::int64_t offset, std::int64_t count) {
-    AdafactorMoments part = moments;
-    if (!moments.row.defined()) part.exp_avg_sq = whole.second.narrow(0, offset, count);
-    return part;
-  };
-  double squares = 0;
-  for_ranges(cuts, whole.parameter.numel(), [&](std::int64_t offset, std::int64_t count) {
-    squares = adafactor_update_squares(whole.gradient.narrow(0, offset, count), moments_of(offset, count), factored,
-                                       offset, scalars, squares);
-  });
-  const double rms = std::sqrt(squares / static_cast<double>(whole.parameter.numel()));
-  scalars.update_factor = static_cast<float>(0.01 / std::max(1.0, rms));
-  for_ranges(cuts, whole.parameter.numel(), [&](std::int64_t offset, std::int64_t count) {
-    const Whole part = range_of(whole, offset, count);
-    adafactor_step(tensors_of(part), with_mean ? part.first : Tensor{}, moments_of(offset, count), factored, offset,
-                   scalars);
   });
 }
 
@@ -185,21 +59,6 @@ TEST_CASE("any cut at block boundaries and any number of threads give the bits o
     });
   });
   check_cuts_and_threads("lamb", kCount, lamb_in_ranges);
-  // Rows shorter, longer and much longer than a block; a batch of matrices; one axis.
-  for (const Shape& shape :
-       {Shape{75, 100}, Shape{6, 1250}, Shape{3, 2500}, Shape{5, 3, 500}, Shape{2500, 3}, Shape{7500}}) {
-    for (const bool with_mean : {false, true}) {
-      check_cuts_and_threads(cat("adafactor of ", shape), 7500, [=](const Whole& whole, const auto& cuts) {
-        Tensor row, column;
-        if (shape.ndim() >= 2) {
-          const FactoredShape factored = factored_shape(shape);
-          row = Tensor::zeros({factored.row_count()}, DType::f32);
-          column = Tensor::zeros({factored.column_count()}, DType::f32);
-        }
-        adafactor_in_ranges(whole, shape, row, column, with_mean, cuts);
-      });
-    }
-  }
 }
 
 TEST_CASE("sums of squares carry over from range to range with the bits of the uncut tensor") {
@@ -298,7 +157,7 @@ TEST_CASE("adam and adamw follow an f64 reference over several steps") {
 }
 
 TEST_CASE("a missing gradient is a zero gradient") {
-  for (int kind = 0; kind < 4; ++kind) {
+  for (int kind = 0; kind < 3; ++kind) {
     const Whole with = make_whole(1500, DType::f32, DType::bf16, 5);
     fill(with.gradient, 0);
     const Whole without = clone_of(with);
@@ -310,7 +169,6 @@ TEST_CASE("a missing gradient is a zero gradient") {
         const LambSquares squares = lamb_squares(tensors, x.first, x.second, lamb_scalars());
         lamb_step(tensors, x.first, x.second, lamb_scalars(), squares.update);
       }
-      if (kind == 3) adafactor_step(tensors, x.first, {{}, {}, x.second}, {}, 0, adafactor_scalars());
     };
     step(with, with.gradient);
     step(without, {});
@@ -376,61 +234,6 @@ TEST_CASE("lamb scales adam's direction by a ratio of norms of the whole paramet
   check_close("lamb's mean", x.first, m, DType::f32, 4e-6);
 }
 
-TEST_CASE("adafactor follows an f64 reference for matrices, batches of matrices and vectors") {
-  for (const Shape& shape : {Shape{30, 50}, Shape{2, 20, 30}, Shape{1500}, Shape{1, 1500}, Shape{1500, 1}}) {
-    for (const bool with_mean : {false, true}) {
-      const std::int64_t count = shape.numel();
-      const bool is_factored = shape.ndim() >= 2;
-      const FactoredShape factored = is_factored ? factored_shape(shape) : FactoredShape{};
-      const Whole x = make_whole(count, DType::f32, DType::bf16, 31);
-      const Tensor row =
-          is_factored ? make_tensor(random_array({factored.row_count()}, 1, 0.1, 1), DType::f32) : Tensor{};
-      const Tensor column =
-          is_factored ? make_tensor(random_array({factored.column_count()}, 2, 0.1, 1), DType::f32) : Tensor{};
-      Array p = to_array(x.parameter), m = to_array(x.first), v = to_array(x.second);
-      const Array g = to_array(x.gradient);
-      Array u({count});
-      if (is_factored) {
-        Array r = to_array(row), c = to_array(column);
-        for (double& value : r.values) value *= 0.8;
-        for (double& value : c.values) value *= 0.8;
-        const auto row_at = [&](std::int64_t i) { return i / factored.columns; };
-        const auto column_at = [&](std::int64_t i) {
-          return i / (factored.rows * factored.columns) * factored.columns + i % factored.columns;
-        };
-        for (std::int64_t i = 0; i < count; ++i) {
-          const double square = 0.25 * g[i] * g[i] + 1e-30;
-          r[row_at(i)] += 0.2 * square / static_cast<double>(factored.columns);
-          c[column_at(i)] += 0.2 * square / static_cast<double>(factored.rows);
-        }
-        for (std::int64_t i = 0; i < count; ++i) {
-          const std::int64_t batch = i / (factored.rows * factored.columns);
-          double mean = 0;
-          for (std::int64_t k = 0; k < factored.rows; ++k)
-            mean += r[batch * factored.rows + k] / static_cast<double>(factored.rows);
-          u[i] = 0.5 * g[i] / std::sqrt(r[row_at(i)] / mean * c[column_at(i)]);
-        }
-      } else {
-        for (std::int64_t i = 0; i < count; ++i) {
-          v[i] = 0.8 * v[i] + 0.2 * (0.25 * g[i] * g[i] + 1e-30);
-          u[i] = 0.5 * g[i] / std::sqrt(v[i]);
-        }
-      }
-      double squares = 0;
-      for (const double value : u.values) squares += value * value;
-      const double rms = std::sqrt(squares / static_cast<double>(count));
-      for (std::int64_t i = 0; i < count; ++i) {
-        double update = 0.01 / std::max(1.0, rms) * u[i];
-        if (with_mean) update = m[i] = 0.9 * m[i] + 0.1 * update;
-        p[i] = 0.99 * p[i] - update;
-      }
-      adafactor_in_ranges(x, shape, row, column, with_mean, {kStatisticsBlock});
-      check_close(cat("adafactor of ", shape, with_mean ? " with a mean" : ""), x.parameter, p, DType::f32, 6e-6);
-      if (!is_factored) check_close("adafactor's second moment", x.second, v, DType::f32, 4e-6);
-    }
-  }
-}
-
 TEST_CASE("optimizer steps run on meta and on empty ranges") {
   const Device meta = make_meta({DeviceType::cpu, "", 0});
   for (const Device device : {meta, kCpu}) {
@@ -441,10 +244,8 @@ TEST_CASE("optimizer steps run on meta and on empty ranges") {
     adam_step(tensors, first, second, {}, adam_scalars({}, 1));
     sgd_step(tensors, first, {});
     lamb_step(tensors, first, second, {}, 0.1);
-    adafactor_step(tensors, first, {{}, {}, second}, {}, 0, {});
     CHECK(sum_squares(tensors.gradient, 5) == 5);
     CHECK(lamb_squares(tensors, first, second, {}, {1, 2}).update == 2);
-    CHECK(adafactor_update_squares(tensors.gradient, {{}, {}, second}, {}, 0, {}, 4) == 4);
   }
 }
 
@@ -460,14 +261,6 @@ TEST_CASE("optimizer steps refuse tensors that do not fit") {
   CHECK_THROWS_AS(adam_step({Tensor::zeros({8}, DType::bf16), f32(8), {}}, state, state, {}, {}), DTypeError);
   CHECK_THROWS_AS(sgd_step({f32(16).as_strided({8}, {2}, 0), f32(8), {}}, state, {}), ShapeError);
   CHECK_THROWS_AS(sum_squares(Tensor::zeros({4, 4}, DType::f32).transpose(0, 1)), ShapeError);
-  CHECK_THROWS_AS(factored_shape({5}), ShapeError);
-  std::vector<double> rows(2), columns(4);
-  CHECK_THROWS_AS(adafactor_squares(p, 1, {1, 2, 4}, 512, rows, columns), ShapeError);
-  CHECK_THROWS_AS(adafactor_squares(p, 1, {1, 2, 3}, 0, rows, columns), ShapeError);
-  CHECK_THROWS_AS(adafactor_squares(p, 1, {1, 2, 4}, 0, columns, columns), ShapeError);
-  CHECK_THROWS_AS(adafactor_moments({f32(2), {}, {}}, {1, 2, 4}, rows, columns, 0.9, 0), ShapeError);
-  CHECK_THROWS_AS(adafactor_step({p, f32(8), {}}, {}, {{}, {}, {}}, {}, 0, {}), ShapeError);
-  CHECK_THROWS_AS(adafactor_step({p, f32(8), {}}, {}, {{}, {}, state}, {}, 100, {}), ShapeError);
   const Device meta = make_meta({DeviceType::cpu, "", 0});
   CHECK_THROWS_AS(adam_step({p, Tensor::empty({8}, DType::f32, meta), {}}, state, state, {}, {}), DeviceError);
 }

@@ -3,7 +3,8 @@
 
     tests/parity/record_losses.py [--out FOLDER]
 
-Needs torch and numpy (Debian: python3-torch). Writes losses.json and optimizers.json.
+Needs torch and numpy (Debian: python3-torch). Writes losses.json and optimizers.json. Optimizers that torch has not are in
+optimizer_formulas.py.
 
 Nothing but a formula ties the two sides: a weight, a gradient, a token or a pixel is a function of a name and a number,
 SplitMix64 started at the FNV-1a hash of the name, here in numpy and in counted_numbers.h in C++. The models below are
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import optimizer_formulas
 
 STEPS = 20
 BATCHES = 4  # a run sees these in turn
@@ -322,19 +325,12 @@ TORCH_CASES = [
     {'type': 'AdamW', 'lr': 1e-2},
     {'type': 'AdamW', 'lr': 3e-2, 'betas': [0.85, 0.97], 'eps': 1e-7, 'weight_decay': 0.3},
     {'type': 'AdamW', 'lr': 1e-2, 'betas': [0.9, 0.5], 'weight_decay': 0.1, 'amsgrad': True},
+    {'type': 'Adagrad', 'lr': 5e-2},
+    {'type': 'Adagrad', 'lr': 5e-2, 'lr_decay': 0.1, 'weight_decay': 0.02, 'initial_accumulator_value': 0.3, 'eps': 1e-6},
+    {'type': 'RMSprop', 'lr': 1e-2},
+    {'type': 'RMSprop', 'lr': 1e-2, 'alpha': 0.9, 'eps': 1e-5, 'weight_decay': 0.05, 'momentum': 0.6},
+    {'type': 'RMSprop', 'lr': 3e-3, 'alpha': 0.8, 'eps': 1e-2, 'momentum': 0.5, 'centered': True},
 ]
-FORMULA_CASES = [
-    {'type': 'Lamb', 'lr': 1e-2},
-    {'type': 'Lamb', 'lr': 2e-2, 'betas': [0.8, 0.97], 'eps': 1e-5, 'weight_decay': 0.1},
-    {'type': 'Lamb', 'lr': 1e-2, 'weight_decay': 0.05, 'bias_correction': True},
-    {'type': 'Lamb', 'lr': 1e-2, 'weight_decay': 0.05, 'adam': True},
-    {'type': 'Adafactor'},
-    {'type': 'Adafactor', 'warmup_init': True, 'weight_decay': 0.1},
-    {'type': 'Adafactor', 'lr': 3e-2, 'relative_step': False, 'scale_parameter': False, 'beta1': 0.9},
-    {'type': 'Adafactor', 'lr': 0.5, 'relative_step': False, 'clip_threshold': 0.5, 'decay_rate': -0.6, 'weight_decay': 0.01},
-    {'type': 'Adafactor', 'lr': 3e-2, 'relative_step': False, 'beta1': 0.8, 'shape': [1240]},
-]
-
 
 def gradient(step, shape):
     """The gradient of step `step`, from 0. Its size changes from step to step and from row to row."""
@@ -351,58 +347,17 @@ def play_torch(options):
         yield parameter.detach().numpy().astype(np.float64)
 
 
-def play_lamb(p, gradients, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adam=False, bias_correction=False):
-    """You et al. 2020, algorithm 2, with phi the identity and, unless asked for, no bias correction."""
-    m, v = np.zeros_like(p), np.zeros_like(p)
-    for t, g in enumerate(gradients, 1):
-        m = betas[0] * m + (1 - betas[0]) * g
-        v = betas[1] * v + (1 - betas[1]) * g * g
-        u = m / (np.sqrt(v) + eps) + weight_decay * p
-        size = lr * np.sqrt(1 - betas[1]**t) / (1 - betas[0]**t) if bias_correction else lr
-        lengths = np.sqrt((p * p).sum()), np.sqrt((u * u).sum())
-        p = p - size * (1.0 if adam or 0 in lengths else lengths[0] / lengths[1]) * u
-        yield p
-
-
-def play_adafactor(p, gradients, lr=None, eps=(1e-30, 1e-3), clip_threshold=1.0, decay_rate=-0.8, beta1=None, weight_decay=0.0,
-                   scale_parameter=True, relative_step=True, warmup_init=False):
-    """Shazeer & Stern 2018, algorithms 4 and 5, with the options of fairseq's."""
-    def rms(x):
-        return np.sqrt((x * x).mean())
-
-    m = np.zeros_like(p)
-    rows, columns, v = np.zeros(p.shape[:1]), np.zeros(p.shape[-1:]), np.zeros_like(p)
-    for t, g in enumerate(gradients, 1):
-        rho = min(1e-6 * t if warmup_init else 1e-2, 1 / np.sqrt(t)) if relative_step else lr
-        alpha = rho * max(eps[1], rms(p)) if scale_parameter else rho
-        decay = 1 - t**decay_rate
-        square = g * g + eps[0]
-        if p.ndim > 1:
-            rows = decay * rows + (1 - decay) * square.mean(1)
-            columns = decay * columns + (1 - decay) * square.mean(0)
-            v = np.outer(rows, columns) / rows.mean()
-        else:
-            v = decay * v + (1 - decay) * square
-        u = g / np.sqrt(v)
-        u = alpha * u / max(1.0, rms(u) / clip_threshold)
-        if beta1 is not None:
-            m = beta1 * m + (1 - beta1) * u
-            u = m
-        p = p - alpha * weight_decay * p - u
-        yield p
-
-
 def play_formula(options):
     options = dict(options)
     kind, shape = options.pop('type'), tuple(options.pop('shape', SHAPE))
     start = uniform('parameter', SHAPE).astype(np.float64).reshape(shape)
     gradients = (gradient(step, shape).astype(np.float64) for step in range(OPTIMIZER_STEPS))
-    return {'Lamb': play_lamb, 'Adafactor': play_adafactor}[kind](start, gradients, **options)
+    return optimizer_formulas.PLAYERS[kind](start, gradients, **options)
 
 
 def record_optimizers():
     recorded = []
-    for cases, player in ((TORCH_CASES, play_torch), (FORMULA_CASES, play_formula)):
+    for cases, player in ((TORCH_CASES, play_torch), (optimizer_formulas.CASES, play_formula)):
         for options in cases:
             start = uniform('parameter', SHAPE).astype(np.float64).reshape(-1)
             case = {'shape': list(options.get('shape', SHAPE)), 'optimizer': {k: v for k, v in options.items() if k != 'shape'},

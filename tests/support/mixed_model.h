@@ -19,7 +19,8 @@ namespace castor::test {
 /// parameter that no loss reaches.
 class MixedModel final : public autograd::TrainableModel {
  public:
-  explicit MixedModel(const autograd::TensorOptions& options)
+  /// has_unused   false: without the parameter that no loss reaches, which holds up whoever waits for all gradients
+  explicit MixedModel(const autograd::TensorOptions& options, bool has_unused = true)
       : first_(8, 16, {.tensor = options}),
         norm_(16, 1e-5, 0.1, options),
         dropout_(0.25),
@@ -32,7 +33,7 @@ class MixedModel final : public autograd::TrainableModel {
     register_module("dropout", dropout_);
     register_module("middle", middle_);
     register_module("frozen", frozen_);
-    register_module("unused", unused_);
+    if (has_unused) register_module("unused", unused_);
     register_module("last", last_);
     frozen_.weight().set_requires_grad(false);
     frozen_.bias().set_requires_grad(false);

@@ -103,6 +103,25 @@ TEST_CASE("run takes the meeting place in one flag or in two") {
   CHECK(outcome.options->store_port == 82);
 }
 
+TEST_CASE("run takes ranges of machines and ranks, and how long to wait for them") {
+  RunArguments arguments = two_nodes();
+  arguments.nnodes = "1:2";
+  arguments.max_restarts = 3;
+  arguments.rdzv_conf = "last_call_timeout=5,join_timeout=40";
+  const dist::RunJobOptions options = run_job_options(arguments, with_secret("0123456789abcdef"));
+  CHECK(options.nodes == 2);
+  CHECK(options.least_nodes == 1);
+  CHECK(options.last_call == std::chrono::seconds(5));
+  CHECK(options.join_timeout == std::chrono::seconds(40));
+  arguments.rdzv_conf = "patience=5";
+  CHECK_THROWS_WITH_AS(run_job_options(arguments, with_secret("0123456789abcdef")),
+                       doctest::Contains("--rdzv-conf: last_call_timeout=SECONDS and join_timeout=SECONDS"),
+                       ConfigError);
+  const Outcome outcome = run({"--nproc-per-node", "2:4", "--max-restarts", "1", "x"});
+  CHECK(outcome.options->processes == 4);
+  CHECK(outcome.options->least_processes == 2);
+}
+
 TEST_CASE("run over several machines needs a rank, a place and a secret") {
   const std::string secret = "0123456789abcdef";
   RunArguments arguments = two_nodes();
@@ -129,9 +148,11 @@ TEST_CASE("run over several machines needs a rank, a place and a secret") {
 TEST_CASE("run refuses what it cannot do, by the flag's name") {
   CHECK(refused({"--nproc-per-node", "2"}, "PROGRAM is missing"));
   CHECK(refused({"--nproc-per-node", "gpu", "x"}, "there are no GPUs to count; give a number, cpu or auto"));
-  CHECK(refused({"--nproc-per-node", "two", "x"}, "--nproc-per-node: a number, cpu or auto expected, got 'two'"));
+  CHECK(refused({"--nproc-per-node", "two", "x"}, "a number, MIN:MAX, cpu or auto expected, got 'two'"));
+  CHECK(refused({"--nproc-per-node", "2:4", "x"}, "--nproc-per-node: ranks become fewer in a restart only"));
+  CHECK(refused({"--nproc-per-node", "4:2", "x"}, "--nproc-per-node: MIN is above MAX in '4:2'"));
+  CHECK(refused({"--rdzv-conf", "join_timeout=9", "x"}, "--rdzv-conf: is for jobs of several machines"));
   CHECK(refused({"--nproc-per-node", "0", "x"}, "--nproc-per-node: a number from 1 to 4096 expected, got 0"));
-  CHECK(refused({"--nnodes", "1:4", "x"}, "--nnodes: got 1:4, but a job keeps its number of machines"));
   CHECK(refused({"--nnodes", "1:", "x"}, "--nnodes: N or MIN:MAX expected, got '1:'"));
   CHECK(refused({"--node-rank", "1", "x"}, "--node-rank: a number from 0 to 0 expected, got 1"));
   CHECK(refused({"--standalone", "--master-port", "80", "x"}, "--standalone: a job of this machine alone"));

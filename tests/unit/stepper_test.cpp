@@ -12,7 +12,9 @@
 #include <doctest/doctest.h>
 
 #include "autograd/optim/adafactor.h"
+#include "autograd/optim/adagrad.h"
 #include "autograd/optim/adam.h"
+#include "autograd/optim/adamw8bit.h"
 #include "autograd/optim/clip.h"
 #include "autograd/optim/lamb.h"
 #include "autograd/optim/sgd.h"
@@ -134,6 +136,65 @@ TEST_CASE("a norm that is not finite is told or thrown") {
   run.variables[0].set_grad(tensor({std::nan(""), 1}, {2}));
   CHECK(std::isnan(run.stepper->gradient_norm()));
   CHECK(std::isnan(total_gradient_norm(run.variables, HUGE_VAL)));
+}
+
+TEST_CASE("FusedLAMB limits the norm of all gradients together, as they are after the step's scale") {
+  FusedLAMBConfig config;
+  config.max_grad_norm = 0.5;
+  config.weight_decay = 0;
+  config.bias_correction = false;
+  config.betas = {0, 0.5};
+  config.eps = 1;
+  const Run run = plain_run(std::make_unique<FusedLAMB>(config), {0, 0});  // gradients of norm 2
+  run.stepper->step(0.5);                                                  // 1, so the factor is 0.5 more
+  const double g = 0.25, step = 1e-3 * g / (std::sqrt(0.5 * g * g) + 1);
+  for (const Variable& variable : run.variables) {
+    CHECK(values_of(variable.data())[0] == doctest::Approx(1 - step).epsilon(1e-7));
+    CHECK(values_of(variable.data())[1] == doctest::Approx(2 + step).epsilon(1e-7));
+  }
+  for (const auto& [name, state] : run.stepper->named_states()) {
+    if (name.ends_with("/exp_avg")) CHECK(values_of(state.tensor) == Values{g, -g});
+  }
+  config.max_grad_norm = 1;  // just enough
+  const Run loose = plain_run(std::make_unique<FusedLAMB>(config), {0, 0});
+  loose.stepper->step(0.5);
+  CHECK(values_of(loose.stepper->named_states().at("w0/exp_avg").tensor) == Values{0.5, -0.5});
+}
+
+TEST_CASE("a state with an element a block is cut with its parameter and says where its piece lies") {
+  AdamW8bitConfig config;
+  config.min_8bit_size = 2000;
+  AdamW8bit optimizer(config);
+  Variable variable(Tensor::zeros({3000}, DType::f32), true), small(Tensor::zeros({1999}, DType::f32), true);
+  variable.set_name("w");
+  small.set_name("small");
+  const auto part = [&](std::int64_t offset, std::int64_t count) {
+    return Part{variable, 0, offset, Tensor::zeros({count}, DType::f32)};
+  };
+  Stepper stepper(optimizer, {part(1024, 1976), Part(small, 0)});
+  const auto states = stepper.named_states();
+  CHECK(states.size() == 6);
+  CHECK(states.contains("small/exp_avg"));
+  const StatePiece& scales = states.at("w/exp_avg_scale");
+  CHECK(scales.shape == Shape{3});
+  CHECK(scales.offset == 1);
+  CHECK(scales.tensor.shape() == Shape{2});
+  CHECK(scales.is_first);
+  const StatePiece& codes = states.at("w/exp_avg_code");
+  CHECK(codes.shape == Shape{3000});
+  CHECK(codes.offset == 1024);
+  CHECK(codes.tensor.shape() == Shape{1976});
+  CHECK(codes.tensor.dtype() == DType::u8);
+  CHECK(codes.tensor.to_vector<std::uint8_t>()[5] == 127);  // the code of 0
+  CHECK(block_shape({5, 1024}) == Shape{5});
+  CHECK(block_shape({}) == Shape{1});
+}
+
+TEST_CASE("Adagrad's sums start where its config says") {
+  AdagradConfig config;
+  config.initial_accumulator_value = 0.25;
+  const Run run = plain_run(std::make_unique<Adagrad>(config), {0});
+  CHECK(values_of(run.stepper->named_states().at("w0/sum").tensor) == Values{0.25, 0.25});
 }
 
 TEST_CASE("options out of range are refused with the option's name") {

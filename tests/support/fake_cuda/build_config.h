@@ -4,5 +4,6 @@
 
 namespace castor {
 inline constexpr bool kHasCuda = true;
+inline constexpr bool kHasNccl = false;
 inline constexpr const char* kVersion = "0.1.0";
 }  // namespace castor

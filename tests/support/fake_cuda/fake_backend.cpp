@@ -28,7 +28,11 @@ class FakeCudaBackend final : public CpuBackend {
 
 }  // namespace
 
-// What backends.cpp asks for a GPU that nobody installed: there is none but the fake one.
+// What backends.cpp asks of CUDA: there is no GPU but the fake one, and that somebody installs.
+int cuda_device_count() { return 0; }
+
+std::unique_ptr<Backend> make_page_locked_backend() { return std::make_unique<CpuBackend>(); }
+
 std::unique_ptr<Backend> make_cuda_backend(int ordinal) {
   throw DeviceError(
       cat("device cuda:", ordinal, ": the fake device is ", kFakeCuda, ", and install_fake_cuda makes it"));

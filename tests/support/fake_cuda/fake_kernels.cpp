@@ -1,14 +1,18 @@
 // The fake device's kernels: each checks its launch and runs the CPU's. One line an op, so an op that is missing here
 // is the link error that a missing CUDA kernel would be.
 #include "core/ops/activation.h"
+#include "core/ops/adam8bit.h"
 #include "core/ops/attention.h"
+#include "core/ops/came.h"
 #include "core/ops/cast.h"
 #include "core/ops/conv.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/fp8.h"
 #include "core/ops/index.h"
 #include "core/ops/matmul.h"
 #include "core/ops/norm.h"
 #include "core/ops/optim.h"
+#include "core/ops/pointwise_steps.h"
 #include "core/ops/pool.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
@@ -35,6 +39,9 @@ void run(const Cuda& cuda, const IndexSelectArgs& args) { run(fake_launch(cuda),
 void run(const Cuda& cuda, const IndexAddArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const GatherArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const ScatterAddArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8ScaleArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8RoundArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8ExpandArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const MatmulArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormBackwardArgs& args) { run(fake_launch(cuda), args); }
@@ -52,6 +59,12 @@ void run(const Cuda& cuda, const FactoredSquaresArgs& args) { run(fake_launch(cu
 void run(const Cuda& cuda, const FactoredMomentsArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const AdafactorSquaresArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const AdafactorArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const CameResidualsArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const CameArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Adam8bitArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const AdagradArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const LionArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const RmspropArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const PoolArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const PoolBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const RandomFillArgs& args) { run(fake_launch(cuda), args); }

@@ -1,0 +1,68 @@
+// Two queues, one for each direction of the link.
+#include "autograd/optim/side_copies.h"
+
+#include <utility>
+
+#include "core/base/error.h"
+#include "core/ops/cast.h"
+
+namespace castor::autograd {
+namespace {
+
+// Stored tensors that are kept at a time: one is written while the next is computed.
+constexpr std::size_t kMostStores = 2;
+
+}  // namespace
+
+SideCopies::SideCopies(Device device)
+    : device_(device), incoming_(backend(device).open_queue()), outgoing_(backend(device).open_queue()) {}
+
+SideCopies::~SideCopies() {
+  try {
+    for (const Store& store : stores_) backend(device_).wait_on_host(store.end);
+  } catch (const DeviceError&) {  // the device is lost, and with it what was on its way
+  }
+}
+
+bool SideCopies::is_between(const Tensor& x, Device place) const {
+  return overlaps() && x.device() == device_ && place.is_cpu() && x.is_contiguous() && x.numel() > 0;
+}
+
+void SideCopies::begin() {
+  if (overlaps()) ready_ = backend(device_).record();
+}
+
+SideCopies::Fetch SideCopies::fetch(const Tensor& x, Device place) {
+  if (!x.defined() || x.device() == place) return {x, {}};
+  Fetch result{Tensor::empty(x.shape(), x.dtype(), place), {}};
+  if (!is_between(x, place)) {
+    copy_across(x, result.tensor);
+    return result;
+  }
+  incoming_->wait(ready_);
+  incoming_->copy(result.tensor.view().data, x.view().data, x.view().bytes());
+  result.end = incoming_->record();
+  return result;
+}
+
+const Tensor& SideCopies::finish(Fetch& fetch) {
+  backend(device_).wait_on_host(std::exchange(fetch.end, {}));
+  return fetch.tensor;
+}
+
+void SideCopies::store(const Tensor& x, const Tensor& y) {
+  if (!is_between(y, x.device())) return copy_across(x, y);
+  if (stores_.size() == kMostStores) {
+    backend(device_).wait_on_host(stores_.front().end);
+    stores_.pop_front();
+  }
+  outgoing_->wait(ready_);
+  outgoing_->copy(y.view().data, x.view().data, x.view().bytes());
+  stores_.push_back({x, outgoing_->record()});
+}
+
+void SideCopies::end() {
+  if (!stores_.empty()) backend(device_).wait(stores_.back().end);
+}
+
+}  // namespace castor::autograd

@@ -1,0 +1,25 @@
+// DeviceComm: the Comm of ranks that compute on GPUs. Tensors on the CPU travel through the host's group as ever;
+// tensors on the GPU from GPU to GPU, on a queue beside the compute queue, so that exchange overlaps computing.
+//
+// Delicate: sums are exchange, then addition in the order of ranks by the piece's owner (core/ops/ordered_sum_cuda.h):
+// the same bits as on the CPU, for any number of ranks. A collective of GPU tensors is launched at once, and compared
+// with the other ranks' beside it, on the host; one that differs, is late or whose rank died fails the job, which ends
+// the kernels that wait on the GPU, and with it every wait of the host.
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "dist/comm.h"
+#include "dist/failure.h"
+
+namespace castor::dist {
+
+/// A group of the same ranks as `host`, which must outlive it, for tensors on `device` and on the CPU.
+///   health   of the job
+///   timeout  the longest an exchange between GPUs may take
+/// GPU tensors: all_reduce and reduce_scatter sum (f32, bf16, f16), all others move any dtype; send and recv are for
+/// the CPU. Throws DeviceError for several ranks in a build without NCCL.
+std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout);
+
+}  // namespace castor::dist

@@ -1,0 +1,38 @@
+// Devices by local rank, and the group over them.
+#include "strategy/ranks.h"
+
+#include "build_config.h"
+#include "core/base/error.h"
+#include "core/device/backend.h"
+#include "dist/comm_device.h"
+
+namespace castor::strategy {
+
+Device device_of_rank(const std::optional<std::string>& wanted, int local_rank, const std::string& path) {
+  const int gpus = visible_gpus();
+  if (wanted.value_or(gpus > 0 ? "cuda" : "cpu") == "cpu") return kCpu;
+  if (gpus == 0) {
+    throw ConfigError(cat(path, ": cuda, but ",
+                          kHasCuda ? "no GPU is visible here; see CUDA_VISIBLE_DEVICES, or set it to cpu"
+                                   : "this build has no CUDA; build with -Dcuda=enabled, or set it to cpu"),
+                      path);
+  }
+  if (local_rank >= gpus) {
+    throw ConfigError(
+        cat(path, ": cuda, but local rank ", local_rank, " has no GPU of its own, there ", gpus == 1 ? "is " : "are ",
+            gpus, " here; start at most ", gpus, " ranks a host, or set it to cpu"),
+        path);
+  }
+  return {DeviceType::cuda, static_cast<std::int16_t>(local_rank)};
+}
+
+Ranks::Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options) : job_(info, options) {
+  if (device.is_cuda()) gpus_ = dist::make_device_comm(job_.world(), device, job_.health(), options.comm.timeout);
+}
+
+std::string Ranks::transport_name() const {
+  return gpus_ != nullptr ? cat("NCCL between GPUs, ", job_.transport_name(), " between hosts' processes")
+                          : job_.transport_name();
+}
+
+}  // namespace castor::strategy
