@@ -8,10 +8,12 @@
 
 namespace castor::dist {
 
-std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array) {
+std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array, int replicas) {
   std::vector<Buffer> pieces;
-  for (std::size_t rank = 0; rank + 1 < array.cuts.size(); ++rank) {
-    pieces.emplace_back(whole.narrow(0, array.cuts[rank], array.cuts[rank + 1] - array.cuts[rank]));
+  for (int replica = 0; replica < replicas; ++replica) {
+    for (std::size_t rank = 0; rank + 1 < array.cuts.size(); ++rank) {
+      pieces.emplace_back(whole.narrow(0, array.cuts[rank], array.cuts[rank + 1] - array.cuts[rank]));
+    }
   }
   return pieces;
 }
@@ -28,15 +30,17 @@ GradientBuckets::GradientBuckets(Comm& comm, std::vector<autograd::Variable> par
     }
     items.push_back({parameter.data().numel(), dtype});
   }
-  layout_ = lay_out(items, options_.capacity, comm_.world_size());
+  const int owners = comm_.world_size() / options_.replicas;
+  layout_ = lay_out(items, options_.capacity, owners);
   const CategoryScope category(Category::gradients);
   for (std::size_t b = 0; b < layout_.size(); ++b) {
     const FlatArray& array = layout_[b];
     Bucket& bucket = buckets_.emplace_back();
     bucket.label = cat("gradients of bucket ", b, " from ", parameters_[array.slots.front().item].name());
     bucket.filled.resize(array.slots.size());
-    bucket.sum =
-        Tensor::empty({array.piece_elements(comm_.rank())}, DType::f32, parameters_[array.slots.front().item].device());
+    bucket.device = parameters_[array.slots.front().item].device();
+    bucket.sum = Tensor::empty({array.piece_elements(comm_.rank() % owners)}, DType::f32,
+                               options_.sums_on.value_or(bucket.device));
     for (std::size_t s = 0; s < array.slots.size(); ++s) {
       place_[parameters_[array.slots[s].item].identity()] = {b, s};
     }
@@ -67,7 +71,7 @@ Tensor GradientBuckets::part_of(std::size_t b, std::size_t s) {
   if (!bucket.contribution.defined()) {
     const CategoryScope category(Category::gradients);
     const DType dtype = options_.exchange_dtype.value_or(array.dtype);
-    bucket.contribution = Tensor::empty({array.elements}, dtype, bucket.sum.device());
+    bucket.contribution = Tensor::empty({array.elements}, dtype, bucket.device);
     bucket.contribution.fill_zero();  // the gaps between parameters
   }
   const FlatSlot& slot = array.slots[s];
@@ -110,14 +114,22 @@ void GradientBuckets::start_full() {
 
 void GradientBuckets::start(std::size_t b) {
   Bucket& bucket = buckets_[b];
-  bucket.exchange = comm_.start(Collective::reduce_scatter(pieces_of(bucket.contribution, layout_[b]), bucket.sum,
-                                                           bucket.label, ReduceOp::kSum, position_ > 0));
+  const bool is_elsewhere = bucket.sum.device() != bucket.device;
+  if (is_elsewhere) {
+    const CategoryScope category(Category::gradients);
+    bucket.arriving = Tensor::empty(bucket.sum.shape(), DType::f32, bucket.device);
+    if (position_ > 0) copy_across(bucket.sum, bucket.arriving);
+  }
+  bucket.exchange = comm_.start(Collective::reduce_scatter(
+      pieces_of(bucket.contribution, layout_[b], options_.replicas), is_elsewhere ? bucket.arriving : bucket.sum,
+      bucket.label, ReduceOp::kSum, position_ > 0));
   // At most one more is on its way where memory is given back.
-  if (!options_.keeps_buffers && b > 0) finish(buckets_[b - 1]);
+  if ((!options_.keeps_buffers || is_elsewhere) && b > 0) finish(buckets_[b - 1]);
 }
 
 void GradientBuckets::finish(Bucket& bucket) {
   if (bucket.exchange) std::exchange(bucket.exchange, std::nullopt)->wait();
+  if (bucket.arriving.defined()) copy_across(std::exchange(bucket.arriving, {}), bucket.sum);
   if (!options_.keeps_buffers) bucket.contribution = {};
 }
 

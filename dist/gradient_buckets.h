@@ -25,7 +25,9 @@ struct BucketOptions {
   std::optional<DType> exchange_dtype = {};  ///< contributions are rounded to it before they are sent; none: their own
   bool keeps_buffers = true;                 ///< false: a bucket's contribution has memory only until it was sent
   bool overlaps = true;                      ///< false: nothing is sent before backward has ended
-  const char* owner = "GradientBuckets";     ///< whom errors name
+  int replicas = 1;                       ///< ranks that own the same piece: pieces are cut for world size / replicas
+  std::optional<Device> sums_on = {};     ///< where sums live between micro-steps; none: where the parameters are
+  const char* owner = "GradientBuckets";  ///< whom errors name
 };
 
 class GradientBuckets final : public autograd::GradientSink {
@@ -64,6 +66,8 @@ class GradientBuckets final : public autograd::GradientSink {
     std::size_t filled_count = 0;
     Tensor contribution;  // this rank's, of the whole bucket
     Tensor sum;
+    Tensor arriving;  // the sum while it is exchanged, where it lives elsewhere
+    Device device;    // of the parameters
     std::optional<Work> exchange;
   };
   Tensor part_of(std::size_t bucket, std::size_t slot);
@@ -83,6 +87,7 @@ class GradientBuckets final : public autograd::GradientSink {
 };
 
 /// The pieces of `whole` (the array's elements) as `array` is cut, for all_gather and reduce_scatter.
-std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array);
+///   replicas  how often all of them follow on one another: rank r of the group has piece r % (number of pieces)
+std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array, int replicas = 1);
 
 }  // namespace castor::dist

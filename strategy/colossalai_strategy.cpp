@@ -67,7 +67,8 @@ std::unique_ptr<Sharding> ColossalAIStrategy::make_sharding(const PrepareOptions
   const auto fill = [this](const autograd::Variable& parameter, const Tensor& into) {
     fills_.at(parameter.identity())(into);
   };
-  auto sharding = plugin_->shard({*comm_, std::move(parameters), device_, options.accumulative_counts, fill});
+  auto sharding = plugin_->shard({*comm_, std::move(parameters), device_, options.accumulative_counts, fill,
+                                  options.forecast ? &*options.forecast : nullptr, options.limits});
   fills_.clear();
   sharding->set_before_change([this](const Tensor& tensor) { saver_.before_change(tensor); });
   return sharding;

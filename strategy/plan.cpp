@@ -56,15 +56,31 @@ double difference_percent(std::size_t planned, std::size_t actual) {
   return 100.0 * (static_cast<double>(planned) - static_cast<double>(actual)) / static_cast<double>(actual);
 }
 
-}  // namespace
+// A table of a device's peaks by category, and whether they are within the limit.
+void memory_lines(std::ostream& out, const char* title, const MemoryStats& stats,
+                  const std::optional<std::int64_t>& limit) {
+  out << std::left << std::setw(14) << title << std::right << std::setw(12) << "peak" << std::setw(14) << "at the top"
+      << '\n';
+  for (int i = 0; i < kCategoryCount; ++i) {
+    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
+        << bytes_text(stats.peak[i]) << std::setw(14) << bytes_text(stats.at_peak[i]) << '\n';
+  }
+  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(stats.peak_total) << "  ("
+      << bytes_text(stats.peak_reserved) << " reserved)\n";
+  if (!limit) return;
+  const auto there = static_cast<std::size_t>(*limit);
+  out << std::left << std::setw(14) << "limit" << std::right << std::setw(12) << bytes_text(there)
+      << (stats.peak_total <= there ? "  (fits)" : "  (does not fit)") << '\n';
+}
 
-Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
+Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
                const autograd::Batch& batch, DeviceType target) {
   const Device device = make_meta({target, "", 0});
   Plan plan;
   plan.target = target == DeviceType::cpu ? "cpu" : "cuda";
   plan.micro_batch = batch.inputs.size(0);
   plan.micro_steps = options.accumulative_counts;
+  plan.limits = options.limits;
   CostRecorder recorder;
   {
     const std::unique_ptr<BaseStrategy> strategy = make_strategy(device);
@@ -87,6 +103,13 @@ Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, 
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);
     plan.memory = allocator(device).stats();
+    if (OptimWrapper* wrapper = strategy->optim_wrapper()) {
+      const Sharding& sharding = wrapper->sharding();
+      if (const std::optional<Device> host = sharding.host()) plan.host = allocator(*host).stats();
+      plan.disk_bytes = sharding.disk_bytes();
+      plan.disk_traffic = sharding.disk_traffic().read_bytes + sharding.disk_traffic().written_bytes;
+      plan.forecast = options.forecast ? options.forecast : sharding.forecast();
+    }
     plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy->model(), strategy->optim_wrapper(), true, true));
     plan.copy_mode = CheckpointSaver::copy_mode(plan.checkpoint_bytes);
   }
@@ -96,6 +119,24 @@ Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, 
     plan.bytes += op.bytes;
   }
   return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
+               const autograd::Batch& batch, DeviceType target) {
+  Plan plan = plan_step(make_strategy, model, options, batch, target);
+  if (!plan.forecast || options.forecast) return plan;
+  PrepareOptions placed = options;
+  placed.forecast = plan.forecast;
+  return plan_step(make_strategy, model, placed, batch, target);
+}
+
+bool Plan::fits() const {
+  const auto is_within = [](std::size_t bytes, const std::optional<std::int64_t>& limit) {
+    return !limit || bytes <= static_cast<std::size_t>(*limit);
+  };
+  return is_within(memory.peak_total, limits.device_bytes) && is_within(host.peak_total, limits.host_bytes);
 }
 
 std::string plan_text(const Plan& plan) {
@@ -109,15 +150,14 @@ std::string plan_text(const Plan& plan) {
     out << std::left << std::setw(28) << op.name << std::right << std::setw(8) << op.calls << std::setw(16)
         << scaled(op.flops, "FLOP") << std::setw(14) << scaled(op.bytes, "B") << '\n';
   }
-  out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(14)
-      << "at the top" << '\n';
-  for (int i = 0; i < kCategoryCount; ++i) {
-    out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
-        << bytes_text(plan.memory.peak[i]) << std::setw(14) << bytes_text(plan.memory.at_peak[i]) << '\n';
+  memory_lines(out, "memory", plan.memory, plan.limits.device_bytes);
+  if (plan.host.peak_total > 0) memory_lines(out, "host", plan.host, plan.limits.host_bytes);
+  if (plan.disk_bytes > 0) {
+    out << std::left << std::setw(14) << "disk" << std::right << std::setw(12)
+        << bytes_text(static_cast<std::size_t>(plan.disk_bytes)) << "  ("
+        << bytes_text(static_cast<std::size_t>(plan.disk_traffic)) << " read and written in a step)\n";
   }
-  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(plan.memory.peak_total)
-      << "  (" << bytes_text(plan.memory.peak_reserved) << " reserved)\n"
-      << std::left << std::setw(14) << "checkpoint" << std::right << std::setw(12) << bytes_text(plan.checkpoint_bytes)
+  out << std::left << std::setw(14) << "checkpoint" << std::right << std::setw(12) << bytes_text(plan.checkpoint_bytes)
       << "  (asynchronous saves "
       << (plan.copy_mode == CopyMode::whole ? "copy it at once"
                                             : "copy a tensor only before it changes: the host is short of memory")
@@ -143,6 +183,14 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
     json["memory"][name] = {{"peak", plan.memory.peak[i]}, {"at_peak", plan.memory.at_peak[i]}};
   }
   json["memory"]["total"] = {{"peak", plan.memory.peak_total}, {"reserved", plan.memory.peak_reserved}};
+  for (int i = 0; i < kCategoryCount && plan.host.peak_total > 0; ++i) {
+    const std::string name(category_name(static_cast<Category>(i)));
+    json["host"][name] = {{"peak", plan.host.peak[i]}, {"at_peak", plan.host.at_peak[i]}};
+  }
+  if (plan.host.peak_total > 0)
+    json["host"]["total"] = {{"peak", plan.host.peak_total}, {"reserved", plan.host.peak_reserved}};
+  if (plan.disk_bytes > 0) json["disk"] = {{"bytes", plan.disk_bytes}, {"traffic", plan.disk_traffic}};
+  if (plan.limits.device_bytes || plan.limits.host_bytes) json["fits"] = plan.fits();
   json["checkpoint"] = {{"bytes", plan.checkpoint_bytes},
                         {"asynchronous_copy", plan.copy_mode == CopyMode::whole ? "whole" : "on_write"}};
   return json;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,13 +38,22 @@ struct Plan {
   double bytes = 0;                          ///< read and written by kernels
   MemoryStats memory;                        ///< of the allocator after the step
   std::uint64_t checkpoint_bytes = 0;        ///< tensors of a checkpoint: weights and optimizer states
+  MemoryStats host;                          ///< of the host's tier, where there is one beside the device
+  std::int64_t disk_bytes = 0;               ///< in scratch files
+  std::int64_t disk_traffic = 0;             ///< read and written there in a step
+  MemoryLimits limits;                       ///< what the plan was asked to fit
+  std::optional<StepForecast> forecast;      ///< for PrepareOptions of the run that was planned
   CopyMode copy_mode = CopyMode::whole;      ///< what an asynchronous save does on this host, as it is now
+
+  /// True unless a limit is given that is exceeded.
+  bool fits() const;
 };
 
 /// Makes the strategy to plan on a device; of several ranks one of a group on paper (dist/comm_meta.h).
 using StrategyFactory = std::function<std::unique_ptr<BaseStrategy>(Device)>;
 
-/// Runs one global step on a meta device standing for a CPU or a GPU, whose kernels need different workspace.
+/// Runs one global step on a meta device standing for a CPU or a GPU, whose kernels need different workspace; a second
+/// one where the first shows how to place chunks.
 ///   batch   a micro-batch of the size that will be trained; only shapes and dtypes are used
 Plan make_plan(const StrategyFactory& strategy, const ModelFactory& model, const PrepareOptions& options,
                const autograd::Batch& batch, DeviceType target = DeviceType::cpu);

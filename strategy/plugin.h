@@ -44,10 +44,18 @@ struct ShardRequest {
   std::int64_t accumulative_counts = 1;        ///< micro-steps in a window
   /// Fills a parameter that is on meta: builds_on_meta.
   std::function<void(const autograd::Variable& parameter, const Tensor& into)> fill = {};
+  const StepForecast* forecast = nullptr;  ///< of the run's plan; null: there was none
+  MemoryLimits limits = {};
 
   /// Those that get gradients.
   std::vector<autograd::Variable> trained() const;
 };
+
+/// Throws ConfigError, naming the plugin, unless `extra_dp_size` groups of equal size can be made of the ranks.
+void check_replicas(int world_size, std::int64_t extra_dp_size, const char* plugin);
+
+/// The host's memory as a tier beside `device`; of a meta device one on meta.
+Device host_tier(Device device);
 
 class Plugin {
  public:

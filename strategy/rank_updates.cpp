@@ -12,14 +12,16 @@ void apply_updates_of_ranks(dist::Comm& comm, autograd::PendingBufferUpdates& pe
     throw InternalError(cat("buffers: ", updates.size(), " updates in ", micro_steps, " micro-steps"));
   }
   std::int64_t elements = 0;
+  Device device = kCpu;  // the model's, or meta in a plan
   for (const autograd::BufferUpdate& update : updates) {
     for (const Tensor& each : update.statistics) {
       if (each.dtype() != DType::f32) throw InternalError(cat("buffers: statistics must be f32, got ", each));
       elements += each.numel();
+      device = each.device();
     }
   }
   const int world_size = comm.world_size();
-  const Tensor all = Tensor::empty({world_size, elements}, DType::f32);
+  const Tensor all = Tensor::empty({world_size, elements}, DType::f32, device);
   const Tensor own = all.select(0, comm.rank());
   std::int64_t filled = 0;
   for (const autograd::BufferUpdate& update : updates) {

@@ -9,12 +9,28 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "autograd/graph.h"
 #include "autograd/optim/stepper.h"
+#include "dist/chunk/chunk_manager.h"
+#include "dist/chunk/disk_tier.h"
 
 namespace castor::strategy {
+
+/// What a step on meta showed: enough to place weights and states before the first real step.
+struct StepForecast {
+  std::vector<std::size_t> accesses;   ///< chunks in the order in which a micro-step touches them
+  std::int64_t gathered_bytes = 0;     ///< of whole chunks where none is kept
+  std::int64_t beside_bytes = 0;       ///< of the device, at most, that are neither weights nor optimizer states
+  double state_bytes_per_element = 0;  ///< of masters and optimizer states
+};
+
+/// Memory that a rank may use, where it is not what the machine has.
+struct MemoryLimits {
+  std::optional<std::int64_t> device_bytes, host_bytes;
+};
 
 /// Receives the gradients of each backward. All ranks make the same calls in the same order; each may throw CommError.
 class Sharding : public autograd::GradientSink {
@@ -37,6 +53,19 @@ class Sharding : public autograd::GradientSink {
   virtual bool overwrites_weights() const { return false; }
   /// Who is told before bytes of pieces() change other than by a step.
   virtual void set_before_change(std::function<void(const Tensor&)>) {}
+
+  /// True: another rank has the same pieces and saves them.
+  virtual bool is_replica() const { return false; }
+  /// After a step on meta: what it showed; none where nothing is placed by it.
+  virtual std::optional<StepForecast> forecast() const { return {}; }
+  /// The host's tier, where there is one beside the device.
+  virtual std::optional<Device> host() const { return {}; }
+  /// Bytes in scratch files.
+  virtual std::int64_t disk_bytes() const { return 0; }
+  /// What moved between pieces and whole chunks; null where there are none.
+  virtual const dist::ChunkTraffic* chunk_traffic() const { return nullptr; }
+  /// What was read from and written to scratch files so far.
+  virtual dist::DiskTraffic disk_traffic() const { return {}; }
 
   /// Before a forward pass.
   virtual void begin_pass(bool /*is_training*/) {}

@@ -80,6 +80,8 @@ struct PrepareOptions {
   std::vector<SchedulerFactory> param_schedulers;
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   DispatchOptions dispatch;
+  std::optional<StepForecast> forecast;  ///< of the plan of this run; unset: plugins measure the first step instead
+  MemoryLimits limits;
 };
 
 /// What one train_step did.

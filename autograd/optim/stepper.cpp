@@ -26,6 +26,11 @@ Tensor gradient_of(const Part& part) {
 
 Device place_of(const Part& part) { return part.states_on.value_or(weights_of(part).device()); }
 
+Tensor make_state(const Part& part, const Shape& shape, DType dtype) {
+  return part.states_in != nullptr ? part.states_in->make_state(shape, dtype)
+                                   : Tensor::zeros(shape, dtype, place_of(part));
+}
+
 // x itself where it is there already.
 Tensor moved(const Tensor& x, Device device) {
   if (x.device() == device) return x;
@@ -72,16 +77,19 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     for (const StateSpec& spec : optimizer.states(x.shape())) {
       const auto stretch = spec.stretch(x.shape(), part.offset, part.count);
       const bool is_cut = stretch && !part.is_whole();
-      const Shape its_shape = is_cut ? Shape{stretch->count} : spec.shape;
-      states[spec.name] = spec.initial == 0 ? Tensor::zeros(its_shape, spec.dtype, place_of(part))
-                                            : full(its_shape, spec.initial, spec.dtype, place_of(part));
+      states[spec.name] = make_state(part, is_cut ? Shape{stretch->count} : spec.shape, spec.dtype);
     }
-    if (is_half && options.keeps_masters) {
-      const Tensor master = moved(cast(weights_of(part), DType::f32), place_of(part));
-      states[kMaster] = part.is_whole() ? master.reshape(x.shape()) : master;
-    }
+    if (is_half && options.keeps_masters)
+      states[kMaster] = make_state(part, part.is_whole() ? x.shape() : Shape{part.count}, DType::f32);
     states_.push_back(std::move(states));
   }
+  // Values come when all states are made: a home gives addresses only then.
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    for (const StateSpec& spec : optimizer.states(parts_[i].variable.shape())) {
+      if (spec.initial != 0) fill(states_[i].at(spec.name), spec.initial);
+    }
+  }
+  refresh_masters();
 }
 
 // What a part's step reads and writes that is elsewhere, on its way.
@@ -246,7 +254,8 @@ void Stepper::restore_weights() {
 void Stepper::refresh_masters() {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const auto master = states_[i].find(kMaster);
-    if (master != states_[i].end()) copy_across(cast(weights_of(parts_[i]), DType::f32), flat(master->second));
+    if (master == states_[i].end() || parts_[i].count == 0) continue;
+    copy_into(moved(weights_of(parts_[i]), place_of(parts_[i])), flat(master->second));
   }
 }
 

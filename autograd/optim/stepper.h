@@ -16,6 +16,7 @@
 
 #include "autograd/optim/optimizer.h"
 #include "autograd/optim/side_copies.h"
+#include "autograd/optim/state_home.h"
 
 namespace castor::autograd {
 
@@ -38,6 +39,8 @@ struct Part {
   /// Where its states live and its step is computed; unset: where its weights are. Weights and gradient of another
   /// place are copied there for the step, and the new weights back.
   std::optional<Device> states_on = {};
+  /// Who makes its states, for the step on `states_on`; null: they are memory of their own. Must outlive the stepper.
+  StateHome* states_in = nullptr;
   Tensor gradient;  ///< f32|bf16|f16 [count]; undefined: the variable's grad(), and zeros where that is undefined too
 };
 

@@ -109,6 +109,17 @@ void File::write_exact(std::span<const std::byte> data, std::uint64_t offset) {
 
 bool File::set_direct(bool direct) { return handle().set_direct(direct); }
 
+void File::reserve(std::uint64_t bytes) {
+  OpenFile& file = handle();
+  int error = 0;
+  do {
+    error = file.reserve(bytes);
+  } while (error == EINTR);
+  if (error != 0) throw io_error(*files_, "reserve space for", path_, error, {}, bytes);
+  const std::byte end{};
+  if (bytes > size()) write_exact({&end, 1}, bytes - 1);  // a file system that promises nothing
+}
+
 void File::sync() {
   OpenFile& file = handle();
   int error = 0;

@@ -54,6 +54,9 @@ class File {
   /// core/base/file_stream.h; others go through the cache), or no longer do. Returns whether they will. Not while a
   /// transfer runs.
   bool set_direct(bool direct);
+  /// Makes the file at least `bytes` long, with room for all of them set aside: later writes inside cannot find the
+  /// disk full. What was not written reads as zeros.
+  void reserve(std::uint64_t bytes);
   /// Makes the contents survive a power loss. After a failure the contents are unknown: write another file, do not
   /// retry.
   void sync();

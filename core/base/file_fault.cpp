@@ -9,9 +9,9 @@ namespace castor {
 
 std::string_view file_operation_name(FileOperationKind kind) {
   static constexpr std::string_view kNames[] = {
-      "open",  "read",           "write",     "sync",   "size",           "map",
-      "close", "status",         "rename",    "unlink", "make_directory", "remove_directory",
-      "list",  "sync_directory", "free_bytes"};
+      "open",  "read",           "write",      "sync",   "size",           "map",
+      "close", "status",         "rename",     "unlink", "make_directory", "remove_directory",
+      "list",  "sync_directory", "free_bytes", "reserve"};
   return kNames[static_cast<int>(kind)];
 }
 
@@ -45,6 +45,10 @@ class FaultFile : public OpenFile {
     return verdict.error != 0 ? verdict.error : below_->map(bytes, view);
   }
   bool set_direct(bool direct) override { return below_->set_direct(direct); }
+  int reserve(std::uint64_t bytes) override {
+    const auto verdict = files_.judge({FileOperationKind::reserve, path_, {}, 0, bytes});
+    return verdict.error != 0 ? verdict.error : below_->reserve(bytes);
+  }
   int close() override {
     const auto verdict = files_.judge({FileOperationKind::close, path_, {}, 0, 0});
     return verdict.error != 0 ? verdict.error : below_->close();

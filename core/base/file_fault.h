@@ -33,6 +33,7 @@ enum class FileOperationKind {
   list,
   sync_directory,
   free_bytes,
+  reserve,
 };
 
 /// "open", "sync_directory", ...

@@ -56,6 +56,9 @@ class PosixFile : public OpenFile {
     direct_ = direct;
     return direct;
   }
+  int reserve(std::uint64_t bytes) override {
+    return bytes == 0 ? 0 : ::posix_fallocate(descriptor_, 0, static_cast<off_t>(bytes));
+  }
   int sync() override { return ::fsync(descriptor_) == 0 ? 0 : errno; }
   IoResult size() override {
     struct stat status {};

@@ -71,6 +71,12 @@ class OpenFile {
     static_cast<void>(direct);
     return false;
   }
+  /// Sets room for the first `bytes` bytes aside, which read as zeros until they are written, so that writing them
+  /// cannot find the disk full. Returns an errno; a file system that cannot promise it returns 0 and does nothing.
+  virtual int reserve(std::uint64_t bytes) {
+    static_cast<void>(bytes);
+    return 0;
+  }
   /// Closes; nothing else may be called afterwards. Returns an errno that says an earlier write was lost.
   virtual int close() = 0;
 };

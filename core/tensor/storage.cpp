@@ -61,6 +61,16 @@ void Storage::allocate(const char* reason) {
   note(reason);
 }
 
+void Storage::read(std::size_t offset, std::span<std::byte> out) const {
+  if (out.empty() || (pager_ != nullptr && pager_->read(offset, out))) return;
+  backend(device_).copy_to_host(out.data(), static_cast<const std::byte*>(data()) + offset, out.size());
+}
+
+void Storage::write(std::size_t offset, std::span<const std::byte> data) const {
+  if (data.empty() || (pager_ != nullptr && pager_->write(offset, data))) return;
+  backend(device_).copy_from_host(static_cast<std::byte*>(this->data()) + offset, data.data(), data.size());
+}
+
 void Storage::set_category(Category category) {
   if (block_ != nullptr) allocator(device_).set_category(block_, category);
 }

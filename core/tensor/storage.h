@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,16 @@ class StoragePager {
   virtual ~StoragePager() = default;
   /// May move bytes; when it returns the storage has some, or the use throws.
   virtual void touch() = 0;
+  /// Copies bytes from `offset` on out or in without bringing them to an address, from any thread. False: this pager
+  /// has no other place for them.
+  virtual bool read(std::size_t offset, std::span<std::byte> out) {
+    static_cast<void>(offset), static_cast<void>(out);
+    return false;
+  }
+  virtual bool write(std::size_t offset, std::span<const std::byte> data) {
+    static_cast<void>(offset), static_cast<void>(data);
+    return false;
+  }
 };
 
 class Storage {
@@ -46,6 +57,11 @@ class Storage {
     return data_;
   }
 
+  /// Copies bytes from `offset` on out or in, from wherever they are: for those who stream states through bounded
+  /// buffers. Both wait for the device.
+  void read(std::size_t offset, std::span<std::byte> out) const;
+  void write(std::size_t offset, std::span<const std::byte> data) const;
+
   /// From now on the bytes are at `data`, kept alive by `owner`, usable after `ready`; the previous ones are given up.
   ///   reason   goes into the history: a text with static lifetime, e.g. "gathered"
   void point_to(void* data, std::shared_ptr<void> owner, Event ready, const char* reason);
@@ -56,6 +72,8 @@ class Storage {
 
   /// From now on `pager`, which must outlive this or be taken away with null, is told of every use.
   void set_pager(StoragePager* pager) { pager_ = pager; }
+  /// True if the address may change between uses.
+  bool has_pager() const { return pager_ != nullptr; }
 
   /// Counts the bytes under another category from now on: a kernel's result that turned out to be a gradient.
   void set_category(Category category);

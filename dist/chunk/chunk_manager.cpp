@@ -38,6 +38,7 @@ struct ChunkManager::Chunk final : StoragePager {
   std::vector<autograd::Variable> variables;  // by slot
   bool is_trained = false;
   ChunkHome home;
+  autograd::StateHome* states_in = nullptr;
   ChunkState state = ChunkState::kAway;
   std::shared_ptr<Storage> storage;
   Tensor whole;                 // over the storage
@@ -78,7 +79,9 @@ std::uint64_t ChunkManager::ops() const { return is_moving_ ? ops_at_move_ : dis
 ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& parameters, Device device,
                            const ChunkOptions& options, const Fill& fill)
     : comm_(comm),
-      gather_group_(comm.split(0, comm.rank())),
+      shards_(comm.world_size() / options.replicas),
+      owners_(comm.split(comm.rank() / shards_, comm.rank())),
+      gather_group_(comm.split(comm.rank() / shards_, comm.rank())),
       reduce_group_(comm.split(0, comm.rank())),
       device_(device),
       options_(options),
@@ -98,7 +101,7 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
       numbers.push_back(i);
       items.push_back({parameter.data().numel(), dtype});
     }
-    for (FlatArray& array : lay_out(items, options_.capacity, comm_.world_size())) {
+    for (FlatArray& array : lay_out(items, options_.capacity, shards_)) {
       for (FlatSlot& slot : array.slots) slot.item = numbers[slot.item];
       Chunk& chunk = *chunks_.emplace_back(std::make_unique<Chunk>(*this, chunks_.size()));
       chunk.array = std::move(array);
@@ -110,15 +113,16 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
   std::vector<ChunkInfo> infos;
   for (const auto& chunk : chunks_) {
     const auto element = static_cast<std::int64_t>(dtype_size(chunk->array.dtype));
-    infos.push_back({chunk->array.elements * element, chunk->is_trained});
+    infos.push_back({chunk->array.elements * element, chunk->array.elements, chunk->is_trained});
   }
   const std::vector<ChunkHome> homes =
       options_.homes ? options_.homes(infos) : std::vector<ChunkHome>(infos.size(), {device_, device_});
+  for (const auto& chunk : chunks_) chunk->home = homes.at(chunk->number);
+  make_pieces();
   for (const auto& each : chunks_) {
     Chunk& chunk = *each;
     const FlatArray& array = chunk.array;
     chunk.storage = Storage::make_empty(static_cast<std::size_t>(infos[chunk.number].bytes), device_);
-    chunk.home = homes.at(chunk.number);
     chunk.whole = Tensor(chunk.storage, {array.elements}, {1}, 0, array.dtype);
     give_memory(chunk);
     chunk.whole.fill_zero();
@@ -131,17 +135,42 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
       fill(parameter, part);
       parameter.set_data(part);
     }
-    const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
-    const CategoryScope category(Category::parameters);
-    chunk.piece = Tensor::empty({array.piece_elements(comm_.rank())}, array.dtype, chunk.home.piece);
-    copy_across(chunk.whole.narrow(0, begin, chunk.piece.numel()), chunk.piece);
+    copy_across(chunk.whole.narrow(0, piece_begin(chunk), chunk.piece.numel()), chunk.piece);
     drop(chunk, "its piece was taken");
     chunk.storage->set_pager(&chunk);
   }
   std::vector<std::string> names;
   for (const autograd::Variable& parameter : parameters_) names.push_back(parameter.name());
-  sums_ = std::make_unique<PartSums>(comm_, owned_stretches(), std::move(names));
+  sums_ = std::make_unique<PartSums>(*owners_, owned_stretches(), std::move(names));
   traffic_ = {};
+}
+
+// On disk all of them are made before the first is used.
+void ChunkManager::make_pieces() {
+  const auto tier = [this](std::unique_ptr<DiskTier>& made, Device host, Category category, const char* what) {
+    if (made != nullptr) return;
+    DiskOptions disk = options_.disk;
+    disk.host = host;
+    disk.category = category;
+    disk.what = what;
+    made = std::make_unique<DiskTier>(disk);
+  };
+  const CategoryScope category(Category::parameters);
+  for (const auto& each : chunks_) {
+    Chunk& chunk = *each;
+    const Shape shape = {chunk.array.piece_elements(shard())};
+    if (chunk.home.states_on_disk && chunk.is_trained) {
+      tier(states_disk_, chunk.home.states, Category::optimizer, "optimizer states");
+      chunk.states_in = &states_disk_->add_block(chunk.label);
+    }
+    if (chunk.home.piece_on_disk) {
+      tier(pieces_disk_, chunk.home.piece, Category::parameters, "weights");
+      chunk.piece = pieces_disk_->add_block(chunk.label).make_state(shape, chunk.array.dtype);
+    } else {
+      chunk.piece = Tensor::empty(shape, chunk.array.dtype, chunk.home.piece);
+    }
+  }
+  if (pieces_disk_ != nullptr) pieces_disk_->open();
 }
 
 ChunkManager::~ChunkManager() {
@@ -154,8 +183,12 @@ ChunkManager::~ChunkManager() {
   }
 }
 
+std::int64_t ChunkManager::piece_begin(const Chunk& chunk) const {
+  return chunk.array.cuts[static_cast<std::size_t>(shard())];
+}
+
 std::vector<std::vector<OwnedStretch>> ChunkManager::owned_stretches() const {
-  std::vector<std::vector<OwnedStretch>> owned(static_cast<std::size_t>(comm_.world_size()));
+  std::vector<std::vector<OwnedStretch>> owned(static_cast<std::size_t>(shards_));
   for (std::size_t rank = 0; rank < owned.size(); ++rank) {
     for (const auto& chunk : chunks_) {
       if (!chunk->is_trained) continue;
@@ -258,9 +291,14 @@ void ChunkManager::give_memory(Chunk& chunk) {
 void ChunkManager::begin_gather(Chunk& chunk) {
   const Moving moving(*this);
   give_memory(chunk);
-  const std::int64_t begin = chunk.array.cuts[static_cast<std::size_t>(comm_.rank())];
-  const Tensor own = chunk.whole.narrow(0, begin, chunk.piece.numel());
-  copy_across(chunk.piece, own);
+  const Tensor own = chunk.whole.narrow(0, piece_begin(chunk), chunk.piece.numel());
+  if (chunk.home.piece_on_disk && device_.is_cpu()) {
+    // Only read: taking the address would write the piece back.
+    const View view = own.view();
+    chunk.piece.storage()->read(0, {static_cast<std::byte*>(view.data), view.bytes()});
+  } else {
+    copy_across(chunk.piece, own);
+  }
   chunk.work = gather_group_->start(Collective::all_gather(own, pieces_of(chunk.whole, chunk.array), chunk.label));
   chunk.state = ChunkState::kArriving;
   ++traffic_.gathers;
@@ -333,9 +371,9 @@ void ChunkManager::start_reduce(Chunk& chunk) {
     chunk.sum = Tensor::empty({chunk.piece.numel()}, DType::f32, device_);
   }
   chunk.delivered_count = chunk.delivered.size();
-  chunk.work = reduce_group_->start(Collective::reduce_scatter(pieces_of(chunk.whole, chunk.array), chunk.sum,
-                                                               cat("gradients of ", chunk.label), ReduceOp::kSum,
-                                                               position_ > 0));
+  chunk.work = reduce_group_->start(Collective::reduce_scatter(pieces_of(chunk.whole, chunk.array, options_.replicas),
+                                                               chunk.sum, cat("gradients of ", chunk.label),
+                                                               ReduceOp::kSum, position_ > 0));
   chunk.state = ChunkState::kReducing;
   reducing_.push_back(chunk.number);
   ++traffic_.reductions;
@@ -385,8 +423,8 @@ void ChunkManager::finish_window(std::int64_t micro_batches, std::vector<autogra
       throw InternalError(cat(options_.owner, ": a window of ", micro_batches, " micro-batches on ", comm_.world_size(),
                               " ranks needs sums that are kept between micro-steps"));
     }
-    const std::int64_t begin = chunk.array.cuts[static_cast<std::size_t>(comm_.rank())];
-    for (const FlatStretch& stretch : chunk.array.stretches(comm_.rank())) {
+    const std::int64_t begin = piece_begin(chunk);
+    for (const FlatStretch& stretch : chunk.array.stretches(shard())) {
       parts[part++].gradient = chunk.gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
     }
     chunk.gradient = {};
@@ -418,11 +456,12 @@ std::vector<autograd::Part> ChunkManager::parts() const {
   std::vector<autograd::Part> parts;
   for (const auto& chunk : chunks_) {
     if (!chunk->is_trained) continue;
-    const std::int64_t begin = chunk->array.cuts[static_cast<std::size_t>(comm_.rank())];
-    for (const FlatStretch& stretch : chunk->array.stretches(comm_.rank())) {
+    const std::int64_t begin = piece_begin(*chunk);
+    for (const FlatStretch& stretch : chunk->array.stretches(shard())) {
       parts.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
                        chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
       parts.back().states_on = chunk->home.states;
+      parts.back().states_in = chunk->states_in;
     }
   }
   return parts;
@@ -431,8 +470,8 @@ std::vector<autograd::Part> ChunkManager::parts() const {
 std::vector<autograd::Part> ChunkManager::pieces() const {
   std::vector<autograd::Part> pieces;
   for (const auto& chunk : chunks_) {
-    const std::int64_t begin = chunk->array.cuts[static_cast<std::size_t>(comm_.rank())];
-    for (const FlatStretch& stretch : chunk->array.stretches(comm_.rank())) {
+    const std::int64_t begin = piece_begin(*chunk);
+    for (const FlatStretch& stretch : chunk->array.stretches(shard())) {
       pieces.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,
                         chunk->piece.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count)});
     }

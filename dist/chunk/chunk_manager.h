@@ -24,6 +24,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/optim/stepper.h"
+#include "dist/chunk/disk_tier.h"
 #include "dist/comm.h"
 #include "dist/flat_layout.h"
 #include "dist/part_sums.h"
@@ -53,23 +54,29 @@ class ChunkPolicy {
 
 /// What is known of a chunk when places are chosen.
 struct ChunkInfo {
-  std::int64_t bytes = 0;  ///< of the whole chunk
+  std::int64_t bytes = 0;     ///< of the whole chunk
+  std::int64_t elements = 0;  ///< of the same
   bool is_trained = false;
 };
 
 /// Where a rank's share of a chunk lives.
 struct ChunkHome {
-  Device piece;   ///< its weights
-  Device states;  ///< its optimizer states; they are stepped there
+  Device piece;                 ///< its weights
+  Device states;                ///< its optimizer states; they are stepped there
+  bool piece_on_disk = false;   ///< the weights come to `piece` only when they are used
+  bool states_on_disk = false;  ///< the states likewise
 };
 
 struct ChunkOptions {
   std::int64_t capacity = 0;    ///< elements of a chunk
   bool accumulates = false;     ///< windows of several micro-steps: an f32 sum of each piece is kept between them
   bool overlaps_reduce = true;  ///< gradients are reduced while backward goes on
+  int replicas = 1;             ///< ranks that own the same piece: chunks are cut for world size / replicas
   bool keeps_masters = true;    ///< 16-bit pieces have f32 masters, so a gradient may take the piece's place
   /// Where what belongs to chunks lives, told their bytes and which are trained; empty: all of it where it is used.
   std::function<std::vector<ChunkHome>(std::span<const ChunkInfo> chunks)> homes = {};
+  /// Where what is on disk lives; its host and texts are the manager's business.
+  DiskOptions disk = {};
   const char* owner = "ChunkManager";  ///< whom errors name
 };
 
@@ -126,6 +133,13 @@ class ChunkManager final : public autograd::GradientSink {
   /// The number of the access at which it was used last.
   std::int64_t last_use(std::size_t chunk) const;
   const ChunkTraffic& traffic() const { return traffic_; }
+  /// The disk's share of the states and of the pieces; null where all of them are in memory.
+  DiskTier* states_disk() const { return states_disk_.get(); }
+  DiskTier* pieces_disk() const { return pieces_disk_.get(); }
+
+  /// The chunks in the order in which the last micro-step touched them, and what to expect before there was one.
+  const std::vector<std::size_t>& accesses() const { return known_; }
+  void expect(std::vector<std::size_t> accesses) { known_ = std::move(accesses); }
 
   // A step.
   /// Before a forward pass: accesses are counted from here.
@@ -154,6 +168,7 @@ class ChunkManager final : public autograd::GradientSink {
   struct Chunk;
   class Moving;
 
+  void make_pieces();
   std::uint64_t ops() const;
   void touch(Chunk& chunk);
   void note_access(Chunk& chunk);
@@ -167,12 +182,18 @@ class ChunkManager final : public autograd::GradientSink {
   void make_gradient(Chunk& chunk, std::int64_t micro_batches);
   std::vector<std::vector<OwnedStretch>> owned_stretches() const;
 
+  int shard() const { return comm_.rank() % shards_; }
+  std::int64_t piece_begin(const Chunk& chunk) const;
+
   Comm& comm_;
-  std::unique_ptr<Comm> gather_group_;  // gathers and reductions do not wait for each other
+  int shards_;                          // pieces of a chunk
+  std::unique_ptr<Comm> owners_;        // ranks that have every piece once
+  std::unique_ptr<Comm> gather_group_;  // the same; gathers and reductions do not wait for each other
   std::unique_ptr<Comm> reduce_group_;
   Device device_;
   ChunkOptions options_;
   std::vector<autograd::Variable> parameters_;
+  std::unique_ptr<DiskTier> states_disk_, pieces_disk_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   std::map<autograd::VariableState*, std::pair<std::size_t, std::size_t>> place_;  // chunk and slot
   std::unique_ptr<PartSums> sums_;

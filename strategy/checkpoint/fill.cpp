@@ -2,7 +2,6 @@
 #include "strategy/checkpoint/fill.h"
 
 #include <algorithm>
-#include <cstring>
 #include <regex>
 #include <set>
 
@@ -175,10 +174,11 @@ void fill(const LoadSource& source, std::span<const Fill> fills) {
       others.push_back(&each);
       continue;
     }
-    auto* to = static_cast<std::byte*>(target.view().data);
+    const std::size_t begin = static_cast<std::size_t>(target.offset()) * dtype_size(target.dtype());
     direct.push_back({source.checkpoint->manifest().find(each.entry->role, each.entry->name), each.offset,
-                      target.numel(), [to](std::uint64_t at, std::span<const std::byte> bytes) {
-                        std::memcpy(to + at, bytes.data(), bytes.size());
+                      target.numel(),
+                      [to = target.storage(), begin](std::uint64_t at, std::span<const std::byte> bytes) {
+                        to->write(begin + at, bytes);
                       }});
   }
   if (!direct.empty()) source.checkpoint->read(direct);

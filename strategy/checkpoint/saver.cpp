@@ -161,14 +161,11 @@ void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
     formats::TensorPiece piece{name, role, tensor.dtype(), {shape.begin(), shape.end()}, offset, tensor.numel(), {}};
     if (snapshot != nullptr) {
       piece.data = snapshot->source(i);
-    } else if (tensor.device().is_cpu() && tensor.numel() > 0) {
+    } else if (tensor.device().is_cpu() && !tensor.storage()->has_pager() && tensor.numel() > 0) {
       piece.data = std::span(static_cast<const std::byte*>(tensor.view().data), tensor.view().bytes());
     } else {
       piece.data = [tensor](std::uint64_t offset, std::span<std::byte> out) {
-        const auto element = static_cast<std::uint64_t>(dtype_size(tensor.dtype()));
-        tensor.reshape({-1})
-            .narrow(0, static_cast<std::int64_t>(offset / element), static_cast<std::int64_t>(out.size() / element))
-            .copy_to_host(out.data(), out.size());
+        tensor.storage()->read(static_cast<std::size_t>(tensor.offset()) * dtype_size(tensor.dtype()) + offset, out);
       };
     }
     (is_weight(role) ? weights : others).push_back(std::move(piece));

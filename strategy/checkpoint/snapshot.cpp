@@ -18,12 +18,9 @@ std::size_t bytes_of(const Tensor& tensor) {
 
 std::size_t room_of(const Tensor& tensor) { return (bytes_of(tensor) + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Copies bytes [offset, offset + out.size()) of a row-major tensor to the host; both count whole elements.
+// Copies bytes [offset, offset + out.size()) of a row-major tensor to the host.
 void copy_range(const Tensor& tensor, std::uint64_t offset, std::span<std::byte> out) {
-  const auto element = static_cast<std::uint64_t>(dtype_size(tensor.dtype()));
-  tensor.reshape({-1})
-      .narrow(0, static_cast<std::int64_t>(offset / element), static_cast<std::int64_t>(out.size() / element))
-      .copy_to_host(out.data(), out.size());
+  tensor.storage()->read(static_cast<std::size_t>(tensor.offset()) * dtype_size(tensor.dtype()) + offset, out);
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapp
                                        bool is_main) {
   const bool is_sharded = wrapper != nullptr && wrapper->sharding().is_sharded();
   if (!is_sharded && !is_main) return {};  // the main rank has everything
+  if (is_sharded && wrapper->sharding().is_replica()) return {};
   std::vector<StateTensor> tensors;
   std::set<const autograd::VariableState*> in_pieces;
   if (is_sharded) {

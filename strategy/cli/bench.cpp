@@ -168,16 +168,25 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                                                 registry.plugins.build(plugin_config(arguments)),
                                                 where.is_meta() ? *paper : ranks->world(), precision);
   };
+  const std::size_t there = backend(device).total_bytes(), host_there = backend(kCpu).total_bytes();
+  options.limits.device_bytes = static_cast<std::int64_t>(there);
   const Plan plan = make_plan(make_strategy, model, options,
                               {Tensor::zeros({arguments.batch, arguments.context}, DType::i64),
                                Tensor::zeros({arguments.batch, arguments.context}, DType::i64)},
                               device.type);
-  const std::size_t there = backend(device).total_bytes();
+  options.forecast = plan.forecast;
   if (there > 0 && plan.memory.peak_total > there) {
     throw OutOfMemory(cat("bench: ", arguments.model, " with a batch of ", arguments.batch, " needs ",
                           bytes_text(plan.memory.peak_total), ", ", device, " has ", bytes_text(there),
                           "; use a smaller --batch or --recompute"),
                       plan.memory.peak_total, there, there);
+  }
+  const auto ranks_here = static_cast<std::size_t>(std::max(info.local_world_size, 1));
+  if (plan.host.peak_total * ranks_here > host_there) {
+    throw OutOfMemory(
+        cat("bench: ", arguments.model, " puts ", bytes_text(plan.host.peak_total), " a rank on a host of ",
+            bytes_text(host_there), " with ", ranks_here, ranks_here == 1 ? " rank" : " ranks", "; offload less"),
+        plan.host.peak_total * ranks_here, host_there, host_there);
   }
 
   const auto begin = Clock::now();
@@ -224,6 +233,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   }
   json["memory"]["total"] = {{"peak", memory.peak_total}, {"planned", plan.memory.peak_total}};
   json["memory"]["reserved"] = memory.peak_reserved;
+  const std::size_t host_peak = ranks == nullptr ? 0 : allocator(kHost).stats().peak_total;
+  json["memory"]["host"] = {{"peak", host_peak}, {"planned", plan.host.peak_total}};
   OpTimer timer(device);
   if (arguments.ops) {
     const ObserverScope observe(timer);
@@ -261,8 +272,12 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
     out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)
         << bytes_text(memory.peak[i]) << std::setw(12) << bytes_text(plan.memory.peak[i]) << "\n";
   }
-  out << std::left << std::setw(14) << "total" << std::right << std::setw(12) << bytes_text(memory.peak_total)
-      << std::setw(12) << bytes_text(plan.memory.peak_total) << "\n";
+  const auto line = [&](const char* name, std::size_t peak, std::size_t planned) {
+    out << std::left << std::setw(14) << name << std::right << std::setw(12) << bytes_text(peak) << std::setw(12)
+        << bytes_text(planned) << "\n";
+  };
+  line("total", memory.peak_total, plan.memory.peak_total);
+  if (host_peak > 0 || plan.host.peak_total > 0) line("on the host", host_peak, plan.host.peak_total);
   if (arguments.ops) {
     out << std::left << std::setw(28) << "op, timed alone" << std::right << std::setw(8) << "calls" << std::setw(10)
         << "ms" << std::setw(10) << "TFLOP/s" << std::setw(10) << "GB/s"

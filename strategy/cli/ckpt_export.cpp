@@ -1,7 +1,5 @@
 // `castor ckpt export`: weights for other people's tools.
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -10,6 +8,7 @@
 #include "core/base/file_error.h"
 #include "core/base/json.h"
 #include "formats/export_weights.h"
+#include "strategy/cli/byte_size.h"
 #include "strategy/cli/ckpt.h"
 #include "strategy/cli/ckpt_output.h"
 #include "strategy/name_map_file.h"
@@ -27,38 +26,9 @@ struct ExportArguments {
   bool force = false;
 };
 
-// "5GB", "512 MiB", "1000000".
-std::uint64_t parse_size(const std::string& text) {
-  struct Unit {
-    std::string_view name;
-    std::uint64_t bytes;
-  };
-  constexpr std::array<Unit, 10> kUnits{{{"", 1},
-                                         {"B", 1},
-                                         {"KB", 1000},
-                                         {"MB", 1000000},
-                                         {"GB", 1000000000},
-                                         {"TB", 1000000000000},
-                                         {"KiB", std::uint64_t{1} << 10},
-                                         {"MiB", std::uint64_t{1} << 20},
-                                         {"GiB", std::uint64_t{1} << 30},
-                                         {"TiB", std::uint64_t{1} << 40}}};
-  std::uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
-  while (unit.starts_with(' ')) unit.remove_prefix(1);
-  const auto found = std::find_if(kUnits.begin(), kUnits.end(), [unit](const Unit& u) { return u.name == unit; });
-  std::uint64_t bytes = 0;
-  if (error != std::errc() || found == kUnits.end() || number == 0 ||
-      __builtin_mul_overflow(number, found->bytes, &bytes)) {
-    throw ConfigError(cat("--max-shard-size: expected a size as 5GB, 512MiB or 1000000, got ", quote_json(text)), "");
-  }
-  return bytes;
-}
-
 int export_checkpoint(const ExportArguments& arguments, std::ostream& out) {
   formats::ExportOptions options;
-  options.max_shard_bytes = parse_size(arguments.max_shard_size);
+  options.max_shard_bytes = parse_size(arguments.max_shard_size, "--max-shard-size");
   options.replace = arguments.force;
   const formats::NameMap names = arguments.map ? load_name_map(*arguments.map) : formats::NameMap();
   const formats::TensorSource source = formats::open_tensor_source(arguments.checkpoint);

@@ -15,6 +15,11 @@ Subcommand plan_command(std::function<int(const PlanArguments&, Registry&, std::
     *arguments = {};
     declare_config_arguments(*arguments, list);
     list.option("--world-size", arguments->world_size, "N", "ranks to plan for; what is printed is rank 0's");
+    list.option("--device-memory", arguments->device_memory, "SIZE",
+                "memory of a rank's device, as 80GiB: says whether the run fits and what would make it fit");
+    list.option("--host-memory", arguments->host_memory, "SIZE", "the same of the host's memory that a rank may use");
+    list.choice("--target", arguments->target, {"h100", "h200", "a100"},
+                "a device (80, 141 and 80 GiB) whose memory --device-memory is, unless it is given");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments, plan = std::move(plan)](Registry& registry, std::ostream& out) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <iosfwd>
 #include <optional>
+#include <string>
 
 #include "strategy/cli/command_line.h"
 #include "strategy/cli/config_arguments.h"
@@ -13,8 +14,11 @@ namespace castor::strategy {
 
 /// What `castor plan` was given.
 struct PlanArguments : ConfigArguments {
-  bool json = false;                       ///< --json: for machines
-  std::optional<std::int64_t> world_size;  ///< --world-size: ranks to plan for; the plan is rank 0's
+  bool json = false;                         ///< --json: for machines
+  std::optional<std::int64_t> world_size;    ///< --world-size: ranks to plan for; the plan is rank 0's
+  std::optional<std::string> device_memory;  ///< --device-memory: of each rank's device, as 80GiB
+  std::optional<std::string> host_memory;    ///< --host-memory: of each rank's share of a host
+  std::optional<std::string> target;         ///< --target: a device whose memory is known
 };
 
 /// Plans on a meta device and prints to `out`. Returns an exit code; errors are thrown.

@@ -10,8 +10,10 @@
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "strategy/checkpoint.h"
+#include "strategy/cli/byte_size.h"
 #include "strategy/cli/generate.h"
 #include "strategy/cli/plan.h"
+#include "strategy/cli/plan_fit.h"
 #include "strategy/cli/test.h"
 #include "strategy/cli/train.h"
 #include "strategy/config.h"
@@ -33,10 +35,42 @@ int run_test(const TestArguments& arguments, Registry& registry, std::ostream& o
   return kExitOk;
 }
 
+namespace {
+
+MemoryLimits memory_limits(const PlanArguments& arguments) {
+  MemoryLimits limits;
+  if (arguments.target) {
+    constexpr std::int64_t kGibibyte = std::int64_t{1} << 30;
+    limits.device_bytes = (*arguments.target == "h200" ? 141 : 80) * kGibibyte;
+  }
+  const auto bytes = [](const std::string& text, const char* flag) {
+    return static_cast<std::int64_t>(parse_size(text, flag));
+  };
+  if (arguments.device_memory) limits.device_bytes = bytes(*arguments.device_memory, "--device-memory");
+  if (arguments.host_memory) limits.host_bytes = bytes(*arguments.host_memory, "--host-memory");
+  return limits;
+}
+
+}  // namespace
+
 int run_plan(const PlanArguments& arguments, Registry& registry, std::ostream& out) {
-  Runner runner(load_config(arguments), arguments.config, registry);
-  const Plan plan = runner.plan(arguments.world_size.value_or(1));
-  out << (arguments.json ? dump_json(plan_json(plan), 2) : plan_text(plan)) << "\n";
+  const ConfigNode config = load_config(arguments);
+  const std::int64_t ranks = arguments.world_size.value_or(1);
+  const MemoryLimits limits = memory_limits(arguments);
+  const Plan plan = Runner(config, arguments.config, registry).plan(ranks, limits);
+  if (arguments.json) {
+    out << dump_json(plan_json(plan), 2) << "\n";
+    return kExitOk;
+  }
+  out << plan_text(plan) << "\n";
+  if (plan.fits()) return kExitOk;
+  if (const auto change = cheapest_change(config, arguments.config, registry, ranks, limits)) {
+    out << "it does not fit; the cheapest change that does: " << change->text << "\n  device "
+        << bytes_text(change->plan.memory.peak_total) << ", host " << bytes_text(change->plan.host.peak_total)
+        << ", disk " << bytes_text(static_cast<std::size_t>(change->plan.disk_bytes)) << "\n";
+  } else {
+    out << "it does not fit, nor does any plugin, smaller micro-batch or larger number of ranks that was tried\n";
+  }
   return kExitOk;
 }
 

@@ -26,9 +26,13 @@ class GeminiPlugin final : public Plugin {
     double shard_param_frac = 1.0;
     double offload_optim_frac = 0.0;
     double offload_param_frac = 0.0;
+    double nvme_offload_fraction = 0.0;
+    double nvme_offload_param_fraction = 0.0;
+    std::optional<std::string> nvme_offload_dir;
     double warmup_non_model_data_ratio = 0.8;
     double steady_cuda_cap_ratio = 0.9;
     std::optional<double> device_memory_gib;
+    std::optional<double> host_memory_gib;
     bool master_weights = true;
     double min_chunk_size_m = 32;
     double search_range_m = 32;
@@ -37,6 +41,7 @@ class GeminiPlugin final : public Plugin {
     autograd::GradScalerConfig grad_scaler;
     double max_norm = 0;
     double norm_type = 2;
+    std::int64_t extra_dp_size = 1;
     bool verbose = false;
   };
   explicit GeminiPlugin(const Config& config) : config_(config) {}
@@ -66,11 +71,23 @@ void describe(V& v, GeminiPlugin::Config& c) {
           at_most(1));
   v.field("offload_param_frac", c.offload_param_frac, "static: share of the weights' pieces that live in host memory",
           at_least(0), at_most(1));
-  v.field("warmup_non_model_data_ratio", c.warmup_non_model_data_ratio,
-          "auto: share of the device's memory that chunks leave free in the first micro-step", at_least(0), at_most(1));
-  v.field("steady_cuda_cap_ratio", c.steady_cuda_cap_ratio,
-          "auto: share of the device's memory that is used afterwards", more_than(0), at_most(1));
+  v.field("nvme_offload_fraction", c.nvme_offload_fraction,
+          "static: share of offload_optim_frac's states and masters that live in a file and pass through host memory",
+          at_least(0), at_most(1));
+  v.field("nvme_offload_param_fraction", c.nvme_offload_param_fraction,
+          "static: share of offload_param_frac's weights that live in a file", at_least(0), at_most(1));
+  v.field("nvme_offload_dir", c.nvme_offload_dir,
+          "folder on a fast disk for those files; they have no names and vanish with the process");
+  v.field(
+      "warmup_non_model_data_ratio", c.warmup_non_model_data_ratio,
+      "auto where no plan was made before: share of the device's memory that chunks leave free in the first micro-step",
+      at_least(0), at_most(1));
+  v.field("steady_cuda_cap_ratio", c.steady_cuda_cap_ratio, "auto: share of the device's memory that is used",
+          more_than(0), at_most(1));
   v.field("device_memory_gib", c.device_memory_gib, "auto: GiB that this rank may use; null: all of the device's",
+          more_than(0));
+  v.field("host_memory_gib", c.host_memory_gib,
+          "auto: GiB of host memory that this rank may use before nvme_offload_dir; null: all of the host's",
           more_than(0));
   v.field("master_weights", c.master_weights,
           "keep f32 copies of 16-bit weights; without them updates smaller than their rounding are lost");
@@ -82,19 +99,37 @@ void describe(V& v, GeminiPlugin::Config& c) {
   describe_grad_scaler(v, c.grad_scaler);
   v.field("max_norm", c.max_norm, "largest L2 norm of all gradients; 0: no clipping", at_least(0));
   v.field("norm_type", c.norm_type, "the norm's order; only 2", at_least(2), at_most(2));
+  v.field("extra_dp_size", c.extra_dp_size,
+          "groups of ranks that each hold all pieces: less is sharded, and chunks are gathered inside a group",
+          at_least(1));
   v.field("verbose", c.verbose, "log the chunks and what moved");
   v.check(
       "device_memory_gib", [&] { return !c.device_memory_gib || c.placement_policy == "auto"; },
       "is for placement_policy: auto");
+  v.check(
+      "host_memory_gib", [&] { return !c.host_memory_gib || c.placement_policy == "auto"; },
+      "is for placement_policy: auto");
+  const auto has_disk = [&] { return c.nvme_offload_fraction > 0 || c.nvme_offload_param_fraction > 0; };
+  v.check(
+      "nvme_offload_dir", [&] { return !has_disk() || c.nvme_offload_dir.has_value(); },
+      "is needed: name a folder for nvme_offload_fraction and nvme_offload_param_fraction");
+  v.check(
+      "nvme_offload_fraction", [&] { return c.nvme_offload_fraction == 0 || c.offload_optim_frac > 0; },
+      "is a share of offload_optim_frac, which is 0");
+  v.check(
+      "nvme_offload_param_fraction", [&] { return c.nvme_offload_param_fraction == 0 || c.offload_param_frac > 0; },
+      "is a share of offload_param_frac, which is 0");
+  v.check(
+      "nvme_offload_param_fraction", [&] { return c.nvme_offload_param_fraction == 0 || c.offload_optim_frac == 1; },
+      "needs offload_optim_frac: 1, since weights in files are stepped on the host");
   v.retired("chunk_config_dict", ConfigNode(), "chunks are laid out by min_chunk_size_m and search_range_m");
   v.retired("chunk_init_device", ConfigNode(), "chunks are filled one at a time where the model lives");
   v.retired("pin_memory", ConfigNode(false), "host memory is pinned where a device can use it");
   v.retired("force_outputs_fp32", ConfigNode(false), "predictions are always f32");
   v.retired("strict_ddp_mode", ConfigNode(false), "choose TorchDDPPlugin");
-  v.retired("memstats", ConfigNode(), "the first micro-step shows what is used when");
+  v.retired("memstats", ConfigNode(), "the plan shows what is used when");
   v.retired("gpu_margin_mem_ratio", ConfigNode(0.0), "auto keeps what fits by itself");
   v.retired("tp_size", ConfigNode(1), "Castor has no tensor parallelism");
-  v.retired("extra_dp_size", ConfigNode(1), "not in this version: shards span all ranks");
   v.retired("enable_all_optimization", ConfigNode(false), "kernels are always the fused ones");
   v.retired("enable_fused_normalization", ConfigNode(false), "kernels are always the fused ones");
   v.retired("enable_flash_attention", ConfigNode(false), "attention never stores its scores");

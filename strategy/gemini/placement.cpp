@@ -1,10 +1,61 @@
 // Choosing victims and what to fetch ahead.
 #include "strategy/gemini/placement.h"
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
 namespace castor::strategy {
+namespace {
+
+// Blocks of a disk tier that have memory at a time.
+constexpr double kDiskBuffers = 3;
+
+}  // namespace
+
+Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForecast& forecast, const Tiers& tiers) {
+  const auto piece_bytes = [&](const dist::ChunkInfo& chunk) {
+    return static_cast<double>(chunk.bytes) / tiers.shards;
+  };
+  const auto state_bytes = [&](const dist::ChunkInfo& chunk) {
+    return chunk.is_trained ? static_cast<double>(chunk.elements) / tiers.shards * forecast.state_bytes_per_element : 0;
+  };
+  Placement placement;
+  double room = tiers.device_bytes - static_cast<double>(forecast.beside_bytes + forecast.gathered_bytes);
+  double states = 0, largest_piece = 0, largest_states = 0;
+  for (const dist::ChunkInfo& chunk : chunks) {
+    placement.homes.push_back({tiers.device, tiers.device});
+    room -= piece_bytes(chunk);
+    states += state_bytes(chunk);
+    largest_piece = std::max(largest_piece, piece_bytes(chunk));
+    largest_states = std::max(largest_states, state_bytes(chunk));
+  }
+  double host = tiers.host_bytes;
+  const bool needs_disk = tiers.has_disk && states - std::max(room, 0.0) - std::min(room, 0.0) > host;
+  if (needs_disk) host -= kDiskBuffers * (largest_piece + largest_states);
+  const auto leave = [&](double bytes) {  // true: for the disk
+    const bool is_on_disk = tiers.has_disk && bytes > host;
+    if (!is_on_disk) host -= bytes;
+    return is_on_disk;
+  };
+  for (std::size_t i = chunks.size(); i-- > 0 && room < 0;) {
+    placement.homes[i].piece = tiers.host;
+    placement.homes[i].piece_on_disk = leave(piece_bytes(chunks[i]));
+    room += piece_bytes(chunks[i]);
+  }
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    if (!chunks[i].is_trained) continue;
+    const double bytes = state_bytes(chunks[i]);
+    if (bytes <= room && !placement.homes[i].piece_on_disk) {
+      room -= bytes;
+    } else {
+      placement.homes[i].states = tiers.host;
+      placement.homes[i].states_on_disk = leave(bytes);
+    }
+  }
+  placement.kept_bytes = forecast.gathered_bytes + static_cast<std::int64_t>(std::max(room, 0.0));
+  return placement;
+}
 
 void BudgetPlacement::make_room(std::int64_t needed) {
   while (chunks_.gathered_bytes() + needed > budget_) {

@@ -6,10 +6,33 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "dist/chunk/chunk_manager.h"
+#include "strategy/sharding.h"
 
 namespace castor::strategy {
+
+/// The tiers that `auto` places chunks on.
+struct Tiers {
+  Device device, host;
+  double device_bytes = 0;  ///< that may be used
+  double host_bytes = 0;
+  bool has_disk = false;
+  int shards = 1;  ///< pieces of a chunk, of which a rank has one
+};
+
+/// Where `auto` puts what.
+struct Placement {
+  std::vector<dist::ChunkHome> homes;  ///< by chunk
+  std::int64_t kept_bytes = 0;         ///< of whole chunks that may be kept on the device
+};
+
+/// Fills the device in the order of what leaving it would cost: what a step cannot do without, the pieces of weights,
+/// optimizer states (off the device they are stepped by the host, on disk at the disk's speed), whole chunks (which
+/// otherwise are gathered again). What does not fit goes to the host, and then to disk where there is one.
+Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForecast& forecast, const Tiers& tiers);
 
 /// Keeps at most so many bytes of whole chunks: one that is needed pushes out those whose next use is furthest away
 /// (Belady 1966, "A study of replacement algorithms"), or the longest unused while nothing is known yet.

@@ -2,6 +2,8 @@
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
@@ -16,11 +18,14 @@ constexpr double kMebiElements = 1 << 20;
 class ZeroSharding final : public Sharding {
  public:
   ZeroSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, const dist::BucketOptions& options,
-               bool keeps_masters)
-      : comm_(comm),
+               bool keeps_masters, bool gathers_late)
+      : shards_(comm.world_size() / options.replicas),
+        is_replica_(comm.rank() >= shards_),
+        comm_(comm.split(comm.rank() / shards_, comm.rank())),
         keeps_masters_(keeps_masters),
+        states_on_(options.sums_on),
         buckets_(comm, parameters, options),
-        sums_(comm, owned_stretches(), names_of(parameters)) {
+        sums_(*comm_, owned_stretches(), names_of(parameters)) {
     const CategoryScope category(Category::parameters);
     for (const dist::FlatArray& array : buckets_.layout()) {
       const Tensor weights =
@@ -33,6 +38,19 @@ class ZeroSharding final : public Sharding {
         parameter.set_data(place);
       }
       weights_.push_back(weights);
+      if (!gathers_late) continue;
+      arrivals_.push_back(std::make_unique<Arrival>());
+      weights.storage()->set_pager(arrivals_.back().get());
+    }
+  }
+
+  ~ZeroSharding() override {
+    for (std::size_t b = 0; b < arrivals_.size(); ++b) {
+      weights_[b].storage()->set_pager(nullptr);
+      try {
+        arrivals_[b]->touch();
+      } catch (const std::exception&) {  // whoever ended the step early has thrown already
+      }
     }
   }
 
@@ -40,15 +58,18 @@ class ZeroSharding final : public Sharding {
     std::vector<autograd::Part> parts;
     for (std::size_t b = 0; b < weights_.size(); ++b) {
       const dist::FlatArray& array = buckets_.layout()[b];
-      for (const dist::FlatStretch& stretch : array.stretches(comm_.rank())) {
+      for (const dist::FlatStretch& stretch : array.stretches(comm_->rank())) {
         parts.push_back({buckets_.parameters()[array.slots[stretch.slot].item], 0, stretch.item_offset,
                          weights_[b].narrow(0, stretch.offset, stretch.count)});
+        parts.back().states_on = states_on_;
       }
     }
     return parts;
   }
   autograd::StatsReducer* reducer() override { return &sums_; }
   bool keeps_masters() const override { return keeps_masters_; }
+  bool is_replica() const override { return is_replica_; }
+  std::optional<Device> host() const override { return states_on_; }
   std::vector<autograd::Variable> sharded() const override { return buckets_.parameters(); }
   std::vector<autograd::Part> pieces() const override { return parts(); }
 
@@ -68,8 +89,8 @@ class ZeroSharding final : public Sharding {
       }
       const CategoryScope category(Category::gradients);
       const Tensor gradient = cast(sum, array.dtype);
-      const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_.rank())];
-      for (const dist::FlatStretch& stretch : array.stretches(comm_.rank())) {
+      const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_->rank())];
+      for (const dist::FlatStretch& stretch : array.stretches(comm_->rank())) {
         parts[part++].gradient = gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
       }
     }
@@ -79,18 +100,40 @@ class ZeroSharding final : public Sharding {
     std::vector<dist::Work> gathers;
     for (std::size_t b = 0; b < weights_.size(); ++b) {
       std::vector<dist::Buffer> pieces = dist::pieces_of(weights_[b], buckets_.layout()[b]);
-      const dist::Buffer own = pieces[static_cast<std::size_t>(comm_.rank())];
-      gathers.push_back(
-          comm_.start(dist::Collective::all_gather(own, std::move(pieces), cat("weights of bucket ", b))));
+      const dist::Buffer own = pieces[static_cast<std::size_t>(comm_->rank())];
+      dist::Work gather =
+          comm_->start(dist::Collective::all_gather(own, std::move(pieces), cat("weights of bucket ", b)));
+      if (arrivals_.empty()) {
+        gathers.push_back(std::move(gather));
+      } else {
+        arrivals_[b]->expect(std::move(gather));
+      }
     }
     for (const dist::Work& gather : gathers) gather.wait();
   }
 
  private:
+  // Weights on their way: whoever takes their address waits, a save's thread too.
+  class Arrival final : public StoragePager {
+   public:
+    void expect(dist::Work gather) {
+      const std::lock_guard lock(mutex_);
+      gather_.emplace(std::move(gather));
+    }
+    void touch() override {
+      const std::lock_guard lock(mutex_);
+      if (gather_) std::exchange(gather_, std::nullopt)->wait();
+    }
+
+   private:
+    std::mutex mutex_;
+    std::optional<dist::Work> gather_;
+  };
+
   std::vector<std::vector<dist::OwnedStretch>> owned_stretches() const {
     std::vector<std::vector<dist::OwnedStretch>> owned;
     const std::size_t last = buckets_.parameters().size() - 1;  // the buckets' items are in reverse order
-    for (int rank = 0; rank < comm_.world_size(); ++rank) {
+    for (int rank = 0; rank < comm_->world_size(); ++rank) {
       std::vector<dist::OwnedStretch>& stretches = owned.emplace_back();
       for (const dist::FlatArray& array : buckets_.layout()) {
         for (const dist::FlatStretch& stretch : array.stretches(rank)) {
@@ -107,11 +150,15 @@ class ZeroSharding final : public Sharding {
     return names;
   }
 
-  dist::Comm& comm_;
+  int shards_;
+  bool is_replica_;
+  std::unique_ptr<dist::Comm> comm_;  // ranks that have every shard once
   bool keeps_masters_;
+  std::optional<Device> states_on_;  // none: where the model is
   dist::GradientBuckets buckets_;
   dist::PartSums sums_;
-  std::vector<Tensor> weights_;  // by bucket: all of it
+  std::vector<Tensor> weights_;                     // by bucket: all of it
+  std::vector<std::unique_ptr<Arrival>> arrivals_;  // by bucket; none where nobody goes on meanwhile
 };
 
 }  // namespace
@@ -137,7 +184,11 @@ std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request)
   options.keeps_buffers = config_.stage == 1;
   options.overlaps = config_.overlap_communication;
   options.owner = "LowLevelZeroPlugin";
-  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, config_.master_weights);
+  options.replicas = static_cast<int>(config_.extra_dp_size);
+  check_replicas(request.comm.world_size(), config_.extra_dp_size, type_name());
+  if (config_.cpu_offload) options.sums_on = host_tier(request.device);
+  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, config_.master_weights,
+                                        config_.overlap_allgather);
 }
 
 }  // namespace castor::strategy

@@ -27,6 +27,9 @@ class LowLevelZeroPlugin final : public Plugin {
     std::optional<std::string> communication_dtype;
     bool overlap_communication = true;
     bool master_weights = true;
+    bool cpu_offload = false;
+    bool overlap_allgather = false;
+    std::int64_t extra_dp_size = 1;
   };
   explicit LowLevelZeroPlugin(const Config& config);
 
@@ -54,11 +57,15 @@ void describe(V& v, LowLevelZeroPlugin::Config& c) {
   v.field("overlap_communication", c.overlap_communication, "exchange gradients while backward goes on");
   v.field("master_weights", c.master_weights,
           "keep f32 copies of 16-bit weights; without them updates smaller than their rounding are lost");
-  v.retired("overlap_allgather", ConfigNode(false), "not in this version: weights are gathered before the next step");
-  v.retired("cpu_offload", ConfigNode(false), "not in this version: states are where the model is");
+  v.field("cpu_offload", c.cpu_offload,
+          "keep masters, sums of gradients and optimizer states in host memory, and step there");
+  v.field("overlap_allgather", c.overlap_allgather,
+          "go on while stepped weights are gathered: a bucket is waited for when it is used");
+  v.field("extra_dp_size", c.extra_dp_size,
+          "groups of ranks that each hold all shards: less is sharded, and weights are gathered inside a group",
+          at_least(1));
   v.retired("cast_inputs", ConfigNode(true), "floating-point inputs always get the model's precision");
   v.retired("fp8_communication", ConfigNode(false), "gradients are exchanged in the precision they are computed in");
-  v.retired("extra_dp_size", ConfigNode(1), "not in this version: shards span all ranks");
   v.retired("verbose", ConfigNode(false), "skipped steps are always logged");
 }
 

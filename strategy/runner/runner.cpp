@@ -186,7 +186,7 @@ void Runner::set_up_run() {
   progress_.max_iters = progress_.by_epoch ? *train.max_epochs * progress_.epoch_length : *train.max_iters;
 }
 
-Plan Runner::plan(std::int64_t planned_ranks) {
+Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits) {
   if (!config_.train_cfg)
     throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
@@ -201,7 +201,11 @@ Plan Runner::plan(std::int64_t planned_ranks) {
   const auto make_strategy = [&](Device device) {
     return registry_.strategies.build(config_.strategy, device, seed(), ranks.get());
   };
-  return make_plan(make_strategy, model_factory(), prepare_options(), train_loader_->at(0, 0));
+  PrepareOptions options = prepare_options();
+  options.limits = limits;
+  if (device_.is_cuda() && !limits.device_bytes)
+    options.limits.device_bytes = static_cast<std::int64_t>(backend(device_).total_bytes());
+  return make_plan(make_strategy, model_factory(), options, train_loader_->at(0, 0), device_.type);
 }
 
 bool Runner::train() {
@@ -221,7 +225,9 @@ bool Runner::train() {
   allocator(device_).reset_peaks();
   const MemoryStats before = allocator(device_).stats();
   strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
-  strategy_->prepare(model_factory(), prepare_options());
+  PrepareOptions options = prepare_options();
+  options.forecast = planned.forecast;
+  strategy_->prepare(model_factory(), options);
   make_hooks();
   load_or_resume(candidates);
   for (auto& hook : hooks_) hook->before_run(*this);

@@ -28,7 +28,7 @@ class Runner final : private RunControl {
   /// trained is saved.
   bool train();
   /// The plan of a training step of rank 0 of so many. Reads data only for the shape of one batch. Throws ConfigError.
-  Plan plan(std::int64_t world_size = 1);
+  Plan plan(std::int64_t world_size = 1, const MemoryLimits& limits = {});
   /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric.
   /// Empty if a stop was requested on the way.
   std::map<std::string, double> test();

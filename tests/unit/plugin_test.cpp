@@ -35,23 +35,76 @@ using castor::test::zero;
 
 namespace {
 
+/// Optimizer states and the first half of the weights in files.
+MakePlugin gemini_on_disk(Precision precision, const test::TempDir& folder) {
+  return gemini(precision, [folder = folder.path().string()](auto& c) {
+    c.offload_optim_frac = 1;
+    c.nvme_offload_fraction = 1;
+    c.offload_param_frac = 1;
+    c.nvme_offload_param_fraction = 0.5;
+    c.nvme_offload_dir = folder;
+  });
+}
+
 /// The small buckets' size: a few hundred elements, so that parameters lie in several.
 constexpr double kSmallBucket = 0.0003;
 
 constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::fp16};
 
 TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in any way: everything keeps its bits") {
+  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     Task task;
     task.precision = precision;
     const Outcome four = train({"alone", 1, 4}, task), twelve = train({"alone", 1, 12}, task);
     CHECK(twelve.tensors != four.tensors);
-    for (const auto& [name, plugin] : test::all_placements(precision)) {
+    auto placements = test::all_placements(precision);
+    placements.emplace_back("gemini, disk", gemini_on_disk(precision, scratch));
+    for (const auto& [name, plugin] : placements) {
       CAPTURE(name);
       CHECK(train({name, 2, 2, plugin}, task) == four);
       CHECK(train({name, 6, 2, plugin}, task) == twelve);
     }
+  }
+}
+
+TEST_CASE("groups of replicas, states on the host and weights that arrive late change no bit") {
+  for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+    CAPTURE(precision_name(precision));
+    Task task;
+    task.precision = precision;
+    const Outcome four = train({"alone", 1, 4}, task), twelve = train({"alone", 1, 12}, task);
+    const auto in_groups = [&](std::int64_t stage, std::int64_t groups) {
+      return zero(stage, precision, kSmallBucket, [groups](auto& c) { c.extra_dp_size = groups; });
+    };
+    CHECK(train({"zero-1", 2, 2, in_groups(1, 2)}, task) == four);
+    CHECK(train({"zero-2", 4, 1, in_groups(2, 2)}, task) == four);
+    CHECK(train({"zero-1", 6, 2, in_groups(1, 3)}, task) == twelve);
+    for (const std::int64_t stage : {1, 2}) {
+      const MakePlugin on_host = zero(stage, precision, kSmallBucket, [](auto& c) {
+        c.cpu_offload = true;
+        c.overlap_allgather = true;
+      });
+      CHECK(train({"zero, host", 2, 2, on_host}, task) == four);
+      CHECK(train({"zero, host", 1, 4, on_host}, task) == four);
+    }
+    const test::TempDir scratch;
+    const auto chunks_in_groups = [&](std::int64_t groups, double share_on_disk) {
+      return gemini(precision, [&, groups, share_on_disk](auto& c) {
+        c.extra_dp_size = groups;
+        c.offload_optim_frac = 0.5;
+        c.nvme_offload_fraction = share_on_disk;
+        c.nvme_offload_dir = scratch.path().string();
+        c.max_prefetch = 1;
+      });
+    };
+    CHECK(train({"gemini", 4, 1, chunks_in_groups(2, 0)}, task) == four);
+    CHECK(train({"gemini", 2, 2, chunks_in_groups(2, 1)}, task) == four);
+    CHECK(train({"gemini", 6, 2, chunks_in_groups(2, 1)}, task) == twelve);
+    CHECK_THROWS_WITH_AS(train({"zero", 3, 4, in_groups(1, 2)}, task), doctest::Contains("extra_dp_size"), ConfigError);
+    CHECK_THROWS_WITH_AS(train({"gemini", 3, 4, chunks_in_groups(2, 0)}, task), doctest::Contains("extra_dp_size"),
+                         ConfigError);
   }
 }
 
@@ -107,6 +160,7 @@ TEST_CASE("optimizers whose statistics span whole parameters step shards of them
 }
 
 TEST_CASE("a run saved under one layout goes on under any other with the bits of the undisturbed run") {
+  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     const Layout layouts[] = {{"alone", 1, 4},
@@ -114,6 +168,14 @@ TEST_CASE("a run saved under one layout goes on under any other with the bits of
                               {"zero-1", 4, 1, zero(1, precision, kSmallBucket)},
                               {"zero-2", 2, 2, zero(2, precision)},
                               {"gemini", 4, 1, gemini(precision)},
+                              {"gemini, disk", 2, 2, gemini_on_disk(precision, scratch)},
+                              {"zero-1, two groups on the host", 4, 1,
+                               zero(1, precision, kSmallBucket,
+                                    [](auto& c) {
+                                      c.extra_dp_size = 2;
+                                      c.cpu_offload = true;
+                                      c.overlap_allgather = true;
+                                    })},
                               {"gemini, offloaded", 2, 2, gemini(precision, [](auto& c) {
                                  c.offload_optim_frac = 1;
                                  c.offload_param_frac = 0.5;

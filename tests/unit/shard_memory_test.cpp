@@ -1,6 +1,7 @@
 // What sharding is for: bytes of weights, gradients and optimizer states over all ranks, and a model that is larger
 // than the device it trains on. Sources of the formulas: Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1; Fang
 // et al. 2022, arXiv:2108.05818, section 6.1 (14 bytes a parameter where a gradient takes its weight's place).
+#include <filesystem>
 #include <mutex>
 
 #include <doctest/doctest.h>
@@ -14,6 +15,7 @@
 #include "strategy/colossalai_strategy.h"
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
+#include "tests/support/temp_dir.h"
 
 using namespace castor;
 using namespace castor::strategy;
@@ -88,11 +90,12 @@ double bytes_per_parameter(const std::function<std::unique_ptr<Plugin>()>& plugi
   return (after - before) / kParameters;
 }
 
-std::unique_ptr<Plugin> zero(std::int64_t stage) {
+std::unique_ptr<Plugin> zero(std::int64_t stage, const std::function<void(LowLevelZeroPlugin::Config&)>& change = {}) {
   LowLevelZeroPlugin::Config config;
   config.stage = stage;
   config.precision = "bf16";
   config.reduce_bucket_size_in_m = 0.25;
+  if (change) change(config);
   return std::make_unique<LowLevelZeroPlugin>(config);
 }
 
@@ -116,6 +119,22 @@ TEST_CASE("bytes a parameter over all ranks are those of the papers' formulas") 
   CHECK(bytes_per_parameter([] { return gemini("bf16", [](auto& c) { c.enable_gradient_accumulation = true; }); }) ==
         doctest::Approx(18).epsilon(0.05));
   CHECK(bytes_per_parameter([] { return gemini("fp32"); }) == doctest::Approx(12).epsilon(0.05));
+  // Two groups of two ranks: each group has everything once.
+  CHECK(bytes_per_parameter([] { return gemini("bf16", [](auto& c) { c.extra_dp_size = 2; }); }) ==
+        doctest::Approx(28).epsilon(0.05));
+  CHECK(bytes_per_parameter([] { return zero(2, [](auto& c) { c.extra_dp_size = 2; }); }) ==
+        doctest::Approx(2 * kRanks + 2 * (4 + 12)).epsilon(0.05));
+  // On the host: masters, moments and sums; the whole weights stay.
+  const std::size_t host_before = allocator(kHost).stats().current_total;
+  double on_host = 0;
+  CHECK(bytes_per_parameter([] { return zero(2, [](auto& c) { c.cpu_offload = true; }); }) ==
+        doctest::Approx(2 * kRanks + 4 + 12).epsilon(0.05));
+  dist::run_ranks(1, [&](dist::Comm& comm) {
+    ColossalAIStrategy strategy(kCpu, 1, {}, zero(2, [](auto& c) { c.cpu_offload = true; }), comm);
+    strategy.prepare(stack(kDepth, kWidth), with_adamw());
+    on_host = static_cast<double>(allocator(kHost).stats().current_total - host_before) / kParameters;
+  });
+  CHECK(on_host == doctest::Approx(16).epsilon(0.05));
 }
 
 TEST_CASE("a model four times as large as its device trains, with the bits of one that fits") {
@@ -154,6 +173,57 @@ TEST_CASE("a model four times as large as its device trains, with the bits of on
   allocator(kHost).release_cached();
   CHECK(got == expected);
   CHECK(got[2] < got[0]);
+}
+
+TEST_CASE(
+    "states that are larger than the host's tier live on disk, pass through three chunks' memory, and keep bits") {
+  constexpr int kLayers = 24;
+  constexpr std::int64_t kSquare = 256;
+  const auto train = [&](ColossalAIStrategy& strategy) {
+    strategy.prepare(stack(kLayers, kSquare), with_adamw());
+    std::vector<double> losses;
+    for (int i = 0; i < 3; ++i) losses.push_back(strategy.train_step(some_batch(kSquare)).losses.at("loss"));
+    return losses;
+  };
+  std::vector<double> expected;
+  {
+    ColossalAIStrategy whole(kCpu, 1, {}, Precision::bf16);
+    expected = train(whole);
+  }
+  constexpr std::size_t kElements = kLayers * (kSquare * kSquare + kSquare);
+  constexpr std::size_t kStates = 12 * kElements;  // master and two moments
+  allocator(kHost).release_cached();
+  allocator(kHost).reset_peaks();
+  allocator(kHost).set_limit(kStates / 2);
+  const test::TempDir folder;
+  const auto on_disk = [&](double share) {
+    return gemini("bf16", [&](auto& c) {
+      c.min_chunk_size_m = 2 * (kSquare * kSquare + kSquare) / 1048576.0;  // two layers a chunk
+      c.offload_optim_frac = 1;
+      c.nvme_offload_fraction = share;
+      c.nvme_offload_dir = folder.path().string();
+    });
+  };
+  std::vector<double> got;
+  dist::run_ranks(1, [&](dist::Comm& comm) {
+    ColossalAIStrategy strategy(kCpu, 1, {}, on_disk(1), comm);
+    got = train(strategy);
+    const dist::DiskTraffic traffic = strategy.optim_wrapper()->sharding().disk_traffic();
+    CHECK(traffic.read_bytes >= 3 * static_cast<std::int64_t>(kStates));
+    CHECK(traffic.written_bytes >= 3 * static_cast<std::int64_t>(kStates) - static_cast<std::int64_t>(kStates / 12));
+    CHECK(traffic.ahead + 3 >= traffic.blocks);
+    CHECK(std::filesystem::is_empty(folder.path()));
+  });
+  CHECK(allocator(kHost).stats().peak_reserved <= kStates / 2);
+  CHECK(got == expected);
+  CHECK_THROWS_AS(dist::run_ranks(1,
+                                  [&](dist::Comm& comm) {
+                                    ColossalAIStrategy strategy(kCpu, 1, {}, on_disk(0), comm);
+                                    strategy.prepare(stack(kLayers, kSquare), with_adamw());
+                                  }),
+                  OutOfMemory);
+  allocator(kHost).set_limit(0);
+  allocator(kHost).release_cached();
 }
 
 }  // namespace
