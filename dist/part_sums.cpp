@@ -5,6 +5,9 @@
 #include <cstring>
 #include <utility>
 
+#include "core/device/caching_allocator.h"
+#include "core/ops/cast.h"
+#include "core/ops/index.h"
 #include "core/ops/optim.h"
 
 namespace castor::dist {
@@ -50,8 +53,9 @@ autograd::Stats unpack(const Packed& packed) {
 
 }  // namespace
 
-PartSums::PartSums(Comm& comm, std::vector<std::vector<OwnedStretch>> owned, std::vector<std::string> names)
-    : comm_(comm), owned_(std::move(owned)), names_(std::move(names)), owners_(names_.size()) {
+PartSums::PartSums(Comm& comm, std::vector<std::vector<OwnedStretch>> owned, std::vector<std::string> names,
+                   Device device)
+    : comm_(comm), owned_(std::move(owned)), names_(std::move(names)), device_(device), owners_(names_.size()) {
   for (std::size_t parameter = 0; parameter < names_.size(); ++parameter) {
     std::vector<std::pair<std::int64_t, int>> found;  // offset and rank
     for (std::size_t rank = 0; rank < owned_.size(); ++rank) {
@@ -101,45 +105,54 @@ autograd::Stats PartSums::reduce(std::size_t part, const std::function<void(auto
   return stats;
 }
 
-double PartSums::sum_blocks(const std::vector<std::vector<double>>& blocks) {
-  const int world_size = comm_.world_size();
-  std::vector<std::int64_t> begins = {0};
+// Done by the first sum: a plan needs none.
+void PartSums::order_blocks() {
+  begins_ = {0};
   for (const std::vector<OwnedStretch>& stretches : owned_) {
     std::int64_t count = 0;
     for (const OwnedStretch& stretch : stretches) count += block_count(stretch.count);
-    begins.push_back(begins.back() + count);
+    begins_.push_back(begins_.back() + count);
   }
-  const Tensor all = Tensor::empty({begins.back()}, DType::f64);
-  std::vector<Buffer> pieces;
+  struct Blocks {
+    std::int64_t offset, begin, end;
+  };
+  std::vector<std::vector<Blocks>> of_parameter(names_.size());
   for (std::size_t rank = 0; rank < owned_.size(); ++rank) {
-    pieces.emplace_back(all.narrow(0, begins[rank], begins[rank + 1] - begins[rank]));
-  }
-  double* at = all.data<double>() + begins[static_cast<std::size_t>(comm_.rank())];
-  for (const std::vector<double>& part : blocks) at = std::copy(part.begin(), part.end(), at);
-  if (world_size > 1) {
-    const Buffer own = pieces[static_cast<std::size_t>(comm_.rank())];
-    comm_.run(Collective::all_gather(own, std::move(pieces), "squares of gradients"));
-  }
-
-  // Where each stretch's blocks begin, by parameter and offset.
-  std::vector<std::vector<std::pair<std::int64_t, std::pair<std::int64_t, std::int64_t>>>> of_parameter(names_.size());
-  for (std::size_t rank = 0; rank < owned_.size(); ++rank) {
-    std::int64_t begin = begins[rank];
+    std::int64_t begin = begins_[rank];
     for (const OwnedStretch& stretch : owned_[rank]) {
       const std::int64_t end = begin + block_count(stretch.count);
-      of_parameter[stretch.parameter].push_back({stretch.offset, {begin, end}});
+      of_parameter[stretch.parameter].push_back({stretch.offset, begin, end});
       begin = end;
     }
   }
-  double total = 0;
+  std::vector<std::int64_t> order;
+  segments_ = {0};
   for (auto& stretches : of_parameter) {
-    std::sort(stretches.begin(), stretches.end());
-    double sum = 0;
-    for (const auto& [offset, range] : stretches) {
-      for (std::int64_t i = range.first; i < range.second; ++i) sum += all.data<double>()[i];
+    std::ranges::sort(stretches, {}, &Blocks::offset);
+    for (const Blocks& blocks : stretches) {
+      for (std::int64_t i = blocks.begin; i < blocks.end; ++i) order.push_back(i);
     }
-    total += sum;
+    segments_.push_back(static_cast<std::int64_t>(order.size()));
   }
+  in_order_ = to_device(Tensor::from_values(order, {static_cast<std::int64_t>(order.size())}), device_);
+}
+
+double PartSums::sum_blocks(const std::vector<autograd::BlockRun>& runs) {
+  const CategoryScope category(Category::workspace);
+  if (segments_.empty()) order_blocks();
+  const Tensor all = Tensor::empty({begins_.back()}, DType::f64, device_);
+  std::vector<Buffer> pieces;
+  for (std::size_t rank = 0; rank < owned_.size(); ++rank)
+    pieces.emplace_back(all.narrow(0, begins_[rank], begins_[rank + 1] - begins_[rank]));
+  const auto rank = static_cast<std::size_t>(comm_.rank());
+  const Tensor own = all.narrow(0, begins_[rank], begins_[rank + 1] - begins_[rank]);
+  std::int64_t covered = 0;
+  for (const autograd::BlockRun& run : runs) covered += run.sums.numel();
+  if (covered != own.numel()) own.fill_zero();
+  for (const autograd::BlockRun& run : runs) copy_across(run.sums, own.narrow(0, run.offset, run.sums.numel()));
+  if (comm_.world_size() > 1) comm_.run(Collective::all_gather(own, std::move(pieces), "squares of gradients"));
+  double total = 0;
+  for (const double sum : fold_segments(index_select(all, 0, in_order_), segments_).to_vector<double>()) total += sum;
   return total;
 }
 

@@ -27,20 +27,26 @@ class PartSums final : public autograd::StatsReducer {
  public:
   /// On every rank with the same arguments; the group must outlive this.
   ///   owned  by rank: its stretches in the order of its stepper's parts. All ranks step common parameters in one order
-  ///   names  of the parameters, for errors
-  PartSums(Comm& comm, std::vector<std::vector<OwnedStretch>> owned, std::vector<std::string> names);
+  ///   names   of the parameters, for errors
+  ///   device  where sums of squares meet; the group takes tensors there
+  PartSums(Comm& comm, std::vector<std::vector<OwnedStretch>> owned, std::vector<std::string> names, Device device);
 
   autograd::Stats reduce(std::size_t part, const std::function<void(autograd::Stats& carry)>& add) override;
-  double sum_blocks(const std::vector<std::vector<double>>& blocks) override;
+  double sum_blocks(const std::vector<autograd::BlockRun>& runs) override;
 
  private:
   void send(const autograd::Stats& stats, int to, const std::string& label);
   autograd::Stats receive(int from, const std::string& label);
+  void order_blocks();
 
   Comm& comm_;
   std::vector<std::vector<OwnedStretch>> owned_;
   std::vector<std::string> names_;
+  Device device_;
   std::vector<std::vector<int>> owners_;  // by parameter: ranks in order of their stretches
+  std::vector<std::int64_t> begins_;      // of each rank's blocks among all ranks', and the end
+  Tensor in_order_;                       // i64: where each block is among them, by parameter and offset
+  std::vector<std::int64_t> segments_;    // of each parameter's blocks in that order, and the end
 };
 
 }  // namespace castor::dist

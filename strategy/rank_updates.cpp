@@ -26,7 +26,7 @@ void apply_updates_of_ranks(dist::Comm& comm, autograd::PendingBufferUpdates& pe
   std::int64_t filled = 0;
   for (const autograd::BufferUpdate& update : updates) {
     for (const Tensor& each : update.statistics) {
-      copy_into(to_device(each, kCpu), own.narrow(0, filled, each.numel()).reshape(each.shape()));
+      copy_into(each, own.narrow(0, filled, each.numel()).reshape(each.shape()));
       filled += each.numel();
     }
   }
@@ -43,8 +43,7 @@ void apply_updates_of_ranks(dist::Comm& comm, autograd::PendingBufferUpdates& pe
       for (std::size_t i = first; i < first + in_step; ++i) {
         std::vector<Tensor> statistics;
         for (const Tensor& each : updates[i].statistics) {
-          const Tensor there = all.select(0, rank).narrow(0, at, each.numel()).reshape(each.shape());
-          statistics.push_back(to_device(there, each.device()));
+          statistics.push_back(all.select(0, rank).narrow(0, at, each.numel()).reshape(each.shape()));
           at += each.numel();
         }
         updates[i].owner->apply_update(statistics);

@@ -223,14 +223,19 @@ double Stepper::gradient_norm() const {
     return 0;
   }
   if (reducer_ != nullptr) {
-    std::vector<std::vector<double>> blocks;
-    for (const Part& part : parts_) blocks.emplace_back(static_cast<std::size_t>(block_count(part.count)));
+    std::vector<std::int64_t> offsets = {0};
+    for (const Part& part : parts_) offsets.push_back(offsets.back() + block_count(part.count));
+    std::vector<BlockRun> runs;
     for (const BlockSums& sums : found) {
-      const std::vector<double> values = sums.all.to_vector<double>();
-      for (std::size_t i = 0; i < sums.parts.size(); ++i)
-        std::copy(values.begin() + sums.begins[i], values.begin() + sums.begins[i + 1], blocks[sums.parts[i]].begin());
+      std::size_t first = 0;
+      for (std::size_t i = 1; i <= sums.parts.size(); ++i) {
+        if (i < sums.parts.size() && offsets[sums.parts[i]] == offsets[sums.parts[i - 1] + 1]) continue;
+        const std::int64_t begin = sums.begins[first];
+        runs.push_back({offsets[sums.parts[first]], sums.all.narrow(0, begin, sums.begins[i] - begin)});
+        first = i;
+      }
     }
-    return std::sqrt(reducer_->sum_blocks(blocks));
+    return std::sqrt(reducer_->sum_blocks(runs));
   }
   std::vector<double> of_part(parts_.size(), 0.0);
   for (const BlockSums& sums : found) {

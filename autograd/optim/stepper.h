@@ -44,6 +44,12 @@ struct Part {
   Tensor gradient;  ///< f32|bf16|f16 [count]; undefined: the variable's grad(), and zeros where that is undefined too
 };
 
+/// Sums of squares of neighbouring blocks of a process's parts.
+struct BlockRun {
+  std::int64_t offset = 0;  ///< of the first one among all blocks of all parts, in their order
+  Tensor sums;              ///< f64 [blocks], anywhere
+};
+
 /// Completes what is summed over parameters that several processes own parts of.
 class StatsReducer {
  public:
@@ -51,8 +57,8 @@ class StatsReducer {
   /// The statistics of one pass over a whole parameter: `add` adds those of this process's part to a carry.
   virtual Stats reduce(std::size_t part, const std::function<void(Stats& carry)>& add) = 0;
   /// The sum over all parameters, in their order, of the sum of their blocks, in order.
-  ///   blocks  of each part of this process, by part
-  virtual double sum_blocks(const std::vector<std::vector<double>>& blocks) = 0;
+  ///   runs  of this process's blocks; those that no run has are 0
+  virtual double sum_blocks(const std::vector<BlockRun>& runs) = 0;
 };
 
 /// A state of a part, for checkpoints.

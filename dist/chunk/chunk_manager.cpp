@@ -141,7 +141,7 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
   }
   std::vector<std::string> names;
   for (const autograd::Variable& parameter : parameters_) names.push_back(parameter.name());
-  sums_ = std::make_unique<PartSums>(*owners_, owned_stretches(), std::move(names));
+  sums_ = std::make_unique<PartSums>(*owners_, owned_stretches(), std::move(names), device_);
   traffic_ = {};
 }
 

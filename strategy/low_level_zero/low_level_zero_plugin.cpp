@@ -18,14 +18,14 @@ constexpr double kMebiElements = 1 << 20;
 class ZeroSharding final : public Sharding {
  public:
   ZeroSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, const dist::BucketOptions& options,
-               bool keeps_masters, bool gathers_late)
+               Device device, bool keeps_masters, bool gathers_late)
       : shards_(comm.world_size() / options.replicas),
         is_replica_(comm.rank() >= shards_),
         comm_(comm.split(comm.rank() / shards_, comm.rank())),
         keeps_masters_(keeps_masters),
         states_on_(options.sums_on),
         buckets_(comm, parameters, options),
-        sums_(*comm_, owned_stretches(), names_of(parameters)) {
+        sums_(*comm_, owned_stretches(), names_of(parameters), device) {
     const CategoryScope category(Category::parameters);
     for (const dist::FlatArray& array : buckets_.layout()) {
       const Tensor weights =
@@ -187,8 +187,8 @@ std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request)
   options.replicas = static_cast<int>(config_.extra_dp_size);
   check_replicas(request.comm.world_size(), config_.extra_dp_size, type_name());
   if (config_.cpu_offload) options.sums_on = host_tier(request.device);
-  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, config_.master_weights,
-                                        config_.overlap_allgather);
+  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, request.device,
+                                        config_.master_weights, config_.overlap_allgather);
 }
 
 }  // namespace castor::strategy

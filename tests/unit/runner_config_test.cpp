@@ -78,7 +78,7 @@ TEST_CASE("all mistakes of a config come in one message with their paths and the
 
 TEST_CASE("what this version lacks is refused by name with the reason, never as unknown") {
   const std::vector<std::pair<std::string, std::string>> refused = {
-      {"strategy.plugin={type: lowlevel-zero, cpu_offload: true}", "not in this version"},
+      {"strategy.plugin={type: lowlevel-zero, fp8_communication: true}", "in the precision they are computed in"},
       {"strategy.plugin={type: GeminiPlugin, fp8_communication: true}", "in the precision they are used in"},
       {"strategy.plugin={type: TorchDDPPlugin, check_reduction: true}", "always"},
       {"strategy.plugin={type: HybridParallelPlugin}", "no such plugin"},
@@ -103,9 +103,9 @@ TEST_CASE("what this version lacks is refused by name with the reason, never as 
       {"train_cfg.dynamic_intervals=[[1, 2]]", "not in this version"},
       {"train_dataloader.num_workers=4", "training thread"},
       {"train_dataloader.persistent_workers=true", "no worker processes"},
-      {"train_dataloader.pin_memory=true", "no device"},
+      {"train_dataloader.pin_memory=true", "takes microseconds"},
       {"train_dataloader.sampler={type: InfiniteSampler}", "goes on with the next epoch"},
-      {"env_cfg.dist_cfg={backend: gloo}", "shared memory or TCP"},
+      {"env_cfg.dist_cfg={backend: gloo}", "as transport says"},
       {"env_cfg.mp_cfg={}", "no worker processes"},
       {"env_cfg.cudnn_benchmark=true", "chosen by shape"},
       {"randomness.diff_rank_seed=true", "not in this version"},
