@@ -9,19 +9,15 @@
 
 #include "autograd/optim/optimizer.h"
 #include "build_config.h"
-#include "core/base/console.h"
 #include "core/base/file.h"
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
 #include "dist/comm_meta.h"
-#include "formats/checkpoint_reader.h"
 #include "strategy/checkpoint.h"
-#include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/training_state.h"
 #include "strategy/config.h"
-#include "strategy/source/source.h"
 
 namespace castor::strategy {
 namespace {
@@ -275,100 +271,6 @@ void Runner::make_hooks() {
   for (const TypedConfig& typed : config_.custom_hooks) hooks_.push_back(registry_.hooks.build(typed));
 }
 
-void Runner::remove_last_attempts_temporaries() const {
-  remove_temporary_files(config_.work_dir);
-  for (const DirectoryEntry& entry : list_directory(config_.work_dir)) {
-    if (entry.kind == FileKind::directory) remove_temporary_files(join_path(config_.work_dir, entry.name));
-  }
-}
-
-std::vector<std::string> Runner::resume_candidates() const {
-  if (!config_.resume && !is_restart()) return {};
-  if (config_.load_from && !is_restart()) return {*config_.load_from};
-  const formats::CheckpointList list = formats::list_checkpoints(config_.work_dir);
-  for (const formats::TornCheckpoint& torn : list.torn) {
-    logger().warning("skipped ", join_path(config_.work_dir, torn.name), ": ", torn.reason);
-  }
-  std::vector<std::string> folders;
-  for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
-  // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
-  if (is_restart() && (!config_.resume || config_.load_from)) {
-    std::erase_if(folders, [this](const std::string& folder) { return !is_of_this_job(folder); });
-    if (config_.resume) folders.push_back(*config_.load_from);
-  }
-  if (folders.empty()) logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
-  return folders;
-}
-
-bool Runner::is_of_this_job(const std::string& checkpoint) const {
-  const LoadSource source = LoadSource::open(checkpoint);
-  const Json state = parse_json(source.state_text(), source.path);
-  return state.is_object() && state.value("job", Json()) == Json(info_.job_id);
-}
-
-void Runner::take_saved_seed(const std::string& checkpoint) {
-  const LoadSource source = LoadSource::open(checkpoint);
-  const Json state = parse_json(source.state_text(), source.path);
-  if (!state.is_object() || !state.contains("seed")) return;  // resume says what is missing
-  const std::uint64_t saved = JsonCursor(state, source.path).at("seed").unsigned_integer();
-  if (saved == seed()) return;
-  logger().info("seed ", saved, " of the resumed run instead of ", seed());
-  config_.randomness.seed = static_cast<std::int64_t>(saved);
-}
-
-CheckpointCallback Runner::loaded_callback() {
-  return [this](CheckpointContents& contents) {
-    for (auto& hook : hooks_) hook->after_load_checkpoint(*this, contents);
-  };
-}
-
-void Runner::load_or_resume(const std::vector<std::string>& candidates) {
-  if (!config_.resume && config_.load_from && candidates.empty()) {
-    LoadOptions options;
-    options.callback = loaded_callback();
-    const LoadReport report = strategy_->load_checkpoint(*config_.load_from, options);
-    logger().info(report.loaded, " tensors loaded from ", shown_source(*config_.load_from));
-    if (!report.fits()) logger().warning("the file and the model differ:", report.text());
-  }
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    const bool is_last = i + 1 == candidates.size();
-    bool is_damaged = false;
-    try {
-      resume_from(candidates[i]);
-    } catch (const FormatError& error) {
-      // Only damage sends a run back to an older checkpoint; one that does not fit is the user's to decide about.
-      if (is_last || formats::Checkpoint::open(candidates[i]).verify().empty()) throw;
-      logger().warning("skipped ", candidates[i], ", which is damaged: ", error.what());
-      is_damaged = true;
-    }
-    // A rank reads only its parts: all of them go back to an older one when one must.
-    if (!on_any_rank(is_damaged)) return;
-  }
-}
-
-void Runner::resume_from(const std::string& checkpoint) {
-  ResumeOptions options;
-  options.callback = loaded_callback();
-  const CheckpointContents contents = strategy_->resume(checkpoint, options);
-  const JsonCursor state(contents.state(), checkpoint);
-  const std::int64_t samples = config_.train_dataloader->batch_size * strategy_->world_size() * micro_steps_per_iter();
-  progress_.iter = micro_steps_here(state, "iter", samples);
-  progress_.epoch = progress_.iter / progress_.epoch_length;
-  for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
-  if (const std::int64_t saved = state.at("iter").integer(0); saved != progress_.iter) {
-    logger().info("iteration ", saved, " of the saved run is iteration ", progress_.iter, " here, where one takes ",
-                  samples, " samples");
-  }
-  const std::int64_t saved_length = micro_steps_here(state, "epoch_length", samples);
-  if (saved_length != progress_.epoch_length) {
-    logger().warning("an epoch had ", saved_length, " iterations when ", checkpoint, " was saved, now it has ",
-                     progress_.epoch_length, ": samples are taken up at the same iteration");
-  }
-  train_loader_->seek({progress_.epoch, progress_.iter % progress_.epoch_length * micro_steps_per_iter()});
-  logger().info("resumed from ", shown_source(checkpoint), " at iteration ", progress_.iter, " of ",
-                progress_.max_iters);
-}
-
 void Runner::train_one_iteration() {
   const auto start = Clock::now();
   const auto& values = strategy_->optim_wrapper()->optimizer().groups().at(0).values;
@@ -397,77 +299,6 @@ void Runner::train_one_iteration() {
     }
   }
   for (auto& hook : hooks_) hook->after_train_iter(*this);
-}
-
-bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics,
-                      const char* label) {
-  for (const auto& metric : metrics) metric->reset();
-  std::optional<ProgressBar> bar;
-  if (is_main()) bar.emplace(Console::standard_output(), label, loader.length());
-  std::int64_t done = 0;
-  for (std::int64_t i = 0; i < loader.length(); ++i) {
-    const autograd::Batch batch = loader.at(0, i);
-    done = i + 1;
-    if (batch.inputs.size(0) > 0) {
-      const Tensor predictions = strategy_->val_step(batch);
-      for (const auto& metric : metrics) metric->process(batch, predictions);
-    } else if (ranks_ != nullptr) {
-      // The tail of the data went to other ranks, whose forward may gather a sharded model's weights: from here, too.
-      constexpr std::int64_t kAnySample[] = {0};
-      strategy_->val_step(loader.dataset().batch(kAnySample));
-    }
-    if (bar) bar->update(i + 1, "");
-    // All ranks stop at the same batch, or some would wait for others' parts of the weights.
-    progress_.was_stopped = on_any_rank(stop_requested());
-    if (progress_.was_stopped) break;
-  }
-  if (progress_.was_stopped) {
-    logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
-    return false;
-  }
-  if (ranks_ != nullptr) {
-    for (const auto& metric : metrics) {
-      const std::vector<double> own = metric->sums();
-      const Tensor all = Tensor::from_values(own, {static_cast<std::int64_t>(own.size())});
-      ranks_->world().all_reduce(all, "sums of a metric");
-      metric->set_sums(all.to_vector<double>());
-    }
-  }
-  progress_.metrics.clear();
-  for (const auto& metric : metrics) progress_.metrics.merge(metric->compute());
-  return true;
-}
-
-void Runner::validate() {
-  if (!evaluate(*val_loader_, val_metrics_, "validate")) return;
-  for (auto& scheduler : strategy_->param_schedulers()) {
-    if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
-  }
-  for (auto& hook : hooks_) hook->after_val(*this);
-}
-
-std::map<std::string, double> Runner::test() {
-  if (!config_.test_dataloader)
-    throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
-  set_up_environment();
-  progress_ = {};
-  const auto loader = make_loader(*config_.test_dataloader, false);
-  const auto metrics = make_metrics(config_.test_evaluator);
-  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
-  strategy_->prepare(model_factory(), {});
-  const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
-  LoadOptions options;
-  options.strict = true;
-  load_weights(strategy_->model(), weights, options);
-  logger().info("weights loaded from ", shown_source(weights));
-  make_hooks();
-  for (auto& hook : hooks_) hook->before_run(*this);
-  const bool is_complete = evaluate(*loader, metrics, "test");
-  if (is_complete) {
-    for (auto& hook : hooks_) hook->after_test(*this);
-  }
-  for (auto& hook : hooks_) hook->after_run(*this);
-  return is_complete ? progress_.metrics : std::map<std::string, double>{};
 }
 
 bool Runner::can_save() {

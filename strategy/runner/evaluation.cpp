@@ -1,0 +1,84 @@
+// Validation and test: passes over data without gradients, whose metrics are those of all ranks.
+//
+// Delicate: a sharded model gathers on all ranks, so ranks without data of their own run along.
+#include "core/base/console.h"
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
+#include "strategy/checkpoint.h"
+#include "strategy/runner/runner.h"
+#include "strategy/source/source.h"
+
+namespace castor::strategy {
+
+bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics,
+                      const char* label) {
+  for (const auto& metric : metrics) metric->reset();
+  std::optional<ProgressBar> bar;
+  if (is_main()) bar.emplace(Console::standard_output(), label, loader.length());
+  std::int64_t done = 0;
+  for (std::int64_t i = 0; i < loader.length(); ++i) {
+    const autograd::Batch batch = loader.at(0, i);
+    done = i + 1;
+    if (batch.inputs.size(0) > 0) {
+      const Tensor predictions = strategy_->val_step(batch);
+      for (const auto& metric : metrics) metric->process(batch, predictions);
+    } else if (ranks_ != nullptr) {
+      // The tail of the data went to other ranks, whose forward may gather a sharded model's weights: from here, too.
+      constexpr std::int64_t kAnySample[] = {0};
+      strategy_->val_step(loader.dataset().batch(kAnySample));
+    }
+    if (bar) bar->update(i + 1, "");
+    // All ranks stop at the same batch, or some would wait for others' parts of the weights.
+    progress_.was_stopped = on_any_rank(stop_requested());
+    if (progress_.was_stopped) break;
+  }
+  if (progress_.was_stopped) {
+    logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
+    return false;
+  }
+  if (ranks_ != nullptr) {
+    for (const auto& metric : metrics) {
+      const std::vector<double> own = metric->sums();
+      const Tensor all = Tensor::from_values(own, {static_cast<std::int64_t>(own.size())});
+      ranks_->world().all_reduce(all, "sums of a metric");
+      metric->set_sums(all.to_vector<double>());
+    }
+  }
+  progress_.metrics.clear();
+  for (const auto& metric : metrics) progress_.metrics.merge(metric->compute());
+  return true;
+}
+
+void Runner::validate() {
+  if (!evaluate(*val_loader_, val_metrics_, "validate")) return;
+  for (auto& scheduler : strategy_->param_schedulers()) {
+    if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
+  }
+  for (auto& hook : hooks_) hook->after_val(*this);
+}
+
+std::map<std::string, double> Runner::test() {
+  if (!config_.test_dataloader)
+    throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
+  set_up_environment();
+  progress_ = {};
+  const auto loader = make_loader(*config_.test_dataloader, false);
+  const auto metrics = make_metrics(config_.test_evaluator);
+  strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
+  strategy_->prepare(model_factory(), {});
+  const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
+  LoadOptions options;
+  options.strict = true;
+  load_weights(strategy_->model(), weights, options);
+  logger().info("weights loaded from ", shown_source(weights));
+  make_hooks();
+  for (auto& hook : hooks_) hook->before_run(*this);
+  const bool is_complete = evaluate(*loader, metrics, "test");
+  if (is_complete) {
+    for (auto& hook : hooks_) hook->after_test(*this);
+  }
+  for (auto& hook : hooks_) hook->after_run(*this);
+  return is_complete ? progress_.metrics : std::map<std::string, double>{};
+}
+
+}  // namespace castor::strategy
