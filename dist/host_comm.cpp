@@ -138,6 +138,7 @@ void HostComm::work_loop() {
     busy_ = true;
     lock.unlock();
     std::exception_ptr error = perform_caught(job);
+    job.collective = {};  // whoever waited may count on its tensors' memory being free
     lock.lock();
     busy_ = false;
     changed_.notify_all();
