@@ -148,12 +148,9 @@ class CudaBackend final : public Backend {
   void copy_from_host(void* to, const void* from, std::size_t bytes) override {
     make_current();
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy from host", device_);
-    // Pageable bytes have been staged by now. Pinned ones are read while the caller goes on, and it may change them.
-    cudaPointerAttributes attributes{};
-    check_cuda(cudaPointerGetAttributes(&attributes, from), "copy from host", device_);
-    if (attributes.type != cudaMemoryTypeUnregistered) {
-      check_cuda(cudaStreamSynchronize(stream_), "copy from host", device_);
-    }
+    // Page-locked bytes are read while the caller goes on, and where the GPU reads pageable memory by itself (CUDA's
+    // "heterogeneous memory management") so are those: nobody has staged them when the call returns.
+    check_cuda(cudaStreamSynchronize(stream_), "copy from host", device_);
   }
 
   void copy_to_host(void* to, const void* from, std::size_t bytes) override {
