@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "dist/combine.h"
+#include "dist/direct.h"
 
 namespace castor::dist {
 namespace {
@@ -278,6 +279,10 @@ PairBytes pair_bytes(const Collective& collective, int rank, int peer) {
 }
 
 void run_algorithm(const Collective& collective, AlgorithmContext& context) {
+  if (context.offered) {
+    context.agree();
+    if (!context.at_peers.empty()) return run_direct(collective, context);
+  }
   Run run(collective, context);
   switch (collective.op) {
     case CollectiveOp::kAllReduce:

@@ -21,7 +21,9 @@ struct AlgorithmContext {
   int size = 1;
   Exchange& exchange;
   std::vector<std::byte>& scratch;     ///< grows to what is needed and is kept for the next run
-  const std::function<void()>& agree;  ///< waits for all announcements and throws if they differ
+  const std::function<void()>& agree;  ///< waits for all announcements and throws if they differ; again: nothing
+  bool offered = false;                ///< all ranks were told where this rank's contributions lie
+  const std::vector<const std::byte*>& at_peers;  ///< after `agree`: where theirs lie; empty if one of them did not say
 };
 
 /// Bytes that this rank sends to `peer` in all, or expects from it: what announcements state.
@@ -31,8 +33,9 @@ struct PairBytes {
 };
 PairBytes pair_bytes(const Collective& collective, int rank, int peer);
 
-/// Runs a collective that `Comm` has checked. The announcements are queued already; `agree` is called once, after the
-/// first data is on its way and before any that came is used.
+/// Runs a collective that `Comm` has checked. The announcements are queued already; `agree` is called after the first
+/// data is on its way and before any that came is used.
+/// Where all ranks can read each other's contributions, they are taken from there (dist/direct.h).
 void run_algorithm(const Collective& collective, AlgorithmContext& context);
 
 }  // namespace castor::dist

@@ -24,12 +24,13 @@ struct Announcement {
   std::uint64_t layout = 0;      ///< digest of the counts of pieces
   std::uint64_t bytes = 0;       ///< data that follows from this rank to the reader; not compared by `same`
   std::uint64_t label_hash = 0;  ///< digest of the whole label
+  std::uint64_t place = 0;       ///< 1 + where that data can be read at its rank (Link::place_of), 0: it is sent
   std::int32_t root = -1;
   std::uint8_t op = 0;
   std::uint8_t dtype = 0;
   std::uint8_t reduce = 0;
   std::uint8_t flags = 0;  ///< 1: accumulates, 2: the output is wider, 4: sums along the ring
-  char label[64] = {};     ///< its beginning, for errors
+  char label[56] = {};     ///< its beginning, for errors
 
   /// True if both mean the same collective.
   bool same(const Announcement& other) const;

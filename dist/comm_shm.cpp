@@ -1,62 +1,52 @@
-// One rank offers memory, all vote whether they could map it, the first announces the result. Delicate: a process
-// number may mean another process in another container, so the memory carries a random mark that the offer names.
+// One rank offers memory, all vote whether they could map it, the first announces the result. Delicate: the vote covers
+// the rings only; heaps are offered by each rank, and used if every rank says that it could map all of them.
 #include "dist/comm_shm.h"
 
-#include <cstring>
-#include <sstream>
-
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
+#include "core/base/shared_memory.h"
 #include "dist/ring_memory.h"
-#include "dist/secret.h"
 
 namespace castor::dist {
 namespace {
 
-constexpr std::size_t kPage = 4096;
-
-/// A descriptor that closes itself.
-class Descriptor {
+/// What all ranks say under a key: "yes" only if every one of them does.
+class Vote {
  public:
-  explicit Descriptor(int number) : number_(number) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
+  Vote(Store& store, const Health& health, std::string key, int rank, int size, std::chrono::milliseconds limit)
+      : store_(store), health_(health), key_(std::move(key)), rank_(rank), size_(size), limit_(limit) {}
+
+  bool all(bool own) {
+    store_.set(cat(key_, "/", rank_), own ? "yes" : "no");
+    if (rank_ != 0) return wait_for_key(store_, health_, key_ + "/all", limit_) == "yes";
+    for (int place = 1; place < size_; ++place) {
+      if (wait_for_key(store_, health_, cat(key_, "/", place), limit_) != "yes") own = false;
+    }
+    store_.set(key_ + "/all", own ? "yes" : "no");
+    return own;
   }
-  int number() const { return number_; }
 
  private:
-  int number_;
+  Store& store_;
+  const Health& health_;
+  std::string key_;
+  int rank_;
+  int size_;
+  std::chrono::milliseconds limit_;
 };
 
-std::shared_ptr<void> map(int descriptor, std::size_t bytes) {
-  void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
-  if (start == MAP_FAILED) return nullptr;
-  return {start, [bytes](void* p) { munmap(p, bytes); }};
-}
-
-char* mark_of(void* memory, std::size_t bytes) { return static_cast<char*>(memory) + bytes - kPage; }
-
-/// Maps what another process offers; null if it cannot be reached from here.
-std::shared_ptr<void> take(const std::string& offer, std::size_t bytes) {
-  std::istringstream fields(offer);
-  long process = 0;
-  int number = 0;
-  std::string mark;
-  if (!(fields >> process >> number >> mark)) return nullptr;
-  const Descriptor descriptor(open(cat("/proc/", process, "/fd/", number).c_str(), O_RDWR | O_CLOEXEC));
-  struct stat status {};
-  if (descriptor.number() < 0 || fstat(descriptor.number(), &status) != 0 ||
-      status.st_size != static_cast<off_t>(bytes)) {
-    return nullptr;
+/// All ranks' heaps, or none if a rank has none or cannot map another's.
+PeerHeaps exchange_heaps(Store& store, const Health& health, const std::string& key, int rank, int size,
+                         std::chrono::milliseconds limit) {
+  const SharedHeap* own = SharedHeap::current();
+  store.set(cat(key, "/", rank, "/at"), own != nullptr ? own->address() : std::string());
+  PeerHeaps heaps;
+  bool mapped = true;
+  for (int place = 0; place < size; ++place) {
+    const std::string address = wait_for_key(store, health, cat(key, "/", place, "/at"), limit);
+    heaps.push_back(mapped ? PeerHeap::map(address) : nullptr);
+    mapped = heaps.back() != nullptr;
   }
-  auto memory = map(descriptor.number(), bytes);
-  if (memory && std::memcmp(mark_of(memory.get(), bytes), mark.data(), mark.size()) != 0) return nullptr;
-  return memory;
+  if (!Vote(store, health, key, rank, size, limit).all(mapped)) return {};
+  return heaps;
 }
 
 }  // namespace
@@ -65,31 +55,20 @@ std::unique_ptr<Link> connect_shared_memory(Store& store, const Health& health, 
                                             const std::vector<int>& members, int rank,
                                             std::chrono::milliseconds limit) {
   const int size = static_cast<int>(members.size());
-  const std::size_t bytes = RingMemory::bytes_for(size) + kPage;
+  const std::size_t bytes = RingMemory::bytes_for(size);
   const std::string key = cat("shm/", name);
-  std::shared_ptr<void> memory;
-  std::string verdict;
+  std::shared_ptr<SharedMemory> memory;
   if (rank == 0) {
-    const Descriptor descriptor(memfd_create("castor ranks", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    // Sealed: no process can shorten it under the feet of the others.
-    const bool made = descriptor.number() >= 0 && ftruncate(descriptor.number(), static_cast<off_t>(bytes)) == 0 &&
-                      fcntl(descriptor.number(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0;
-    if (made) memory = map(descriptor.number(), bytes);
-    const std::string mark = JobSecret::random().text();
-    if (memory) std::memcpy(mark_of(memory.get(), bytes), mark.data(), mark.size());
-    store.set(key, memory ? cat(getpid(), " ", descriptor.number(), " ", mark) : std::string("none"));
-    verdict = memory ? "yes" : "no";
-    for (int place = 1; place < size; ++place) {
-      if (wait_for_key(store, health, cat(key, "/", place), limit) != "yes") verdict = "no";
-    }
-    store.set(key + "/all", verdict);
+    memory = SharedMemory::make(bytes);
+    store.set(key, memory ? memory->address() : std::string("none"));
   } else {
-    memory = take(wait_for_key(store, health, key, limit), bytes);
-    store.set(cat(key, "/", rank), memory ? "yes" : "no");
-    verdict = wait_for_key(store, health, key + "/all", limit);
+    memory = SharedMemory::take(wait_for_key(store, health, key, limit), bytes, SharedMemory::Access::kReadWrite);
   }
-  if (verdict != "yes") return nullptr;
-  return std::make_unique<RingLink>(std::make_shared<RingMemory>(std::move(memory), size), rank, members, health);
+  if (!Vote(store, health, key, rank, size, limit).all(memory != nullptr)) return nullptr;
+  PeerHeaps heaps = exchange_heaps(store, health, key + "/heap", rank, size, limit);
+  std::shared_ptr<void> rings(memory, memory->data());
+  return std::make_unique<RingLink>(std::make_shared<RingMemory>(std::move(rings), size), rank, members, health,
+                                    std::move(heaps));
 }
 
 }  // namespace castor::dist

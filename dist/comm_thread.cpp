@@ -46,8 +46,11 @@ class ThreadFabric final : public Fabric {
   FlightRecorder& recorder() override { return recorder_; }
   std::unique_ptr<Link> connect(const std::string& name, const std::vector<int>& members, int rank,
                                 std::chrono::milliseconds) override {
+    // One process has one heap, if it has one: all read each other's tensors there.
+    PeerHeaps heaps;
+    if (const SharedHeap* own = SharedHeap::current()) heaps.assign(members.size(), PeerHeap::map(own->address()));
     return std::make_unique<RingLink>(hub_->memory(name, static_cast<int>(members.size())), rank, members,
-                                      hub_->health());
+                                      hub_->health(), std::move(heaps));
   }
 
  private:

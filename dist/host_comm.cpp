@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "dist/algorithms.h"
+#include "dist/direct.h"
 #include "dist/flight_recorder.h"
 
 namespace castor::dist {
@@ -179,6 +180,8 @@ void HostComm::transfer(const Job& job) {
   const bool receives = collective.op == CollectiveOp::kRecv;
   std::vector<Announcement> out(members_.size(), job.said);
   std::vector<Announcement> said(members_.size(), job.said);
+  const bool offered = offer(collective, *link_, out);
+  std::vector<const std::byte*> at_peers;
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank() || ((sends || receives) && peer != collective.root)) continue;
     Announcement& own = out[static_cast<std::size_t>(peer)];
@@ -188,11 +191,13 @@ void HostComm::transfer(const Job& job) {
   }
   bool agreed = false;
   const std::function<void()> agree_now = [&] {
+    if (agreed) return;
     exchange.finish_receives();
     agree(job, said);
     agreed = true;
+    if (offered) at_peers = find_offers(collective, *link_, said);
   };
-  AlgorithmContext context{rank(), world_size(), exchange, scratch_, agree_now};
+  AlgorithmContext context{rank(), world_size(), exchange, scratch_, agree_now, offered, at_peers};
   try {
     run_algorithm(collective, context);
   } catch (const PeerLost& lost) {

@@ -2,6 +2,7 @@
 #include "dist/job.h"
 
 #include "core/base/log.h"
+#include "core/device/caching_allocator.h"
 #include "dist/comm_mpi.h"
 #include "dist/comm_shm.h"
 #include "dist/comm_tcp.h"
@@ -26,6 +27,9 @@ class Job::Members final : public Fabric {
         watch_(info.store_host, info.store_port, secret_, info.rank, health_, recorder_,
                Clock::now() + options.comm.timeout) {
     if (!options.record_folder.empty()) recorder_.set_folder(options.record_folder);
+    // What is allocated from now on lies where ranks of this machine can read it.
+    const bool may_share = options.transport == Transport::kAuto || options.transport == Transport::kSharedMemory;
+    if (may_share && info.local_world_size > 1 && SharedHeap::open() != nullptr) allocator(kCpu).release_cached();
   }
 
   Health& health() override { return health_; }

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,6 +47,18 @@ class Link {
     return {};
   }
   virtual void give_back(int peer, std::size_t bytes) { static_cast<void>(peer), static_cast<void>(bytes); }
+
+  /// Where these bytes of this rank can be read by all its peers, in a number that they understand; none if they
+  /// cannot.
+  virtual std::optional<std::size_t> place_of(std::span<const std::byte> bytes) const {
+    static_cast<void>(bytes);
+    return {};
+  }
+  /// Bytes of `peer` at a place that it named, to be read only. Throws PeerLost if there can be none.
+  virtual const std::byte* at_peer(int peer, std::size_t place, std::size_t bytes) const {
+    static_cast<void>(place), static_cast<void>(bytes);
+    throw PeerLost(peer, "its memory cannot be read from here");
+  }
 
   /// True if the other end will send and read no more, although the transport cannot see it.
   virtual bool gone(int peer) = 0;

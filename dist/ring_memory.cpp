@@ -135,6 +135,12 @@ void RingMemory::sleep(int rank, std::uint32_t ticket, std::chrono::milliseconds
   own.asleep.store(0, std::memory_order_seq_cst);
 }
 
+const std::byte* RingLink::at_peer(int peer, std::size_t place, std::size_t bytes) const {
+  const std::byte* data = heaps_.at(static_cast<std::size_t>(peer))->at(place, bytes);
+  if (data == nullptr) throw PeerLost(peer, "it names a place beyond the end of its memory");
+  return data;
+}
+
 std::shared_ptr<void> map_private_memory(std::size_t bytes) {
   void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (start == MAP_FAILED) {

@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 
+#include "core/device/shared_heap.h"
 #include "dist/link.h"
 
 namespace castor::dist {
@@ -51,12 +52,21 @@ class RingMemory {
 /// Throws OutOfMemory.
 std::shared_ptr<void> map_private_memory(std::size_t bytes);
 
+/// The heaps of a group's ranks, by place, as they can be read here; empty where one of them cannot.
+using PeerHeaps = std::vector<std::shared_ptr<const PeerHeap>>;
+
 /// Links over rings.
 class RingLink final : public Link {
  public:
   ///   members  the job's rank of each place, by which `health` knows who has left
-  RingLink(std::shared_ptr<RingMemory> memory, int rank, std::vector<int> members, const Health& health)
-      : memory_(std::move(memory)), rank_(rank), members_(std::move(members)), health_(health) {}
+  ///   heaps    what of the ranks' memory is read where it lies
+  RingLink(std::shared_ptr<RingMemory> memory, int rank, std::vector<int> members, const Health& health,
+           PeerHeaps heaps = {})
+      : memory_(std::move(memory)),
+        rank_(rank),
+        members_(std::move(members)),
+        health_(health),
+        heaps_(std::move(heaps)) {}
 
   int rank() const override { return rank_; }
   int size() const override { return memory_->ranks(); }
@@ -67,6 +77,11 @@ class RingLink final : public Link {
   bool lends() const override { return true; }
   std::span<const std::byte> lent(int peer) override { return memory_->lent(peer, rank_); }
   void give_back(int peer, std::size_t bytes) override { memory_->give_back(peer, rank_, bytes); }
+  std::optional<std::size_t> place_of(std::span<const std::byte> bytes) const override {
+    if (heaps_.empty()) return {};
+    return SharedHeap::current()->offset_of(bytes);
+  }
+  const std::byte* at_peer(int peer, std::size_t place, std::size_t bytes) const override;
   bool gone(int peer) override { return health_.has_left(members_[static_cast<std::size_t>(peer)]); }
   std::uint32_t ticket() override { return memory_->ticket(rank_); }
   void wait(std::uint32_t ticket, std::span<const int>, std::span<const int>,
@@ -79,6 +94,7 @@ class RingLink final : public Link {
   int rank_;
   std::vector<int> members_;
   const Health& health_;
+  PeerHeaps heaps_;
 };
 
 }  // namespace castor::dist

@@ -1,5 +1,6 @@
 // Host memory as a device: one queue that is always complete. Large segments ask for huge pages, which spares the TLB
-// when kernels stream through hundreds of megabytes.
+// when kernels stream through hundreds of megabytes. Where ranks share a machine, they come from the heap that the
+// others can read.
 #include "core/device/backend_cpu.h"
 
 #include <cstdlib>
@@ -8,17 +9,25 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/device/shared_heap.h"
+
 namespace castor {
 
 void* CpuBackend::allocate(std::size_t bytes) {
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  if (SharedHeap* heap = SharedHeap::current(); heap != nullptr && bytes >= kHugePage) {
+    if (void* shared = heap->allocate(bytes)) return shared;
+  }
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : 512;
   void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (data != nullptr && bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
   return data;
 }
 
-void CpuBackend::deallocate(void* data, std::size_t) { std::free(data); }
+void CpuBackend::deallocate(void* data, std::size_t bytes) {
+  SharedHeap* const heap = SharedHeap::current();
+  if (heap == nullptr || !heap->deallocate(data, bytes)) std::free(data);
+}
 void CpuBackend::copy_within(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }
 void CpuBackend::copy_from_host(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }
 void CpuBackend::copy_to_host(void* to, const void* from, std::size_t bytes) { std::memmove(to, from, bytes); }

@@ -191,13 +191,15 @@ class Gpt(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
-def gpt():
-    """6 layers, width 384, 6 heads, 256 bytes of context, 256 symbols; batch 8, AdamW 3e-4 (0.9, 0.95), decay 0.1."""
+def gpt_step(wrap=lambda model: model, data_seed=1):
+    """6 layers, width 384, 6 heads, 256 bytes of context, 256 symbols; batch 8, AdamW 3e-4 (0.9, 0.95), decay 0.1.
+
+    Returns the model as `wrap` made it, its step, and the tokens of one."""
     context, vocabulary, batch = 256, 256, 8
     text = king_james_bytes()
-    model = Gpt(layers=6, width=384, heads=6, context=context, vocabulary=vocabulary)
+    model = wrap(Gpt(layers=6, width=384, heads=6, context=context, vocabulary=vocabulary))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(data_seed)
 
     def step():
         starts = torch.randint(len(text) - context - 1, (batch,), generator=generator).tolist()
@@ -209,7 +211,12 @@ def gpt():
         optimizer.step()
         return loss.detach()
 
-    return Workload("gpt-6x384-t256-b8-adamw", "tokens/s", batch * context, 1, 1, parameter_count(model), step)
+    return model, step, batch * context
+
+
+def gpt():
+    model, step, tokens = gpt_step()
+    return Workload("gpt-6x384-t256-b8-adamw", "tokens/s", tokens, 1, 1, parameter_count(model), step)
 
 
 WORKLOADS = {"mlp": mlp, "lenet": lenet, "resnet": resnet, "gpt": gpt}
