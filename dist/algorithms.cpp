@@ -13,8 +13,7 @@ namespace {
 
 using Bytes = std::span<std::byte>;
 
-constexpr std::size_t kWindowBytes = std::size_t{128} << 10;  // of one rank's part of a block
-constexpr std::size_t kLentBytes = std::size_t{64} << 10;     // used in place before the sender gets its room back
+constexpr std::size_t kLentBytes = std::size_t{64} << 10;  // used in place before the sender gets its room back
 constexpr std::int64_t kBlocksAhead = 2;  // contributions on their way before a rank waits for the others'
 constexpr std::size_t kSmallReduce = std::size_t{16} << 10;  // below: everyone sends everything, one phase
 constexpr std::size_t kSmallBroadcast = std::size_t{64} << 10;
@@ -25,12 +24,13 @@ Bytes bytes_of(const Buffer& buffer) { return {buffer.view.as<std::byte>(), buff
 /// owners never share a cache line.
 class Blocks {
  public:
-  Blocks(const Buffer& whole, int parts)
+  ///   window  bytes of a part
+  Blocks(const Buffer& whole, int parts, std::size_t window)
       : bytes_(bytes_of(whole)),
         item_(dtype_size(whole.view.dtype)),
         count_(whole.view.numel()),
         parts_(parts),
-        block_(static_cast<std::int64_t>(kWindowBytes / item_) * parts) {}
+        block_(static_cast<std::int64_t>(window / item_) * parts) {}
 
   std::int64_t size() const { return (count_ + block_ - 1) / block_; }
   /// The bytes of one part of one block; empty ones exist at the end.
@@ -139,12 +139,13 @@ void Run::all_reduce_ring() {
     return x.subspan(from, std::min(each, x.size() - from));
   };
   context_.agree();
-  std::byte* room = scratch(kWindowBytes);
+  const std::size_t most = exchange_.window_bytes();
+  std::byte* room = scratch(most);
   exchange_.send(next, part(context_.rank));
   for (int step = 1; step < size; ++step) {
     const Bytes own = part(context_.rank - step);
-    for (std::size_t at = 0; at < own.size(); at += kWindowBytes) {
-      const Bytes window = own.subspan(at, std::min(kWindowBytes, own.size() - at));
+    for (std::size_t at = 0; at < own.size(); at += most) {
+      const Bytes window = own.subspan(at, std::min(most, own.size() - at));
       exchange_.receive(before, {room, window.size()});
       exchange_.finish_receives();
       const void* terms[] = {room, window.data()};
@@ -166,7 +167,7 @@ void Run::all_reduce() {
   if (context_.size == 1) return context_.agree();
   if (collective_.order == SumOrder::kRing) return all_reduce_ring();
   if (bytes_of(out(0)).size() <= kSmallReduce) return all_reduce_small();
-  const Blocks blocks(out(0), context_.size);
+  const Blocks blocks(out(0), context_.size, exchange_.window_bytes());
   const auto contribute = [&](std::int64_t block) {
     each_peer([&](int peer) { exchange_.send(peer, blocks.part(block, peer)); });
   };
@@ -196,9 +197,10 @@ void Run::reduce_scatter() {
   const Buffer& result = out(0);
   const std::size_t item = dtype_size(collective_.dtype());
   const std::size_t result_item = dtype_size(result.view.dtype);
-  for (std::size_t at = 0; at < own.size(); at += kWindowBytes) {
-    reduce_own(own.subspan(at, std::min(kWindowBytes, own.size() - at)),
-               result.view.as<std::byte>() + at / item * result_item, result.view.dtype, collective_.accumulate);
+  const std::size_t most = exchange_.window_bytes();
+  for (std::size_t at = 0; at < own.size(); at += most) {
+    reduce_own(own.subspan(at, std::min(most, own.size() - at)), result.view.as<std::byte>() + at / item * result_item,
+               result.view.dtype, collective_.accumulate);
   }
   exchange_.finish();
 }
@@ -224,7 +226,7 @@ void Run::broadcast() {
     return exchange_.finish();
   }
   // The root hands a different part to each of the others, who pass them on: it sends everything once, not W - 1 times.
-  const Blocks blocks(out(0), context_.size - 1);
+  const Blocks blocks(out(0), context_.size - 1, exchange_.window_bytes());
   const auto place = [&](int rank) { return rank < root ? rank : rank - 1; };
   if (from_here) {
     for (std::int64_t block = 0; block < blocks.size(); ++block) {

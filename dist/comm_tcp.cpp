@@ -41,6 +41,8 @@ class TcpLink final : public Link {
       throw PeerLost(peer, error.what());
     }
   }
+  std::chrono::microseconds spin() const override { return std::chrono::microseconds(0); }
+  std::size_t window_bytes() const override { return std::size_t{512} << 10; }
   bool gone(int) override { return false; }  // the connection ends, behind the last bytes
   std::uint32_t ticket() override { return 0; }
   void wait(std::uint32_t, std::span<const int> sends, std::span<const int> receives,

@@ -8,7 +8,6 @@
 
 namespace castor::dist {
 namespace {
-constexpr std::chrono::microseconds kSpin{20};
 constexpr std::chrono::milliseconds kNap{50};  // how soon a failure elsewhere is noticed
 }  // namespace
 
@@ -96,7 +95,7 @@ void Exchange::wait_until(Done done) {
     }
     const auto now = Clock::now();
     if (idle_since == Clock::time_point{}) idle_since = now;
-    if (now - idle_since < kSpin) {
+    if (now - idle_since < link_.spin()) {
       __builtin_ia32_pause();
       continue;
     }

@@ -29,6 +29,8 @@ class Exchange {
   /// Both must outlive it.
   Exchange(Link& link, const Health& health, Clock::time_point deadline);
 
+  /// Link::window_bytes.
+  std::size_t window_bytes() const { return link_.window_bytes(); }
   /// Queues bytes on their way to another rank.
   void send(int peer, std::span<const std::byte> bytes);
   /// Queues room for bytes from another rank.

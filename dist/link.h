@@ -63,6 +63,12 @@ class Link {
   /// True if the other end will send and read no more, although the transport cannot see it.
   virtual bool gone(int peer) = 0;
 
+  /// How long it is worth trying again before `wait`: nothing where a try is a system call.
+  virtual std::chrono::microseconds spin() const { return std::chrono::microseconds(20); }
+  /// Bytes of one rank's part of a block that large collectives are cut into: few, where what has come is used from a
+  /// cache; more where each try is a system call. The same on all ranks of a group.
+  virtual std::size_t window_bytes() const { return std::size_t{128} << 10; }
+
   /// Something that changes when any stream moves; take it before trying, hand it to `wait`.
   virtual std::uint32_t ticket() = 0;
   /// Sleeps until a stream has moved since `ticket`, at most `limit`. May return early.

@@ -27,10 +27,12 @@ std::string slice_text(const TensorSlice& slice) {
   std::string digests;
   digests.reserve(slice.digests.size() * 16);
   for (const std::uint64_t digest : slice.digests) digests += hex_of_digest(digest);
-  std::string text = "[" + std::to_string(slice.file);
+  std::string text = "[";
+  text += std::to_string(slice.file);
   for (const std::uint64_t number :
        {slice.begin, static_cast<std::uint64_t>(slice.offset), static_cast<std::uint64_t>(slice.count)}) {
-    text += "," + std::to_string(number);
+    text += ',';
+    text += std::to_string(number);
   }
   return text + ",\"" + digests + "\"]";
 }

@@ -185,7 +185,7 @@ std::string format_bar(double share, int width) {
   const int inner = std::max(1, width - 2);
   const double clamped = std::isfinite(share) ? std::clamp(share, 0.0, 1.0) : 0.0;
   const auto full = static_cast<std::size_t>(std::floor(clamped * inner + 1e-9));
-  return "[" + std::string(full, '#') + std::string(static_cast<std::size_t>(inner) - full, '.') + "]";
+  return cat("[", std::string(full, '#'), std::string(static_cast<std::size_t>(inner) - full, '.'), "]");
 }
 
 }  // namespace castor

@@ -102,7 +102,7 @@ std::string wrap_text(const std::string& text, int used, int indent, int width) 
     const std::size_t end = std::min(text.find(' ', begin), text.size());
     const int length = static_cast<int>(end - begin);
     if (!line_is_empty && column + 1 + length > width) {
-      out += "\n" + std::string(static_cast<std::size_t>(indent), ' ');
+      out += cat("\n", std::string(static_cast<std::size_t>(indent), ' '));
       column = indent;
       line_is_empty = true;
     }
