@@ -129,6 +129,7 @@ CachingAllocator::Block* CachingAllocator::take(FreeBlocks& pool, std::size_t by
 CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t bytes) {
   const bool is_small = &pool == &small_;
   std::size_t wanted = is_small ? kSmallSegment : bytes <= kSharedLimit ? kLargeSegment : round_up(bytes, 2 * kMiB);
+  if (is_exact_) wanted = bytes;
   const auto fits = [&](std::size_t size) { return limit_ == 0 || stats_.reserved + size <= limit_; };
   void* data = nullptr;
   // First as wished, then after giving the cache back, then the least that serves.
@@ -162,11 +163,11 @@ CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t by
 }
 
 CachingAllocator::Block* CachingAllocator::allocate(std::size_t bytes) {
-  const std::size_t rounded = round_up(std::max<std::size_t>(bytes, 1), kAlignment);
+  const std::size_t least = std::max<std::size_t>(bytes, 1), rounded = round_up(least, kAlignment);
   const std::lock_guard lock(mutex_);
   FreeBlocks& pool = rounded <= kSmallLimit ? small_ : large_;
   const std::size_t least_remainder = rounded <= kSmallLimit ? kAlignment : kSmallLimit;
-  Block* block = take(pool, rounded, least_remainder);
+  Block* block = is_exact_ ? grow(pool, least) : take(pool, rounded, least_remainder);
   if (block == nullptr) {
     pool.insert(grow(pool, rounded));
     block = take(pool, rounded, least_remainder);
@@ -181,6 +182,7 @@ void CachingAllocator::release(Block* block) {
   const std::lock_guard lock(mutex_);
   count(*block, false);
   block->is_free = true;
+  if (is_exact_ && block->previous == nullptr && block->next == nullptr) return give_back(block);
   FreeBlocks& pool = block->segment->is_small ? small_ : large_;
   const auto absorb = [&](Block* left, Block* right) {
     left->bytes += right->bytes;
@@ -215,12 +217,23 @@ void CachingAllocator::release_cached_locked() {
         continue;
       }
       it = pool->erase(it);
-      backend_.deallocate(block->segment->data, block->segment->bytes);
-      stats_.reserved -= block->segment->bytes;
-      segments_.erase(block->segment->serial);
-      delete block;
+      give_back(block);
     }
   }
+}
+
+// A block that is a whole segment.
+void CachingAllocator::give_back(Block* block) {
+  backend_.deallocate(block->segment->data, block->segment->bytes);
+  stats_.reserved -= block->segment->bytes;
+  segments_.erase(block->segment->serial);
+  delete block;
+}
+
+void CachingAllocator::set_exact(bool is_exact) {
+  const std::lock_guard lock(mutex_);
+  release_cached_locked();
+  is_exact_ = is_exact;
 }
 
 void CachingAllocator::set_category(Block* block, Category category) {

@@ -38,6 +38,29 @@ TEST_CASE("a steady pattern of allocations takes nothing more from the system") 
   CHECK(memory.stats().current_total == 0);
 }
 
+TEST_CASE("an allocator made exact takes memory of the very size for each block and gives it back at once") {
+  CpuBackend backend;
+  CachingAllocator memory(backend, kCpu);
+  auto* const before = memory.allocate(100);
+  auto* const beside = memory.allocate(100);
+  memory.set_exact(true);
+  auto* const a = memory.allocate(100);
+  auto* const b = memory.allocate(3 * kMiB + 1);
+  CHECK(CachingAllocator::size(a) == 100);
+  CHECK(memory.stats().reserved == 2 * kMiB + 100 + 3 * kMiB + 1);
+  memory.release(b);
+  CHECK(memory.stats().reserved == 2 * kMiB + 100);
+  memory.release(a);
+  memory.release(before);  // of a segment that it shares
+  CHECK(memory.stats().reserved == 2 * kMiB);
+  memory.set_exact(false);
+  memory.release(memory.allocate(100));
+  memory.release(beside);
+  memory.release_cached();
+  CHECK(memory.stats().reserved == 0);
+  CHECK(memory.stats().current_total == 0);
+}
+
 TEST_CASE("blocks do not overlap, are aligned, and freed neighbours become one block again") {
   CpuBackend backend;
   CachingAllocator memory(backend, kCpu);

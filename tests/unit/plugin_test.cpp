@@ -10,7 +10,6 @@
 #include "autograd/optim/adam.h"
 #include "autograd/optim/lamb.h"
 #include "autograd/random_state.h"
-#include "dist/comm_meta.h"
 #include "dist/comm_thread.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/data/data_loader.h"
@@ -283,16 +282,6 @@ TEST_CASE("another order of addition gives other bits, so equality above is no a
     different += in_order != by_rank ? 1 : 0;
   }
   CHECK(different > 0);
-}
-
-TEST_CASE("ZeRO's offload to the host is refused beside a GPU, naming what does it there") {
-  LowLevelZeroPlugin::Config config;
-  config.cpu_offload = true;
-  LowLevelZeroPlugin plugin(config);
-  const auto alone = dist::make_meta_comm(0, 1);
-  ShardRequest request{*alone, {}};
-  request.device = make_meta({DeviceType::cuda, "h100", 0});
-  CHECK_THROWS_WITH_AS(plugin.shard(request), doctest::Contains("offload_optim_frac"), ConfigError);
 }
 
 TEST_CASE("a parameter that is no float of 16 or 32 bits is refused by the plugin, naming it") {
