@@ -2,9 +2,11 @@
 // segments or have one of their own. Free neighbours coalesce, so a segment that holds no block is one free block.
 #include "core/device/caching_allocator.h"
 
+#include <atomic>
 #include <iomanip>
 
 #include "core/base/error.h"
+#include "core/device/exact_memory.h"
 
 namespace castor {
 namespace {
@@ -20,7 +22,11 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit
 
 thread_local Category current_category = Category::activations;
 
+std::atomic<bool> is_exact{false};
+
 }  // namespace
+
+void set_exact_memory(bool wanted) { is_exact = wanted; }
 
 struct CachingAllocator::Segment {
   std::uint64_t serial = 0;
@@ -129,7 +135,7 @@ CachingAllocator::Block* CachingAllocator::take(FreeBlocks& pool, std::size_t by
 CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t bytes) {
   const bool is_small = &pool == &small_;
   std::size_t wanted = is_small ? kSmallSegment : bytes <= kSharedLimit ? kLargeSegment : round_up(bytes, 2 * kMiB);
-  if (is_exact_) wanted = bytes;
+  if (is_exact) wanted = bytes;
   const auto fits = [&](std::size_t size) { return limit_ == 0 || stats_.reserved + size <= limit_; };
   void* data = nullptr;
   // First as wished, then after giving the cache back, then the least that serves.
@@ -167,7 +173,7 @@ CachingAllocator::Block* CachingAllocator::allocate(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   FreeBlocks& pool = rounded <= kSmallLimit ? small_ : large_;
   const std::size_t least_remainder = rounded <= kSmallLimit ? kAlignment : kSmallLimit;
-  Block* block = is_exact_ ? grow(pool, least) : take(pool, rounded, least_remainder);
+  Block* block = is_exact ? grow(pool, least) : take(pool, rounded, least_remainder);
   if (block == nullptr) {
     pool.insert(grow(pool, rounded));
     block = take(pool, rounded, least_remainder);
@@ -182,7 +188,6 @@ void CachingAllocator::release(Block* block) {
   const std::lock_guard lock(mutex_);
   count(*block, false);
   block->is_free = true;
-  if (is_exact_ && block->previous == nullptr && block->next == nullptr) return give_back(block);
   FreeBlocks& pool = block->segment->is_small ? small_ : large_;
   const auto absorb = [&](Block* left, Block* right) {
     left->bytes += right->bytes;
@@ -201,6 +206,7 @@ void CachingAllocator::release(Block* block) {
     block = left;
   }
   pool.insert(block);
+  if (is_exact) release_cached_locked();
 }
 
 void CachingAllocator::release_cached() {
@@ -217,23 +223,12 @@ void CachingAllocator::release_cached_locked() {
         continue;
       }
       it = pool->erase(it);
-      give_back(block);
+      backend_.deallocate(block->segment->data, block->segment->bytes);
+      stats_.reserved -= block->segment->bytes;
+      segments_.erase(block->segment->serial);
+      delete block;
     }
   }
-}
-
-// A block that is a whole segment.
-void CachingAllocator::give_back(Block* block) {
-  backend_.deallocate(block->segment->data, block->segment->bytes);
-  stats_.reserved -= block->segment->bytes;
-  segments_.erase(block->segment->serial);
-  delete block;
-}
-
-void CachingAllocator::set_exact(bool is_exact) {
-  const std::lock_guard lock(mutex_);
-  release_cached_locked();
-  is_exact_ = is_exact;
 }
 
 void CachingAllocator::set_category(Block* block, Category category) {

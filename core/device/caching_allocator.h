@@ -81,9 +81,6 @@ class CachingAllocator {
   void reset_peaks();
   /// Gives every segment without blocks back to the backend.
   void release_cached();
-  /// True: each block is memory of its own from here on, of its very size, and goes back when it is released. For tools
-  /// that watch memory, which cannot look into segments; slow.
-  void set_exact(bool is_exact);
 
  private:
   struct Segment;
@@ -96,7 +93,6 @@ class CachingAllocator {
   Block* grow(FreeBlocks& pool, std::size_t bytes);
   void count(const Block& block, bool added);
   void release_cached_locked();
-  void give_back(Block* block);
 
   Backend& backend_;
   Device device_;
@@ -106,7 +102,6 @@ class CachingAllocator {
   std::map<std::uint64_t, std::unique_ptr<Segment>> segments_;  // by serial number
   std::uint64_t next_segment_ = 0;
   std::size_t limit_ = 0;
-  bool is_exact_ = false;
   MemoryStats stats_;
 };
 

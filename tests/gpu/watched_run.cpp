@@ -15,8 +15,7 @@
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
-#include "core/device/backend.h"
-#include "core/device/caching_allocator.h"
+#include "core/device/exact_memory.h"
 #include "tests/support/quiet_listener.h"
 
 namespace {
@@ -47,11 +46,7 @@ Kernels& kernels() {
 class ExactMemoryListener : public castor::test::QuietListener {
  public:
   using QuietListener::QuietListener;
-  void test_run_start() override {
-    if (std::getenv("CASTOR_EXACT_MEMORY") == nullptr) return;
-    for (int gpu = 0; gpu < castor::visible_gpus(); ++gpu)
-      castor::allocator({castor::DeviceType::cuda, static_cast<std::int16_t>(gpu)}).set_exact(true);
-  }
+  void test_run_start() override { castor::set_exact_memory(std::getenv("CASTOR_EXACT_MEMORY") != nullptr); }
 };
 
 }  // namespace
