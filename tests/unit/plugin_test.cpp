@@ -16,6 +16,7 @@
 #include "strategy/ddp/torch_ddp_plugin.h"
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
+#include "strategy/sharding.h"
 #include "tests/support/mixed_model.h"
 #include "tests/support/rank_training.h"
 #include "tests/support/temp_dir.h"
@@ -282,6 +283,18 @@ TEST_CASE("another order of addition gives other bits, so equality above is no a
     different += in_order != by_rank ? 1 : 0;
   }
   CHECK(different > 0);
+}
+
+/// Forgets to exchange: each rank steps from its own gradients.
+class ForgetfulPlugin final : public Plugin {
+ public:
+  const char* type_name() const override { return "ForgetfulPlugin"; }
+  std::unique_ptr<Sharding> shard(const ShardRequest& request) override { return make_unsharded(request.trained()); }
+};
+
+TEST_CASE("ranks that clip by different gradient norms are told apart instead of going on with different weights") {
+  const Layout layout{"forgetful", 2, 1, [] { return std::make_unique<ForgetfulPlugin>(); }};
+  CHECK_THROWS_WITH_AS(train(layout, {}), doctest::Contains("gradient norm 0x1."), CommError);
 }
 
 TEST_CASE("a parameter that is no float of 16 or 32 bits is refused by the plugin, naming it") {
