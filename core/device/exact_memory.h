@@ -1,5 +1,7 @@
-// Memory as tools that watch it need it: what they know of are the backend's allocations, so a read beyond a tensor or of
-// bytes that nobody has written is hidden by a segment that many tensors share one after the other.
+// Memory as tools that watch it (compute-sanitizer, a debugger) need it: what they know of are the backend's
+// allocations, so a read beyond a tensor, or of bytes that nobody has written, is hidden by a segment that many tensors
+// share one after the other. Delicate: an allocator obeys from the next call on, blocks that it has given out before
+// stay valid.
 #pragma once
 
 namespace castor {
