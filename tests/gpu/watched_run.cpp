@@ -53,36 +53,42 @@ class ExactMemoryListener : public castor::test::QuietListener {
 
 REGISTER_LISTENER("exact_memory", 1, ExactMemoryListener);
 
+// What the linker calls the runtime's functions (real) and those that stand in their place (wrap).
 extern "C" {
 
-void __real___cudaRegisterFunction(void** module, const char* function, char* device_function, const char* name,
-                                   int threads, uint3* thread, uint3* block, dim3* block_size, dim3* grid_size,
-                                   int* warp_size);
-cudaError_t __real___cudaGetKernel(cudaKernel_t* kernel, const void* function);
-cudaError_t __real___cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
-                                      std::size_t shared_bytes, cudaStream_t stream);
+void real_register(void** module, const char* function, char* device_function, const char* name, int threads,
+                   uint3* thread, uint3* block, dim3* block_size, dim3* grid_size,
+                   int* warp_size) asm("__real___cudaRegisterFunction");
+cudaError_t real_get(cudaKernel_t* kernel, const void* function) asm("__real___cudaGetKernel");
+cudaError_t real_launch(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
+                        cudaStream_t stream) asm("__real___cudaLaunchKernel");
 
-void __wrap___cudaRegisterFunction(void** module, const char* function, char* device_function, const char* name,
-                                   int threads, uint3* thread, uint3* block, dim3* block_size, dim3* grid_size,
-                                   int* warp_size) {
+void wrap_register(void** module, const char* function, char* device_function, const char* name, int threads,
+                   uint3* thread, uint3* block, dim3* block_size, dim3* grid_size,
+                   int* warp_size) asm("__wrap___cudaRegisterFunction");
+cudaError_t wrap_get(cudaKernel_t* kernel, const void* function) asm("__wrap___cudaGetKernel");
+cudaError_t wrap_launch(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
+                        cudaStream_t stream) asm("__wrap___cudaLaunchKernel");
+
+void wrap_register(void** module, const char* function, char* device_function, const char* name, int threads,
+                   uint3* thread, uint3* block, dim3* block_size, dim3* grid_size, int* warp_size) {
   {
     const std::lock_guard lock(kernels().mutex);
     kernels().names[function] = name;
   }
-  __real___cudaRegisterFunction(module, function, device_function, name, threads, thread, block, block_size, grid_size,
-                                warp_size);
+  real_register(module, function, device_function, name, threads, thread, block, block_size, grid_size, warp_size);
 }
 
-cudaError_t __wrap___cudaGetKernel(cudaKernel_t* kernel, const void* function) {
-  const cudaError_t status = __real___cudaGetKernel(kernel, function);
+cudaError_t wrap_get(cudaKernel_t* kernel, const void* function) {
+  const cudaError_t status = real_get(kernel, function);
   const std::lock_guard lock(kernels().mutex);
   if (status == cudaSuccess) kernels().functions[*kernel] = function;
   return status;
 }
 
-cudaError_t __wrap___cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
-                                      std::size_t shared_bytes, cudaStream_t stream) {
-  const cudaError_t status = __real___cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream);
+cudaError_t wrap_launch(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
+                        cudaStream_t stream) {
+  const cudaError_t status = real_launch(kernel, grid, block, arguments, shared_bytes, stream);
   const std::lock_guard lock(kernels().mutex);
   if (status == cudaSuccess) {
     if (const auto found = kernels().functions.find(kernel); found != kernels().functions.end())
