@@ -21,13 +21,18 @@ namespace castor::dist {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::milliseconds kLook{20};  // how often the guard looks
+constexpr std::chrono::milliseconds kLook{20};       // how often the guard looks
+constexpr std::chrono::milliseconds kEndTime{2000};  // how long it waits at its own end for links that end
 
 /// Watches what is under way on the GPU, for all groups of a job: ends it when the job fails, fails the job when an
 /// exchange takes too long.
+///
+/// Delicate: to end a link NCCL may wait for the device, which is free only when what waits on it for the other links
+/// has ended, too: each is ended on a thread of its own.
 class Guard {
  public:
-  Guard(Device device, Health& health, int rank) : device_(device), health_(health), rank_(rank) {
+  Guard(Device device, Health& health, int rank, GiveUp give_up)
+      : device_(device), health_(health), rank_(rank), give_up_(std::move(give_up)) {
     thread_ = std::thread([this] { run(); });
   }
   Guard(const Guard&) = delete;
@@ -39,15 +44,17 @@ class Guard {
     }
     changed_.notify_all();
     thread_.join();
+    std::unique_lock lock(ending_->mutex);
+    ending_->changed.wait_for(lock, kEndTime, [this] { return ending_->count == 0; });
   }
 
-  void add_link(DeviceLink& link) {
+  void add_link(std::shared_ptr<DeviceLink> link) {
     const std::lock_guard lock(mutex_);
-    links_.push_back(&link);
+    links_.push_back(std::move(link));
   }
-  void remove_link(DeviceLink& link) {
+  void remove_link(const std::shared_ptr<DeviceLink>& link) {
     const std::lock_guard lock(mutex_);
-    std::erase(links_, &link);
+    std::erase(links_, link);
   }
   void add(Event end, Clock::time_point deadline, std::string text, std::uint64_t sequence) {
     const std::lock_guard lock(mutex_);
@@ -61,14 +68,40 @@ class Guard {
     std::string text;
     std::uint64_t sequence;
   };
+  /// Links that are being ended; their threads may outlive the guard.
+  struct Ending {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::size_t count = 0;
+  };
+
+  void end_links() {
+    pending_.clear();
+    for (std::shared_ptr<DeviceLink>& link : std::exchange(links_, {})) {
+      {
+        const std::lock_guard lock(ending_->mutex);
+        ++ending_->count;
+      }
+      std::thread([link = std::move(link), ending = ending_]() mutable {
+        link->abort();
+        link.reset();
+        const std::lock_guard lock(ending->mutex);
+        --ending->count;
+        ending->changed.notify_all();
+      }).detach();
+    }
+    if (give_up_ == nullptr) return;
+    std::thread([give_up = std::exchange(give_up_, nullptr), failure = health_.failure()] {
+      std::this_thread::sleep_for(kUnwindTime);
+      give_up(failure);
+    }).detach();
+  }
 
   void run() {
     std::unique_lock lock(mutex_);
     while (!changed_.wait_for(lock, kLook, [&] { return is_closing_; })) {
       if (health_.failed()) {
-        for (DeviceLink* link : links_) link->abort();
-        links_.clear();
-        pending_.clear();
+        end_links();
         continue;
       }
       try {
@@ -89,8 +122,10 @@ class Guard {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool is_closing_ = false;
-  std::vector<DeviceLink*> links_;
+  GiveUp give_up_;
+  std::vector<std::shared_ptr<DeviceLink>> links_;
   std::vector<Pending> pending_;
+  std::shared_ptr<Ending> ending_ = std::make_shared<Ending>();
   std::thread thread_;
 };
 
@@ -163,7 +198,7 @@ class DeviceComm final : public Comm {
   DeviceComm(std::unique_ptr<Comm> host, std::shared_ptr<Shared> shared)
       : owned_(std::move(host)), host_(*owned_), shared_(std::move(shared)) {}
   ~DeviceComm() override {
-    if (link_ != nullptr) shared_->guard.remove_link(*link_);
+    if (link_ != nullptr) shared_->guard.remove_link(link_);
     for (const Work& check : checking_) {
       try {
         check.wait();
@@ -231,7 +266,7 @@ class DeviceComm final : public Comm {
     if constexpr (kHasNccl) {
       checks_ = host_.split(0, rank());
       link_ = connect_nccl(host_, shared_->device, shared_->health);
-      shared_->guard.add_link(*link_);
+      shared_->guard.add_link(link_);
     } else {
       throw DeviceError(cat("group ", name(), ": ", world_size(),
                             " ranks with GPUs need NCCL, which this build has not: configure with -Dnccl=enabled, or "
@@ -331,15 +366,16 @@ class DeviceComm final : public Comm {
   std::unique_ptr<Comm> checks_;
   std::deque<Work> checking_;
   std::unique_ptr<SideQueue> queue_;
-  std::unique_ptr<DeviceLink> link_;
+  std::shared_ptr<DeviceLink> link_;
   std::uint64_t sequence_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout) {
+std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout,
+                                       GiveUp give_up) {
   const int rank = host.members()[static_cast<std::size_t>(host.rank())];
-  std::shared_ptr<Shared> shared(new Shared{device, health, timeout, {device, health, rank}});
+  std::shared_ptr<Shared> shared(new Shared{device, health, timeout, {device, health, rank, std::move(give_up)}});
   return std::make_unique<DeviceComm>(host, std::move(shared));
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 
 #include "dist/comm.h"
@@ -15,11 +16,18 @@
 
 namespace castor::dist {
 
+/// What a rank does whose job has failed and that is still there kUnwindTime later: its GPU does not come back, so
+/// nothing that waits for it ends. Called on a thread of its own.
+using GiveUp = std::function<void(const Failure& failure)>;
+inline constexpr std::chrono::milliseconds kUnwindTime{3000};
+
 /// A group of the same ranks as `host`, which must outlive it, for tensors on `device` and on the CPU.
 ///   health   of the job
 ///   timeout  the longest an exchange between GPUs may take
+///   give_up  called unless the process has ended by then; none: it waits for its GPU
 /// GPU tensors: all_reduce and reduce_scatter sum (f32, bf16, f16), all others move any dtype; send and recv are for
 /// the CPU. Throws DeviceError for several ranks in a build without NCCL.
-std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout);
+std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout,
+                                       GiveUp give_up = nullptr);
 
 }  // namespace castor::dist

@@ -3,9 +3,10 @@
 // Delicate: NCCL waits without limit. A rank that dies while others connect is noticed because connecting runs on a
 // thread of its own, which is left behind when the job fails; one that dies later by whoever watches the job's health
 // and calls abort. Abort may find a caller inside NCCL (which it frees): it waits for the caller a moment, then goes
-// on.
+// on. Nobody else waits for an abort, which itself may wait for the device.
 #include "dist/comm_nccl.h"
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -42,40 +43,49 @@ struct Connecting {
 
 class NcclLink final : public DeviceLink {
  public:
-  NcclLink(ncclComm_t comm, int rank, int own_place) : comm_(comm), rank_(rank), own_place_(own_place) {}
+  NcclLink(ncclComm_t comm, const Health& health, int rank, int own_place)
+      : comm_(comm), health_(health), rank_(rank), own_place_(own_place) {}
   NcclLink(const NcclLink&) = delete;
   NcclLink& operator=(const NcclLink&) = delete;
   ~NcclLink() override {
-    if (comm_ != nullptr) ncclCommDestroy(comm_);
+    ncclComm_t const comm = comm_.exchange(nullptr);
+    if (comm == nullptr) return;
+    health_.failed() ? ncclCommAbort(comm) : ncclCommDestroy(comm);  // whom to wait for may be gone
   }
 
   void exchange(std::span<const DeviceBytes> sends, std::span<const DeviceBytes> receives, void* stream) override {
     const std::lock_guard lock(mutex_);
-    if (comm_ == nullptr) throw JobFailed();
+    ncclComm_t const comm = comm_;
+    if (comm == nullptr) throw JobFailed();
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
     ncclResult_t result = ncclGroupStart();
     for (int peer = 0; peer < static_cast<int>(sends.size()) && result == ncclSuccess; ++peer) {
       if (peer == own_place_) continue;
       const DeviceBytes& out = sends[static_cast<std::size_t>(peer)];
       const DeviceBytes& in = receives[static_cast<std::size_t>(peer)];
-      if (out.bytes > 0) result = ncclSend(out.data, out.bytes, ncclInt8, peer, comm_, cuda_stream);
+      if (out.bytes > 0) result = ncclSend(out.data, out.bytes, ncclInt8, peer, comm, cuda_stream);
       if (in.bytes > 0 && result == ncclSuccess)
-        result = ncclRecv(in.data, in.bytes, ncclInt8, peer, comm_, cuda_stream);
+        result = ncclRecv(in.data, in.bytes, ncclInt8, peer, comm, cuda_stream);
     }
     const ncclResult_t ended = ncclGroupEnd();
     if (result == ncclSuccess) result = ended;
-    if (result != ncclSuccess) fail(result, "exchange between GPUs", rank_, comm_);
+    if (result == ncclSuccess) return;
+    if (health_.failed()) throw JobFailed();
+    fail(result, "exchange between GPUs", rank_, comm);
   }
 
   void abort() noexcept override {
     constexpr std::chrono::milliseconds kPatience{1000};
-    const std::unique_lock lock(mutex_, kPatience);
-    if (ncclComm_t comm = std::exchange(comm_, nullptr)) ncclCommAbort(comm);
+    std::unique_lock lock(mutex_, kPatience);
+    ncclComm_t const comm = comm_.exchange(nullptr);
+    if (lock.owns_lock()) lock.unlock();
+    if (comm != nullptr) ncclCommAbort(comm);
   }
 
  private:
   std::timed_mutex mutex_;
-  ncclComm_t comm_;
+  std::atomic<ncclComm_t> comm_;
+  const Health& health_;
   int rank_, own_place_;
 };
 
@@ -116,7 +126,7 @@ std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, const Health
   check_cuda(shared->device_result, "use the device", device);
   if (shared->result != ncclSuccess)
     fail(shared->result, cat("connect the GPUs of group ", host.name()), rank, shared->comm);
-  return std::make_unique<NcclLink>(shared->comm, rank, own_place);
+  return std::make_unique<NcclLink>(shared->comm, health, rank, own_place);
 }
 
 }  // namespace castor::dist

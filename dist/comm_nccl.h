@@ -25,7 +25,8 @@ class DeviceLink {
   /// cudaStream_t). All members call it with sizes that agree. Throws JobFailed after `abort`, CommError where NCCL
   /// refuses.
   virtual void exchange(std::span<const DeviceBytes> sends, std::span<const DeviceBytes> receives, void* stream) = 0;
-  /// Ends what is under way, badly; for another thread, when the job has failed. Never throws.
+  /// Ends what is under way, badly; for another thread, when the job has failed. May wait for the device. Never
+  /// throws.
   virtual void abort() noexcept = 0;
 };
 

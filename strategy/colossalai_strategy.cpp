@@ -2,6 +2,8 @@
 #include "strategy/colossalai_strategy.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "autograd/graph.h"
@@ -194,7 +196,7 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   if (!device_.is_meta()) {
     for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
     result.losses["loss"] = total.data().item();
-    result.losses = mean_over_ranks(result.losses);
+    result.losses = mean_over_ranks(result.losses, result.update.grad_norm);
   }
   return result;
 }
@@ -225,12 +227,21 @@ std::string ColossalAIStrategy::first_not_finite() {
   return {};
 }
 
-std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values) {
+// A norm that is not the same on all ranks would leave them with weights of different updates, and nobody would know:
+// it goes into the label, which ranks compare.
+std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values,
+                                                                  std::optional<double> norm) {
   if (world_size() == 1) return values;
+  std::string label = "losses for the log";
+  if (norm) {
+    char digits[32] = "not finite";
+    if (std::isfinite(*norm)) std::snprintf(digits, sizeof(digits), "%a", *norm);
+    label += cat(", gradient norm ", digits);
+  }
   std::vector<double> sums;
   for (const auto& [name, value] : values) sums.push_back(value);
   const Tensor all = Tensor::from_values(sums, {static_cast<std::int64_t>(sums.size())});
-  comm_->all_reduce(all, "losses for the log");
+  comm_->all_reduce(all, label);
   std::map<std::string, double> means;
   std::size_t i = 0;
   for (const auto& [name, value] : values) means[name] = all.data<double>()[i++] / static_cast<double>(world_size());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "autograd/finite_watch.h"
@@ -64,7 +65,8 @@ class ColossalAIStrategy final : public BaseStrategy {
   Json numerics() const;
   void apply_buffer_updates(std::int64_t micro_steps);
   std::string first_not_finite();
-  std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
+  std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values,
+                                                std::optional<double> norm);
 
   Device device_;
   std::uint64_t seed_;

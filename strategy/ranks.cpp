@@ -1,6 +1,8 @@
 // Devices by local rank, and the group over them.
 #include "strategy/ranks.h"
 
+#include <unistd.h>
+
 #include "build_config.h"
 #include "core/base/error.h"
 #include "core/device/backend.h"
@@ -26,8 +28,22 @@ Device device_of_rank(const std::optional<std::string>& wanted, int local_rank, 
   return {DeviceType::cuda, static_cast<std::int16_t>(local_rank)};
 }
 
+namespace {
+
+// Unwinding would wait for the GPU. Like a second Ctrl-C it leaves without destructors; checkpoints survive that.
+void end_without_gpu(const dist::Failure& failure) {
+  const std::string text =
+      cat("castor: ", failure.text, "; this rank's GPU has not come back since, so it ends without waiting for it\n");
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+  _exit(1);
+}
+
+}  // namespace
+
 Ranks::Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options) : job_(info, options) {
-  if (device.is_cuda()) gpus_ = dist::make_device_comm(job_.world(), device, job_.health(), options.comm.timeout);
+  if (device.is_cuda()) {
+    gpus_ = dist::make_device_comm(job_.world(), device, job_.health(), options.comm.timeout, end_without_gpu);
+  }
 }
 
 std::string Ranks::transport_name() const {

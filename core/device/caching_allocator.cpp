@@ -2,9 +2,11 @@
 // segments or have one of their own. Free neighbours coalesce, so a segment that holds no block is one free block.
 #include "core/device/caching_allocator.h"
 
+#include <atomic>
 #include <iomanip>
 
 #include "core/base/error.h"
+#include "core/device/exact_memory.h"
 
 namespace castor {
 namespace {
@@ -20,7 +22,11 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit
 
 thread_local Category current_category = Category::activations;
 
+std::atomic<bool> is_exact{false};
+
 }  // namespace
+
+void set_exact_memory(bool wanted) { is_exact = wanted; }
 
 struct CachingAllocator::Segment {
   std::uint64_t serial = 0;
@@ -129,6 +135,7 @@ CachingAllocator::Block* CachingAllocator::take(FreeBlocks& pool, std::size_t by
 CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t bytes) {
   const bool is_small = &pool == &small_;
   std::size_t wanted = is_small ? kSmallSegment : bytes <= kSharedLimit ? kLargeSegment : round_up(bytes, 2 * kMiB);
+  if (is_exact) wanted = bytes;
   const auto fits = [&](std::size_t size) { return limit_ == 0 || stats_.reserved + size <= limit_; };
   void* data = nullptr;
   // First as wished, then after giving the cache back, then the least that serves.
@@ -162,11 +169,11 @@ CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t by
 }
 
 CachingAllocator::Block* CachingAllocator::allocate(std::size_t bytes) {
-  const std::size_t rounded = round_up(std::max<std::size_t>(bytes, 1), kAlignment);
+  const std::size_t least = std::max<std::size_t>(bytes, 1), rounded = round_up(least, kAlignment);
   const std::lock_guard lock(mutex_);
   FreeBlocks& pool = rounded <= kSmallLimit ? small_ : large_;
   const std::size_t least_remainder = rounded <= kSmallLimit ? kAlignment : kSmallLimit;
-  Block* block = take(pool, rounded, least_remainder);
+  Block* block = is_exact ? grow(pool, least) : take(pool, rounded, least_remainder);
   if (block == nullptr) {
     pool.insert(grow(pool, rounded));
     block = take(pool, rounded, least_remainder);
@@ -199,6 +206,7 @@ void CachingAllocator::release(Block* block) {
     block = left;
   }
   pool.insert(block);
+  if (is_exact) release_cached_locked();
 }
 
 void CachingAllocator::release_cached() {

@@ -174,12 +174,6 @@ PluginSettings LowLevelZeroPlugin::settings() const {
 }
 
 std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request) {
-  if (config_.cpu_offload && kernel_type(request.device) == DeviceType::cuda) {
-    throw ConfigError(
-        "LowLevelZeroPlugin: cpu_offload is for models on the CPU in this version; beside a GPU "
-        "GeminiPlugin's offload_optim_frac keeps states in host memory",
-        "strategy.plugin.cpu_offload");
-  }
   dist::BucketOptions options;
   options.capacity =
       std::max<std::int64_t>(static_cast<std::int64_t>(config_.reduce_bucket_size_in_m * kMebiElements), 1);

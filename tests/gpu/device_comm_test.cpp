@@ -1,8 +1,12 @@
 // Collectives of GPU tensors on as many ranks as there are GPUs (one thread each), against the same collectives of the
-// same values on the CPU: the bits must be equal, whatever the sizes of the pieces.
+// same values on the CPU: the bits must be equal, whatever the sizes of the pieces. And what is left when a rank dies.
 #include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -115,5 +119,66 @@ TEST_CASE("what GPUs are not for is refused, and where ranks disagree they are n
     CHECK_THROWS_AS(gpus.all_reduce(x, "largest", ReduceOp::kMax), DTypeError);
     CHECK_THROWS_AS(host.all_reduce(x), DeviceError);
     if (host.world_size() > 1) CHECK_THROWS_AS(gpus.send(x, (host.rank() + 1) % host.world_size()), DeviceError);
+  });
+}
+
+TEST_CASE("when a rank has died, what others await on their GPUs ends in time, in all groups at once, and names it") {
+  if (visible_gpus() < 2) {
+    MESSAGE("one GPU here: a rank that waits for another one is not shown");
+    return;
+  }
+  Health health;  // of the job
+  run_ranks(2, [&](Comm& host) {
+    const Device gpu{DeviceType::cuda, static_cast<std::int16_t>(host.rank())};
+    const std::unique_ptr<Comm> world = make_device_comm(host, gpu, health, kTimeout);
+    std::vector<std::unique_ptr<Comm>> groups;
+    for (int i = 0; i < 3; ++i) groups.push_back(world->split(0, host.rank()));
+    const Tensor x = Tensor::zeros({1 << 16}, DType::f32, gpu);
+    for (const auto& group : groups) group->all_reduce(x);  // connects
+    backend(gpu).synchronize();
+    if (host.rank() == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      health.report({1, "", 0, false, "rank 1 was killed"});
+      host.abort("rank 1 was killed");
+      return;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<Work> works;
+    std::vector<Tensor> sums(groups.size());
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      sums[i] = Tensor::zeros({1 << 16}, DType::f32, gpu);
+      works.push_back(groups[i]->start(Collective::all_reduce(sums[i])));
+    }
+    backend(gpu).synchronize();  // until what waits there is ended
+    for (const Work& work : works) CHECK_THROWS_WITH_AS(work.wait(), doctest::Contains("rank 1 was killed"), CommError);
+    groups.clear();
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(4));
+    CHECK(Tensor::zeros({3}, DType::f32, gpu).to_vector<float>() == std::vector<float>(3, 0.0f));  // the GPU works on
+  });
+}
+
+TEST_CASE("a rank that is still there a while after its job has failed is told to give its GPU up") {
+  struct Told {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::string text;
+  };
+  const auto told = std::make_shared<Told>();
+  run_ranks(1, [&](Comm& host) {
+    Health health;
+    const std::unique_ptr<Comm> gpus =
+        make_device_comm(host, {DeviceType::cuda, 0}, health, kTimeout, [told](const Failure& failure) {
+          const std::lock_guard lock(told->mutex);
+          told->text = failure.text;
+          told->changed.notify_all();
+        });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    CHECK(told->text.empty());
+    const auto begin = std::chrono::steady_clock::now();
+    health.report({3, "", 0, false, "rank 3 was killed"});
+    std::unique_lock lock(told->mutex);
+    REQUIRE(told->changed.wait_for(lock, kUnwindTime + std::chrono::seconds(2), [&] { return !told->text.empty(); }));
+    CHECK(told->text == "rank 3 was killed");
+    CHECK(std::chrono::steady_clock::now() - begin >= kUnwindTime);
   });
 }

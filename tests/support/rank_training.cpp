@@ -1,6 +1,7 @@
 // Threads as ranks, and putting their pieces together.
 #include "tests/support/rank_training.h"
 
+#include <chrono>
 #include <cmath>
 #include <mutex>
 
@@ -8,7 +9,9 @@
 
 #include "autograd/optim/adam.h"
 #include "core/base/log.h"
+#include "core/device/backend.h"
 #include "core/ops/cast.h"
+#include "dist/comm_device.h"
 #include "dist/comm_thread.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/data/data_loader.h"
@@ -127,15 +130,25 @@ std::unique_ptr<autograd::Optimizer> make_adamw() {
 }
 
 Outcome train(const Layout& layout, const Task& task) {
+  constexpr std::chrono::seconds kTimeout{60};
   Outcome outcome;
   std::mutex mutex;
+  const auto device_of = [&](int rank) {
+    return task.on_gpus ? Device{DeviceType::cuda, static_cast<std::int16_t>(rank)} : kCpu;
+  };
   if (!layout.plugin) {
-    ColossalAIStrategy strategy(kCpu, task.seed, {}, task.precision);
+    ColossalAIStrategy strategy(device_of(0), task.seed, {}, task.precision);
     run_rank(strategy, layout.micro_steps, task, outcome, mutex);
   } else {
     dist::run_ranks(layout.world_size, [&](dist::Comm& comm) {
-      ColossalAIStrategy strategy(kCpu, task.seed, {}, layout.plugin(), comm, task.precision);
-      run_rank(strategy, layout.micro_steps, task, outcome, mutex);
+      const Device device = device_of(comm.rank());
+      dist::Health health;
+      const auto gpus = task.on_gpus ? dist::make_device_comm(comm, device, health, kTimeout) : nullptr;
+      {
+        ColossalAIStrategy strategy(device, task.seed, {}, layout.plugin(), gpus ? *gpus : comm, task.precision);
+        run_rank(strategy, layout.micro_steps, task, outcome, mutex);
+      }
+      backend(device).synchronize();
     });
   }
   for (const auto& [name, values] : outcome.tensors) {

@@ -1,6 +1,8 @@
 // Trains one model under any layout (ranks x micro-steps x plugin) with ranks as threads, and gathers every tensor,
 // norm and loss of the run, so that tests compare runs by `==`.
 //
+// Ranks compute on the CPU, or each on a GPU of its own, which exchange as in a job of processes.
+//
 // Delicate: losses are those of single micro-batches, in the global order, seen where the model gives them; the
 // strategy's own are means over ranks, which round differently for three ranks than for one.
 #pragma once
@@ -46,6 +48,7 @@ struct Task {
   std::int64_t resumed_updates = 6;  ///< that it holds
   std::string save_as = {};          ///< saved at the end; empty: not
   std::uint64_t seed = 7;
+  bool on_gpus = false;  ///< rank r on GPU r; alone: on GPU 0
 };
 
 /// Every tensor of a trained model and its optimizer, and what was logged.

@@ -10,6 +10,7 @@
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/device/backend_cpu.h"
+#include "core/device/exact_memory.h"
 #include "core/tensor/tensor.h"
 
 using namespace castor;
@@ -35,6 +36,29 @@ TEST_CASE("a steady pattern of allocations takes nothing more from the system") 
   const auto after_first = memory.stats().system_allocations;
   for (int i = 0; i < 100; ++i) step();
   CHECK(memory.stats().system_allocations == after_first);
+  CHECK(memory.stats().current_total == 0);
+}
+
+TEST_CASE("exact memory is of the very size for each block and goes back at once") {
+  CpuBackend backend;
+  CachingAllocator memory(backend, kCpu);
+  auto* const before = memory.allocate(100);
+  auto* const beside = memory.allocate(100);
+  set_exact_memory(true);
+  auto* const a = memory.allocate(100);
+  auto* const b = memory.allocate(3 * kMiB + 1);
+  CHECK(CachingAllocator::size(a) == 100);
+  CHECK(memory.stats().reserved == 2 * kMiB + 100 + 3 * kMiB + 1);
+  memory.release(b);
+  CHECK(memory.stats().reserved == 2 * kMiB + 100);
+  memory.release(a);
+  memory.release(before);  // of a segment that it shares
+  CHECK(memory.stats().reserved == 2 * kMiB);
+  memory.release(beside);
+  CHECK(memory.stats().reserved == 0);
+  set_exact_memory(false);
+  memory.release(memory.allocate(100));
+  CHECK(memory.stats().reserved == 2 * kMiB);
   CHECK(memory.stats().current_total == 0);
 }
 

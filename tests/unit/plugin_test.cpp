@@ -10,13 +10,13 @@
 #include "autograd/optim/adam.h"
 #include "autograd/optim/lamb.h"
 #include "autograd/random_state.h"
-#include "dist/comm_meta.h"
 #include "dist/comm_thread.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/ddp/torch_ddp_plugin.h"
 #include "strategy/gemini/gemini_plugin.h"
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
+#include "strategy/sharding.h"
 #include "tests/support/mixed_model.h"
 #include "tests/support/rank_training.h"
 #include "tests/support/temp_dir.h"
@@ -285,14 +285,16 @@ TEST_CASE("another order of addition gives other bits, so equality above is no a
   CHECK(different > 0);
 }
 
-TEST_CASE("ZeRO's offload to the host is refused beside a GPU, naming what does it there") {
-  LowLevelZeroPlugin::Config config;
-  config.cpu_offload = true;
-  LowLevelZeroPlugin plugin(config);
-  const auto alone = dist::make_meta_comm(0, 1);
-  ShardRequest request{*alone, {}};
-  request.device = make_meta({DeviceType::cuda, "h100", 0});
-  CHECK_THROWS_WITH_AS(plugin.shard(request), doctest::Contains("offload_optim_frac"), ConfigError);
+/// Forgets to exchange: each rank steps from its own gradients.
+class ForgetfulPlugin final : public Plugin {
+ public:
+  const char* type_name() const override { return "ForgetfulPlugin"; }
+  std::unique_ptr<Sharding> shard(const ShardRequest& request) override { return make_unsharded(request.trained()); }
+};
+
+TEST_CASE("ranks that clip by different gradient norms are told apart instead of going on with different weights") {
+  const Layout layout{"forgetful", 2, 1, [] { return std::make_unique<ForgetfulPlugin>(); }};
+  CHECK_THROWS_WITH_AS(train(layout, {}), doctest::Contains("gradient norm 0x1."), CommError);
 }
 
 TEST_CASE("a parameter that is no float of 16 or 32 bits is refused by the plugin, naming it") {
