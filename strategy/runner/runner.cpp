@@ -16,8 +16,11 @@
 #include "core/base/parallel.h"
 #include "dist/comm_meta.h"
 #include "strategy/checkpoint.h"
+#include "strategy/checkpoint/save_group.h"
 #include "strategy/checkpoint/training_state.h"
 #include "strategy/config.h"
+#include "strategy/runner/environment.h"
+#include "strategy/runner/strategy_arguments.h"
 
 namespace castor::strategy {
 namespace {
@@ -39,7 +42,7 @@ void raise_file_limit(std::int64_t wanted) {
 }  // namespace
 
 Runner::Runner(const ConfigNode& config, const std::string& what, const Registry& registry)
-    : registry_(registry), config_(parse_config<RunnerConfig>(config, what, &registry)) {
+    : registry_(registry), config_(parse_runner_config(config, what, registry)) {
   if (!config_.randomness.seed) {
     std::random_device source;
     config_.randomness.seed = static_cast<std::int64_t>(source());
@@ -148,13 +151,20 @@ void Runner::set_up_environment() {
   join_job();
   if (config_.env_cfg.num_threads) set_num_threads(static_cast<int>(*config_.env_cfg.num_threads));
   raise_file_limit(config_.env_cfg.resource_limit);
-  const std::string stamp = log_timestamp();
+  // One time for all ranks, whose logs lie in one folder.
+  const std::string stamp = SaveGroup(comm()).from_main(log_timestamp());
   LogOptions log;
-  log.level = std::max(log_level_from_name(config_.log_level), is_main() ? LogLevel::kDebug : LogLevel::kWarning);
+  log.level = log_level_from_name(config_.log_level);
   if (is_main()) {
     log_dir_ = directory_of(log_file_path(config_.work_dir, stamp));
     make_directories(log_dir_);
-    log.file = log_file_path(config_.work_dir, stamp);
+    log.file = config_.log_kwargs.log_file.value_or(log_file_path(config_.work_dir, stamp));
+  } else if (config_.log_kwargs.distributed) {
+    log.rank = info_.rank;
+    log.file = config_.log_kwargs.log_file ? cat(*config_.log_kwargs.log_file, ".rank", info_.rank)
+                                           : log_file_path(config_.work_dir, stamp, info_.rank);
+  } else {
+    log.level = std::max(log.level, LogLevel::kWarning);
   }
   set_process_logger(std::make_shared<Logger>(log));
   logger().info("castor ", kVersion, ", experiment ",
@@ -169,6 +179,7 @@ void Runner::set_up_environment() {
                      " micro-batches an iteration, so that the global batch and all results stay the same");
   }
   if (is_restart() && is_main()) remove_last_attempts_temporaries();
+  logger().info(environment_text(collect_env(info_, device_)));
   write_log_file(kConfigFile, effective_yaml());
 }
 

@@ -141,10 +141,10 @@ TEST_CASE("a run by epoch validates after each, logs every line, and saves the l
 TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   const Run run({"log_level=INFO", "experiment_name=small", "optim_wrapper.clip_grad={max_norm: 1}"});
   const std::string log = run.log();
-  for (const char* part :
-       {"castor - INFO - ", "experiment small_", "seed 5", "plan for cpu", "plan against actual after step 1",
-        "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
-        "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "checkpoint saved to "}) {
+  for (const char* part : {"castor - INFO - ", "experiment small_", "seed 5", "system environment",
+                           "\n  processor: ", "\n  launcher: none", "plan for cpu", "plan against actual after step 1",
+                           "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
+                           "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "checkpoint saved to "}) {
     CHECK_MESSAGE(log.find(part) != std::string::npos, part);
   }
   const Json plan = read_json_file(join_path(run.log_dir(), "plan.json"));
