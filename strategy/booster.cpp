@@ -108,8 +108,10 @@ Boosted Booster::boost(const ModelFactory& factory, const BoostOptions& options)
   if (is_late) {
     fills = autograd::initializers(*model, seed_);
     for (const auto& [name, buffer] : model->named_buffers()) fills.at(buffer.identity())(buffer.data());
-  } else {
+  } else if (options.optimizer || options.dispatch.init_weights_for_test_or_val) {
     autograd::initialize(*model, seed_);
+  } else {
+    autograd::name_tree(*model);
   }
 
   Boosted boosted;

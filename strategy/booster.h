@@ -49,6 +49,8 @@ struct DispatchOptions {
   std::int64_t train_micro_batch_size_per_gpu = 1;
   /// Micro-steps of this rank in one iteration: more than one where few ranks do what a job of more was asked for.
   std::int64_t micro_steps_per_iter = 1;
+  /// False: a model without an optimizer is not filled from the seed, since its weights are loaded next.
+  bool init_weights_for_test_or_val = true;
 };
 
 struct BoosterOptions {

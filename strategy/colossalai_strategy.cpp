@@ -5,6 +5,7 @@
 
 #include "core/base/log.h"
 #include "core/ops/cast.h"
+#include "dist/values.h"
 #include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/training_state.h"
 
@@ -59,7 +60,13 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
     wrapper.max_micro_steps = *options.dispatch.max_iters * options.dispatch.micro_steps_per_iter;
   }
   optim_wrapper_ = std::make_unique<OptimWrapper>(*boosted_.optimizer, wrapper);
-  optim_wrapper_->set_inner_count(options.dispatch.cur_iter * options.dispatch.micro_steps_per_iter);
+  const std::int64_t done = options.dispatch.cur_iter * options.dispatch.micro_steps_per_iter;
+  if (done % options.accumulative_counts != 0) {
+    logger().warning("cur_iter is ", options.dispatch.cur_iter, ", inside a window of ", options.accumulative_counts,
+                     " micro-steps: the gradients of its first ", done % options.accumulative_counts,
+                     " are not there, so the first update is the mean of those that are left");
+  }
+  optim_wrapper_->set_inner_count(done);
   micro_batch_ = options.dispatch.train_micro_batch_size_per_gpu;
 }
 
@@ -85,7 +92,8 @@ void ColossalAIStrategy::scale_lr(autograd::Optimizer& optimizer, const PrepareO
 StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   if (optim_wrapper_ == nullptr) throw InternalError("train_step: the strategy was prepared without an optimizer");
   StepResult result = wrapper_->train_step(batch, *optim_wrapper_);
-  if (!result.losses.empty()) result.losses = mean_over_ranks(result.losses);
+  if (!result.losses.empty())
+    result.losses = dist::all_reduce_dict(comm_, result.losses, /*is_mean=*/true, "losses for the log");
   return result;
 }
 
@@ -97,18 +105,6 @@ Tensor ColossalAIStrategy::val_step(const autograd::Batch& batch) {
 Tensor ColossalAIStrategy::test_step(const autograd::Batch& batch) {
   boosted_model();
   return wrapper_->test_step(batch);
-}
-
-std::map<std::string, double> ColossalAIStrategy::mean_over_ranks(const std::map<std::string, double>& values) {
-  if (world_size() == 1) return values;
-  std::vector<double> sums;
-  for (const auto& [name, value] : values) sums.push_back(value);
-  const Tensor all = Tensor::from_values(sums, {static_cast<std::int64_t>(sums.size())});
-  comm_->all_reduce(all, "losses for the log");
-  std::map<std::string, double> means;
-  std::size_t i = 0;
-  for (const auto& [name, value] : values) means[name] = all.data<double>()[i++] / static_cast<double>(world_size());
-  return means;
 }
 
 Json ColossalAIStrategy::numerics() const {

@@ -69,7 +69,6 @@ class ColossalAIStrategy final : public BaseStrategy {
   void scale_lr(autograd::Optimizer& optimizer, const PrepareOptions& options) const;
   std::int64_t samples_per_micro_step() const;  // of all ranks
   Json numerics() const;
-  std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
 
   AutoScaleConfig auto_scale_lr_;
   ModelWrapperFactory make_wrapper_;

@@ -1,6 +1,7 @@
-// Facts of the machine, asked of the system once; nothing here fails a run.
+// Facts of the machine are asked of the system once; nothing here fails a run.
 #include "strategy/runner/environment.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <thread>
@@ -36,6 +37,28 @@ std::string host_memory() {
 }
 
 }  // namespace
+
+std::optional<int> threads_to_set(std::optional<std::int64_t> asked, int world_size,
+                                  const dist::Environment& environment) {
+  if (asked) return static_cast<int>(*asked);
+  if (world_size > 1 && !environment("OMP_NUM_THREADS")) return 1;
+  return {};
+}
+
+LogOptions log_options(const LogConfig& config, LogLevel level, const std::string& work_dir, const std::string& stamp,
+                       int rank) {
+  LogOptions log;
+  log.level = level;
+  if (rank == 0) {
+    log.file = config.log_file.value_or(log_file_path(work_dir, stamp));
+  } else if (config.distributed) {
+    log.rank = rank;
+    log.file = config.log_file ? cat(*config.log_file, ".rank", rank) : log_file_path(work_dir, stamp, rank);
+  } else {
+    log.level = std::max(level, LogLevel::kWarning);
+  }
+  return log;
+}
 
 EnvironmentFacts collect_env(const dist::RankInfo& info, Device device) {
   EnvironmentFacts facts;

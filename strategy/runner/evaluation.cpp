@@ -66,7 +66,9 @@ std::map<std::string, double> Runner::test() {
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
   strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
-  strategy_->prepare(model_factory(), {});
+  PrepareOptions preparing;
+  preparing.dispatch.init_weights_for_test_or_val = false;  // all of them are loaded
+  strategy_->prepare(model_factory(), preparing);
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
   LoadOptions options;
   options.strict = true;

@@ -72,7 +72,7 @@ TEST_CASE("a wrapper of a user's own is named in the config, changes the step, a
   wrapped->prepare(kMixed, training());
   double squares = 0;
   for (const float weight : wrapped->model().named_parameters().front().second.data().to_vector<float>())
-    squares += static_cast<double>(weight) * weight;
+    squares += static_cast<double>(weight) * static_cast<double>(weight);
   const StepResult step = wrapped->train_step(batch);
   CHECK(step.update.did_update);
   CHECK(step.losses.at("penalty_loss") == doctest::Approx(0.5 * squares).epsilon(1e-5));
@@ -85,7 +85,8 @@ TEST_CASE("a wrapper of a user's own is named in the config, changes the step, a
 
   dist::run_ranks(1, [&](dist::Comm& comm) {
     const auto sharded = strategy_of(
-        "{plugin: {type: gemini, precision: fp32, min_chunk_size_m: 0.0003}, model_wrapper: {type: PenaltyWrapper, "
+        "{plugin: {type: gemini, precision: fp32, min_chunk_size_m: 0.0003, search_range_m: 0.0001, hidden_dim: 16}, "
+        "model_wrapper: {type: PenaltyWrapper, "
         "weight: 0.5}}",
         &comm);
     sharded->prepare(kMixed, training());

@@ -156,6 +156,13 @@ TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   CHECK(read_text_file(join_path(run.log_dir(), "plan_audit.txt")).find("activations") != std::string::npos);
 }
 
+TEST_CASE("the log goes where log_kwargs says") {
+  const test::TempDir elsewhere;
+  const std::string file = (elsewhere.path() / "run.log").string();
+  const Run run({"strategy.log_kwargs={log_level: INFO, log_file: " + file + "}", "log_level=INFO"});
+  CHECK(read_text_file(file).find("Epoch(train) [3][3/3]") != std::string::npos);
+}
+
 TEST_CASE("a run by iteration validates at its interval and at the end, and saves where asked") {
   std::vector<std::int64_t> validated;
   const Run run({"train_cfg={_delete_: true, by_epoch: false, max_iters: 10, val_interval: 4}",

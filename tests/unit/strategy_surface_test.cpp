@@ -5,12 +5,14 @@
 #include <doctest/doctest.h>
 
 #include "core/base/log.h"
+#include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "dist/comm_thread.h"
 #include "strategy/builtins.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/config.h"
 #include "strategy/config/text_source.h"
+#include "strategy/runner/environment.h"
 #include "strategy/runner/strategy_arguments.h"
 #include "strategy/scheduler.h"
 #include "tests/support/mixed_model.h"
@@ -70,6 +72,8 @@ TEST_CASE("every config that mmengine's strategy raises for is a mistake of the 
       {{"strategy.model_wrapper={type: MMDistributedDataParallel}"}, "ColossalAIModelWrapper"},
       {{"optim_wrapper.accumulative_counts=0"}, ">= 1"},
       {{"data_preprocessor={type: X}"}, "data sets give what the model takes"},
+      {{"launcher=ssh"}, "slurm"},
+      {{"env_cfg.dist_cfg={timeout: soon}"}, "env_cfg.dist_cfg.timeout"},
       {{"compile=true"}, "no step is captured"},
       {{"compile={disable: false}"}, "no step is captured"},
       {{"compile={disable: true, target: loss}"}, "captured whole"},
@@ -169,6 +173,27 @@ TEST_CASE("load_or_resume loads, resumes, finds the newest or does nothing, as i
   CHECK(started({}, false).first != after_one);
 }
 
+/// Counts ops.
+class OpCounter final : public DispatchObserver {
+ public:
+  void before(const OpCall&) override { ++count; }
+  int count = 0;
+};
+
+TEST_CASE("weights that are loaded next need not be filled first") {
+  const auto ops_of_prepare = [](bool fills) {
+    ColossalAIStrategy strategy(kCpu, 1);
+    PrepareOptions options;
+    options.dispatch.init_weights_for_test_or_val = fills;
+    OpCounter counter;
+    const ObserverScope observe(counter);
+    strategy.prepare(kMixed, options);
+    CHECK(strategy.model().named_parameters().front().second.name() == "first.weight");
+    return counter.count;
+  };
+  CHECK(ops_of_prepare(true) > ops_of_prepare(false));
+}
+
 TEST_CASE("a schedule waits where an fp16 step was skipped") {
   PrepareOptions options = training();
   ColossalAIStrategy strategy(kCpu, 1, {}, [] {
@@ -181,6 +206,44 @@ TEST_CASE("a schedule waits where an fp16 step was skipped") {
   CHECK(step.update.was_skipped);
   CHECK(strategy.optim_wrapper()->stepper().step_count() == 0);
   CHECK(strategy.optim_wrapper()->inner_count() == 1);
+}
+
+TEST_CASE("rank 0 writes the log; with `distributed` every rank has one of its own beside it") {
+  LogConfig config;
+  const auto of_rank = [&](int rank) { return log_options(config, LogLevel::kInfo, "work", "20260131_235959", rank); };
+  CHECK(of_rank(0).file == "work/20260131_235959/20260131_235959.log");
+  CHECK(of_rank(0).level == LogLevel::kInfo);
+  CHECK(of_rank(2).file.empty());
+  CHECK(of_rank(2).level == LogLevel::kWarning);
+  config.distributed = true;
+  CHECK(of_rank(2).file == "work/20260131_235959/20260131_235959_rank2.log");
+  CHECK(of_rank(2).level == LogLevel::kInfo);
+  CHECK(of_rank(2).rank == 2);
+  config.log_file = "here.log";
+  CHECK(of_rank(0).file == "here.log");
+  CHECK(of_rank(2).file == "here.log.rank2");
+}
+
+TEST_CASE("ranks that share a machine take one compute thread each, unless somebody says otherwise") {
+  const dist::Environment silent = [](const std::string&) { return std::nullopt; };
+  const dist::Environment two = [](const std::string& name) {
+    return name == "OMP_NUM_THREADS" ? std::optional<std::string>("2") : std::nullopt;
+  };
+  CHECK(threads_to_set({}, 4, silent) == 1);
+  CHECK(threads_to_set({}, 4, two) == std::nullopt);
+  CHECK(threads_to_set(3, 4, two) == 3);
+  CHECK(threads_to_set({}, 1, silent) == std::nullopt);
+}
+
+TEST_CASE("the environment's facts name the machine, the build and the ranks") {
+  dist::RankInfo info;
+  info.world_size = 4;
+  info.launcher = "slurm";
+  const std::string text = environment_text(collect_env(info, kCpu));
+  for (const char* part : {"system environment\n  platform: Linux", "\n  host memory: ", "\n  compiler: GCC ",
+                           "\nruntime environment\n  launcher: slurm\n  distributed: yes\n  ranks: 4", "device: cpu"}) {
+    CHECK_MESSAGE(text.find(part) != std::string::npos, part);
+  }
 }
 
 TEST_CASE("arguments of the run in the strategy block mean what they mean at the top level") {
