@@ -65,11 +65,10 @@ CheckpointCallback Runner::loaded_callback() {
 
 void Runner::load_or_resume(const std::vector<std::string>& candidates) {
   if (!config_.resumes() && config_.load_from && candidates.empty()) {
-    LoadOptions options;
-    options.callback = loaded_callback();
-    const LoadReport report = strategy_->load_checkpoint(*config_.load_from, options);
-    logger().info(report.loaded, " tensors loaded from ", shown_source(*config_.load_from));
-    if (!report.fits()) logger().warning("the file and the model differ:", report.text());
+    StartOptions start;
+    start.load_from = config_.load_from;
+    start.loading.callback = loaded_callback();
+    strategy_->load_or_resume(start);
   }
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     const bool is_last = i + 1 == candidates.size();

@@ -255,6 +255,17 @@ TEST_CASE("schedules move the learning rate at iterations and epochs, after auto
   CHECK(top_wins.scalar("lr").at(0) == doctest::Approx(0.01));
 }
 
+TEST_CASE("schedules wait where fp16 steps were skipped") {
+  const Run run(
+      {"strategy.mixed_precision={type: fp16, initial_scale: 4294967296, hysteresis: 1, backoff_factor: 0.0001}",
+       "param_scheduler={type: ExponentialLR, gamma: 0.5, by_epoch: false}"});
+  const std::vector<double> rates = run.scalar("lr");
+  REQUIRE(rates.size() == 9);
+  CHECK(rates[0] == 0.01);
+  CHECK(rates[1] == 0.01);  // the first step overflowed
+  CHECK(rates[8] < 0.001);  // later ones did not
+}
+
 TEST_CASE("an optimizer without a learning rate trains, logs none, and cannot be scaled") {
   const Run run({"optim_wrapper.optimizer={_delete_: true, type: Adafactor}"});
   CHECK(run.scalar("lr").empty());

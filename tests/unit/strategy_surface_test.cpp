@@ -194,7 +194,7 @@ TEST_CASE("weights that are loaded next need not be filled first") {
   CHECK(ops_of_prepare(true) > ops_of_prepare(false));
 }
 
-TEST_CASE("a schedule waits where an fp16 step was skipped") {
+TEST_CASE("a step that overflows in fp16 counts as a micro-step and not as a step") {
   PrepareOptions options = training();
   ColossalAIStrategy strategy(kCpu, 1, {}, [] {
     MixedPrecision precision(Precision::fp16);
