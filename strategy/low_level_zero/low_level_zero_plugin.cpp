@@ -157,7 +157,7 @@ class ZeroSharding final : public Sharding {
   bool is_replica_;
   std::unique_ptr<dist::Comm> comm_;  // ranks that have every shard once
   bool keeps_masters_;
-  bool keeps_buffers_;  // of gradients, between micro-steps
+  bool keeps_buffers_;               // of gradients, between micro-steps
   std::optional<Device> states_on_;  // none: where the model is
   dist::GradientBuckets buckets_;
   dist::PartSums sums_;
