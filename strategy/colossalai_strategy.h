@@ -21,6 +21,7 @@ class ColossalAIStrategy final : public BaseStrategy {
     TypedConfig mixed_precision;
     TypedConfig model_wrapper{"ColossalAIModelWrapper"};
     std::optional<AutoScaleConfig> auto_scale_lr;
+    ConfigNode work_dir, experiment_name, env_kwargs, log_kwargs;  ///< null: a runner took them
   };
 
   /// device         where the model and its states live: cpu, or meta to plan a run
@@ -89,13 +90,22 @@ void describe(V& v, ColossalAIStrategy::Config& c) {
           registered("mixed_precision"), or_name());
   v.refuse("config", "the peer's launch config has no meaning here: options belong to the plugin");
   v.field("model_wrapper", c.model_wrapper, "what a step does with the model", registered("model_wrapper"), or_name());
-  // These are the run's: the runner takes them from here before the block is read (runner/strategy_arguments.h).
-  v.refuse("work_dir", "belongs to the run: a runner's config may have it here as well as at the top level");
-  v.refuse("experiment_name", "belongs to the run: a runner's config may have it here as well as at the top level");
-  v.refuse("env_kwargs",
-           "belongs to the run: a runner's config may have it here; at the top level it is env_cfg, "
-           "randomness and launcher");
-  v.refuse("log_kwargs", "belongs to the run: a runner's config may have it here as well as at the top level");
+  v.field("work_dir", c.work_dir, "in a run's config: as the top-level work_dir");
+  v.field("experiment_name", c.experiment_name, "in a run's config: as the top-level experiment_name");
+  v.field("env_kwargs", c.env_kwargs,
+          "in a run's config: launcher and randomness as at the top level, the rest as env_cfg's");
+  v.field("log_kwargs", c.log_kwargs, "in a run's config: log_level as at the top level, the rest as log_kwargs'");
+  // The runner takes them before it reads the block (runner/strategy_arguments.h).
+  constexpr const char* kOfTheRun =
+      "belongs to the run, and this strategy is built without one: set up folders, seed, ranks and log by yourself";
+  v.check(
+      "work_dir", [&] { return c.work_dir.is_null(); }, kOfTheRun);
+  v.check(
+      "experiment_name", [&] { return c.experiment_name.is_null(); }, kOfTheRun);
+  v.check(
+      "env_kwargs", [&] { return c.env_kwargs.is_null(); }, kOfTheRun);
+  v.check(
+      "log_kwargs", [&] { return c.log_kwargs.is_null(); }, kOfTheRun);
 }
 
 }  // namespace castor::strategy

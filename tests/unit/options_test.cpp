@@ -411,6 +411,11 @@ TEST_CASE("every option of the strategy block changes something that can be seen
       {"plugin", "{type: lowlevel-zero, precision: fp32}"},
       {"mixed_precision", "bf16"},
       {"model_wrapper", "{type: PenaltyWrapper, weight: 1}"},
+      // An error without a runner; what they do in a run: strategy_surface_test.
+      {"work_dir", "x"},
+      {"experiment_name", "x"},
+      {"env_kwargs", "{resource_limit: 300}"},
+      {"log_kwargs", "{log_level: ERROR}"},
       {"auto_scale_lr", "{enable: true, base_batch_size: 2}"},
       {"auto_scale_lr.enable", "true", {"auto_scale_lr.base_batch_size=2"}},
       {"auto_scale_lr.base_batch_size", "8", {"auto_scale_lr={enable: true, base_batch_size: 2}"}}};
