@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
 
 namespace castor::dist {
 
@@ -57,7 +58,7 @@ GradientBuckets::~GradientBuckets() {
 }
 
 void GradientBuckets::begin_micro_step(std::int64_t position) {
-  position_ = position;
+  if (position == 0) has_sums_ = false;
   started_ = 0;
   for (Bucket& bucket : buckets_) {
     bucket.filled.assign(bucket.filled.size(), false);
@@ -78,6 +79,21 @@ Tensor GradientBuckets::part_of(std::size_t b, std::size_t s) {
   return bucket.contribution.narrow(0, slot.offset, slot.count).reshape(parameters_[slot.item].shape());
 }
 
+Tensor GradientBuckets::held_part(std::size_t b, std::size_t s) {
+  const FlatSlot& slot = layout_[b].slots[s];
+  return buckets_[b].held.narrow(0, slot.offset, slot.count).reshape(parameters_[slot.item].shape());
+}
+
+void GradientBuckets::hold(std::size_t b, std::size_t s, const Tensor& gradient) {
+  Bucket& bucket = buckets_[b];
+  if (!bucket.held.defined()) {
+    const CategoryScope category(Category::gradients);
+    bucket.held = Tensor::empty({layout_[b].elements}, DType::f32, bucket.device);
+    bucket.held.fill_zero();
+  }
+  binary_inplace(BinaryOp::add, held_part(b, s), cast(gradient, DType::f32));
+}
+
 void GradientBuckets::note_filled(std::size_t b, std::size_t s) {
   buckets_[b].filled[s] = true;
   ++buckets_[b].filled_count;
@@ -87,23 +103,38 @@ void GradientBuckets::deliver(const autograd::Variable& leaf, Tensor gradient) {
   const auto found = place_.find(leaf.identity());
   if (found == place_.end()) return;  // frozen after prepare
   const auto [b, s] = found->second;
+  if (is_deferred_) return hold(b, s, gradient);
   if (buckets_[b].filled[s])
     throw InternalError(cat(options_.owner, ": '", leaf.name(), "' got two gradients in one backward"));
-  copy_into(gradient, part_of(b, s));
+  if (buckets_[b].held.defined()) {
+    hold(b, s, gradient);
+    copy_into(held_part(b, s), part_of(b, s));
+  } else {
+    copy_into(gradient, part_of(b, s));
+  }
   note_filled(b, s);
   if (options_.overlaps) start_full();
 }
 
 void GradientBuckets::end_micro_step() {
+  if (is_deferred_) return;
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     for (std::size_t s = 0; s < buckets_[b].filled.size(); ++s) {
       if (buckets_[b].filled[s]) continue;
-      part_of(b, s).fill_zero();
+      if (buckets_[b].held.defined()) {
+        copy_into(held_part(b, s), part_of(b, s));
+      } else {
+        part_of(b, s).fill_zero();
+      }
       note_filled(b, s);
     }
   }
   start_full();
-  for (Bucket& bucket : buckets_) finish(bucket);
+  for (Bucket& bucket : buckets_) {
+    finish(bucket);
+    bucket.held = {};
+  }
+  has_sums_ = true;
 }
 
 void GradientBuckets::start_full() {
@@ -118,11 +149,11 @@ void GradientBuckets::start(std::size_t b) {
   if (is_elsewhere) {
     const CategoryScope category(Category::gradients);
     bucket.arriving = Tensor::empty(bucket.sum.shape(), DType::f32, bucket.device);
-    if (position_ > 0) copy_across(bucket.sum, bucket.arriving);
+    if (has_sums_) copy_across(bucket.sum, bucket.arriving);
   }
-  bucket.exchange = comm_.start(Collective::reduce_scatter(
-      pieces_of(bucket.contribution, layout_[b], options_.replicas), is_elsewhere ? bucket.arriving : bucket.sum,
-      bucket.label, ReduceOp::kSum, position_ > 0));
+  bucket.exchange = comm_.start(
+      Collective::reduce_scatter(pieces_of(bucket.contribution, layout_[b], options_.replicas),
+                                 is_elsewhere ? bucket.arriving : bucket.sum, bucket.label, ReduceOp::kSum, has_sums_));
   // At most one more is on its way where memory is given back.
   if ((!options_.keeps_buffers || is_elsewhere) && b > 0) finish(buckets_[b - 1]);
 }

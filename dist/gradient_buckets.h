@@ -49,6 +49,9 @@ class GradientBuckets final : public autograd::GradientSink {
   /// Before a micro-step's backward.
   ///   position  of the micro-step in its window, from 0
   void begin_micro_step(std::int64_t position);
+  /// True: the contributions of the micro-steps from now on are added here, in f32, and sent with that of the first
+  /// micro-step that is not deferred. Their sum is then rounded as one contribution.
+  void set_deferred(bool is_deferred) { is_deferred_ = is_deferred; }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override;
   /// After it. A parameter that got no gradient counts as zero. All contributions of this micro-step are added when it
   /// returns.
@@ -65,12 +68,15 @@ class GradientBuckets final : public autograd::GradientSink {
     std::vector<bool> filled;  // by slot, in this micro-step
     std::size_t filled_count = 0;
     Tensor contribution;  // this rank's, of the whole bucket
+    Tensor held;          // f32: the sum of deferred contributions; undefined: there are none
     Tensor sum;
     Tensor arriving;  // the sum while it is exchanged, where it lives elsewhere
     Device device;    // of the parameters
     std::optional<Work> exchange;
   };
   Tensor part_of(std::size_t bucket, std::size_t slot);
+  Tensor held_part(std::size_t bucket, std::size_t slot);
+  void hold(std::size_t bucket, std::size_t slot, const Tensor& gradient);
   void note_filled(std::size_t bucket, std::size_t slot);
   void start_full();
   void start(std::size_t bucket);
@@ -83,7 +89,8 @@ class GradientBuckets final : public autograd::GradientSink {
   std::vector<Bucket> buckets_;
   std::map<autograd::VariableState*, std::pair<std::size_t, std::size_t>> place_;  // bucket and slot
   std::size_t started_ = 0;
-  std::int64_t position_ = 0;
+  bool is_deferred_ = false;
+  bool has_sums_ = false;  // of this window's earlier micro-steps
 };
 
 /// The pieces of `whole` (the array's elements) as `array` is cut, for all_gather and reduce_scatter.

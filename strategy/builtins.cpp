@@ -136,16 +136,17 @@ void add_strategies(Registry& registry) {
           const bool is_name = config.mixed_precision.node.as_map().size() == 1;
           if (is_name && precision->type == Precision::fp16) precision->grad_scaler.reset();
         }
-        if (config.plugin.present() && comm != nullptr) {
-          return std::make_unique<ColossalAIStrategy>(device, seed, scale, registry.plugins.build(config.plugin), *comm,
-                                                      precision);
-        }
-        if (comm != nullptr && comm->world_size() > 1) {
-          throw ConfigError(cat("strategy.plugin: null trains in one process, this job has ", comm->world_size(),
-                                " ranks; choose a plugin: lowlevel-zero, TorchDDPPlugin"),
-                            "strategy.plugin");
-        }
-        return std::make_unique<ColossalAIStrategy>(device, seed, scale, precision);
+        const ModelWrapperFactory wrapper = [&registry, typed = config.model_wrapper](BoostedModel& model) {
+          return registry.model_wrappers.build(typed, model);
+        };
+        std::unique_ptr<Plugin> plugin;
+        if (config.plugin.present() && comm != nullptr) plugin = registry.plugins.build(config.plugin);
+        return std::make_unique<ColossalAIStrategy>(device, seed, scale, std::move(plugin), comm, precision, wrapper);
+      });
+  registry.model_wrappers.add<ColossalAIModelWrapper::Config>(
+      "ColossalAIModelWrapper", "losses, backward and update; predictions",
+      [](const ColossalAIModelWrapper::Config&, BoostedModel& model) -> std::unique_ptr<ModelWrapper> {
+        return std::make_unique<ColossalAIModelWrapper>(model);
       });
   registry.plugins.add<TorchDDPPlugin::Config>("TorchDDPPlugin", "every rank has the whole model; gradients are summed",
                                                make<TorchDDPPlugin, Plugin>);

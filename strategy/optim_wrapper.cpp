@@ -1,142 +1,22 @@
 // The accumulation window; see optim_wrapper.h.
 #include "strategy/optim_wrapper.h"
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
-#include <utility>
-
-#include "autograd/graph.h"
-#include "autograd/optim/clip.h"
-#include "core/base/log.h"
-#include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
-#include "core/ops/optim.h"
-
 namespace castor::strategy {
-namespace {
 
-// The name of the first part whose gradient is not finite; empty if all are.
-std::string first_not_finite(const std::vector<autograd::Part>& parts) {
-  for (const autograd::Part& part : parts) {
-    if (part.gradient.defined() && !std::isfinite(sum_squares(part.gradient))) return part.variable.name();
-  }
-  return {};
-}
-
-// A plugin cuts parameters and knows nothing of groups.
-std::vector<autograd::Part> in_groups(std::vector<autograd::Part> parts,
-                                      const std::map<const autograd::VariableState*, int>& group_of) {
-  for (autograd::Part& part : parts) {
-    const auto found = group_of.find(part.variable.identity());
-    if (found != group_of.end()) part.group = found->second;
-  }
-  return parts;
-}
-
-}  // namespace
-
-OptimWrapper::OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::unique_ptr<Sharding> sharding,
-                           const OptimWrapperOptions& options)
-    : optimizer_(std::move(optimizer)),
-      sharding_(std::move(sharding)),
-      options_(options),
-      stepper_(*optimizer_, in_groups(sharding_->parts(), options.group_of),
-               {.keeps_masters = sharding_->keeps_masters()}) {
+OptimWrapper::OptimWrapper(BoostedOptimizer& optimizer, const OptimWrapperOptions& options)
+    : boosted_(optimizer), options_(options) {
   if (options_.accumulative_counts < 1) {
     throw ConfigError(cat("optim_wrapper: accumulative_counts must be at least 1, got ", options_.accumulative_counts),
                       "optim_wrapper.accumulative_counts");
   }
-  if (sharding_->reducer() != nullptr) stepper_.set_reducer(*sharding_->reducer());
-  if (options_.grad_scaler) scaler_.emplace(*options_.grad_scaler);
-}
-
-double OptimWrapper::item_weight(const autograd::LossItems& items) {
-  if (item_unit_ == 0) {
-    const auto all = static_cast<std::uint64_t>(std::max<std::int64_t>(items.all, 1));
-    const auto unit = static_cast<std::int64_t>(std::bit_ceil(all));
-    item_unit_ = options_.largest_of_ranks ? options_.largest_of_ranks(unit) : unit;
-  }
-  window_items_ += items.counted;
-  return static_cast<double>(items.counted) / static_cast<double>(item_unit_);
-}
-
-// What the mean of weighted micro-batches is short of the mean over items.
-double OptimWrapper::items_factor(std::int64_t micro_batches) {
-  const std::int64_t own = std::exchange(window_items_, 0);
-  const std::int64_t all = options_.sum_over_ranks ? options_.sum_over_ranks(own) : own;
-  return static_cast<double>(micro_batches) * static_cast<double>(item_unit_) /
-         static_cast<double>(std::max<std::int64_t>(all, 1));
 }
 
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss, const autograd::LossItems& items) {
-  sharding_->begin_micro_step(window_count_);
-  autograd::BackwardOptions backward;
-  backward.sink = sharding_.get();
-  const double weight = (scaler_ ? scaler_->scale() : 1.0) * (options_.counts_items ? item_weight(items) : 1.0);
-  if (scaler_ || options_.counts_items) backward.gradient = full({}, weight, loss.dtype(), loss.device());
-  autograd::backward(loss, backward);
-  sharding_->end_micro_step();
+  boosted_.backward(loss, items);
   ++inner_count_;
-  ++window_count_;
   const bool is_last = options_.max_micro_steps.has_value() && inner_count_ == *options_.max_micro_steps;
   if (inner_count_ % options_.accumulative_counts != 0 && !is_last) return {};
-
-  UpdateResult result;
-  result.did_update = true;
-  step_window(result);
-  stepper_.zero_grad();
-  return result;
-}
-
-void OptimWrapper::step_window(UpdateResult& result) {
-  const std::int64_t micro_batches = std::exchange(window_count_, 0) * options_.world_size;
-  sharding_->finish_window(micro_batches, stepper_.parts());
-  const std::optional<ClipConfig>& clip = options_.clip;
-  const double loss_scale = scaler_ ? scaler_->scale() : 1.0;
-  const double scale = options_.counts_items ? loss_scale / items_factor(micro_batches) : loss_scale;
-  double factor = 1.0 / scale;
-  if (scaler_ || (clip && clip->type == "norm")) {
-    const double norm = stepper_.gradient_norm() / scale;
-    result.grad_norm = norm;
-    if (scaler_) {
-      result.loss_scale = loss_scale;
-      result.was_skipped = !std::isfinite(norm);
-      scaler_->update(result.was_skipped);
-      if (result.was_skipped) {
-        check_skips();
-        if (sharding_->overwrites_weights()) stepper_.restore_weights();
-        return sharding_->publish_weights();
-      }
-    }
-    if (clip && clip->type == "norm") factor *= autograd::clip_factor(norm, *clip->max_norm);
-  }
-  if (clip && clip->type == "value") {
-    for (const autograd::Part& part : stepper_.parts()) {
-      if (!part.gradient.defined()) continue;
-      unary_inplace(UnaryOp::clamp, part.gradient, -*clip->clip_value * scale, *clip->clip_value * scale);
-    }
-  }
-  stepper_.step(factor);
-  sharding_->publish_weights();
-}
-
-void OptimWrapper::check_skips() const {
-  const autograd::GradScalerState& state = scaler_->state();
-  if (state.skipped_in_row == 1)
-    logger().info("fp16: a step was skipped, its gradients overflowed; the loss scale is ", state.scale);
-  if (state.skipped_in_row < scaler_->config().max_skips) return;
-  std::string found = options_.find_not_finite ? options_.find_not_finite() : "";
-  if (found.empty()) {
-    const std::string name = first_not_finite(stepper_.parts());
-    found = name.empty() ? "that of another rank's part" : cat("that of '", name, "'");
-  }
-  throw autograd::NumericsError(cat("fp16: ", state.skipped_in_row,
-                                    " steps in a row were skipped because gradients are not finite, and a loss scale "
-                                    "of ",
-                                    state.scale, " does not help. The first such value after step ",
-                                    stepper_.step_count(), " is ", found,
-                                    "; look for an infinite or NaN loss, lower the learning rate, or train in bf16"));
+  return boosted_.step();
 }
 
 }  // namespace castor::strategy

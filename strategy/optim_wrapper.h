@@ -1,124 +1,52 @@
-// When an optimizer steps: gradients of `accumulative_counts` micro-steps are summed, then divided once by their
-// number, clipped and applied. The sum comes first and the division once, so that the result does not depend on how a
-// global batch was cut.
-//
-// Where losses are means over unequal numbers of items, counts_items weighs each micro-batch by its own: its loss's
-// gradient starts as items / unit, the unit being a power of two near them so that this is exact and 16 bits neither
-// overflow nor vanish, and the step makes up for the unit and the sum of all items.
+// OptimWrapper: when an optimizer steps. Gradients of `accumulative_counts` micro-steps make one update.
 //
 // The remainder rule is mmengine's: the last window of a run may be shorter than the others and is divided by its own
-// length.
+// length. How a window's gradients become a step is the boosted optimizer's.
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <map>
-#include <memory>
 #include <optional>
-#include <string>
 
-#include "autograd/nn/trainable.h"
-#include "autograd/optim/grad_scaler.h"
-#include "autograd/optim/optimizer.h"
-#include "strategy/config/field.h"
-#include "strategy/sharding.h"
+#include "strategy/boosted_optimizer.h"
 
 namespace castor::strategy {
 
-/// Limits gradients before a step.
-struct ClipConfig {
-  std::string type = "norm";
-  std::optional<double> max_norm;  ///< norm: gradients are scaled so that their L2 norm is at most this
-  double norm_type = 2.0;
-  std::optional<double> clip_value;  ///< value: each element is limited to [-clip_value, clip_value]
-};
-
-template <class V>
-void describe(V& v, ClipConfig& c) {
-  v.field("type", c.type, "norm scales all gradients together; value limits each element", one_of({"norm", "value"}));
-  v.field("max_norm", c.max_norm, "type norm: largest L2 norm of all gradients", more_than(0));
-  v.field("norm_type", c.norm_type, "type norm: the norm's order; only 2", at_least(2), at_most(2));
-  v.field("clip_value", c.clip_value, "type value: largest magnitude of an element", more_than(0));
-  v.check(
-      "max_norm", [&] { return c.type != "norm" || c.max_norm.has_value(); }, "is needed by type norm");
-  v.check(
-      "clip_value", [&] { return c.type != "value" || c.clip_value.has_value(); }, "is needed by type value");
-}
-
-/// What one update did.
-struct UpdateResult {
-  bool did_update = false;   ///< false inside an accumulation window
-  bool was_skipped = false;  ///< the window's gradients overflowed in fp16: nothing was stepped
-  std::optional<double> grad_norm;
-  std::optional<double> loss_scale;  ///< fp16: of this window
-};
-
 struct OptimWrapperOptions {
   std::int64_t accumulative_counts = 1;  ///< micro-steps in a window
-  std::optional<ClipConfig> clip = {};
   /// Of the whole run, for the remainder rule; empty when unknown (then the last window never closes early).
   std::optional<std::int64_t> max_micro_steps = {};
-  std::int64_t world_size = 1;                                 ///< ranks whose gradients `sharding` adds
-  std::optional<autograd::GradScalerConfig> grad_scaler = {};  ///< fp16: scales losses, skips steps that overflowed
-  /// Asked, on all ranks together, when training is given up: where the first value that is not finite arose.
-  std::function<std::string()> find_not_finite = {};
-  /// True: micro-batches weigh by the items that their losses are means over; false: all alike.
-  bool counts_items = false;
-  /// The sum and the largest of a number over all ranks, for counts_items; unset: there is one rank.
-  std::function<std::int64_t(std::int64_t)> sum_over_ranks = {}, largest_of_ranks = {};
-  /// The group of each parameter; those that are not in it are in group 0.
-  std::map<const autograd::VariableState*, int> group_of = {};
 };
 
 class OptimWrapper {
  public:
-  /// Throws ConfigError for accumulative_counts below 1.
-  OptimWrapper(std::unique_ptr<autograd::Optimizer> optimizer, std::unique_ptr<Sharding> sharding,
-               const OptimWrapperOptions& options);
+  /// `optimizer` must outlive it. Throws ConfigError for accumulative_counts below 1.
+  OptimWrapper(BoostedOptimizer& optimizer, const OptimWrapperOptions& options);
 
-  /// Backward of `loss` (undivided), and the step where a window ends.
-  ///   items  what `loss` is the mean over, with counts_items: a window's gradient is then that of the mean over all
-  ///          items of all its micro-batches, counted exactly. A window without any has none
-  /// Throws NumericsError when max_skips steps in a row had to be skipped, naming the first parameter whose gradient is
-  /// not finite; CommError.
+  /// Backward of `loss` (undivided), and the step where a window ends. Throws as BoostedOptimizer::backward and step.
   UpdateResult update_params(const autograd::Variable& loss, const autograd::LossItems& items = {});
 
-  autograd::Optimizer& optimizer() { return *optimizer_; }
-  const autograd::Stepper& stepper() const { return stepper_; }
-  autograd::Stepper& stepper() { return stepper_; }
-  Sharding& sharding() { return *sharding_; }
-  const Sharding& sharding() const { return *sharding_; }
-  /// True before the window whose skip would be the last that is allowed.
-  bool is_last_chance() const { return scaler_ && scaler_->state().skipped_in_row + 1 >= scaler_->config().max_skips; }
-  /// Null unless losses are scaled.
-  autograd::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
+  /// What it steps.
+  BoostedOptimizer& boosted() { return boosted_; }
+  autograd::Optimizer& optimizer() { return boosted_.optimizer(); }
+  autograd::Stepper& stepper() { return boosted_.stepper(); }
+  Sharding& sharding() { return boosted_.sharding(); }
+  autograd::GradScaler* grad_scaler() { return boosted_.grad_scaler(); }
   std::int64_t accumulative_counts() const { return options_.accumulative_counts; }
-  bool counts_items() const { return options_.counts_items; }
+  bool counts_items() const { return boosted_.counts_items(); }
   /// Micro-steps done so far; set after a resume.
   std::int64_t inner_count() const { return inner_count_; }
   /// Continues after `count` micro-steps, of which the last `window_position` wait in an open window.
   void set_inner_count(std::int64_t count, std::int64_t window_position = 0) {
     inner_count_ = count;
-    window_count_ = window_position;
+    boosted_.set_window_position(window_position);
   }
   /// Position within the accumulation window of the next micro-step, from 0.
-  std::int64_t window_position() const { return window_count_; }
+  std::int64_t window_position() const { return boosted_.window_position(); }
 
  private:
-  void step_window(UpdateResult& result);
-  double item_weight(const autograd::LossItems& items);
-  double items_factor(std::int64_t micro_batches);
-  void check_skips() const;
-
-  std::unique_ptr<autograd::Optimizer> optimizer_;
-  std::unique_ptr<Sharding> sharding_;
+  BoostedOptimizer& boosted_;
   OptimWrapperOptions options_;
-  autograd::Stepper stepper_;
-  std::optional<autograd::GradScaler> scaler_;
   std::int64_t inner_count_ = 0;
-  std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
-  std::int64_t window_items_ = 0;  // and what their losses are means over
-  std::int64_t item_unit_ = 0;     // a power of two
 };
 
 }  // namespace castor::strategy

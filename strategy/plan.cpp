@@ -110,7 +110,8 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
       plan.disk_traffic = sharding.disk_traffic().read_bytes + sharding.disk_traffic().written_bytes;
       plan.forecast = options.forecast ? options.forecast : sharding.forecast();
     }
-    plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy->model(), strategy->optim_wrapper(), true, true));
+    BoostedOptimizer* boosted = strategy->optim_wrapper() == nullptr ? nullptr : &strategy->optim_wrapper()->boosted();
+    plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy->model(), boosted, true, true));
     plan.copy_mode = CheckpointSaver::copy_mode(plan.checkpoint_bytes);
   }
   plan.ops = recorder.sorted();

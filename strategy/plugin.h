@@ -19,6 +19,7 @@ namespace castor::strategy {
 struct PluginSettings {
   std::optional<Precision> precision;      ///< none: the plugin has no such option
   autograd::GradScalerConfig grad_scaler;  ///< for fp16
+  bool has_max_norm = false;               ///< there is an option for the next, so it belongs there
   std::optional<double> max_norm;          ///< clip the gradients' L2 norm
   bool builds_on_meta = false;             ///< parameters have no memory before they are spread
 };

@@ -30,7 +30,9 @@ namespace castor::strategy {
 class BaseStrategy;
 class Dataset;
 class Hook;
+class BoostedModel;
 class Metric;
+class ModelWrapper;
 class ParamScheduler;
 class Plugin;
 struct MixedPrecision;
@@ -63,6 +65,8 @@ class Registry : public TypeDirectory {
   TypeTable<std::unique_ptr<BaseStrategy>(const Device&, std::uint64_t, dist::Comm*)> strategies{"strategy", *this};
   /// What `mixed_precision` names.
   TypeTable<MixedPrecision()> precisions{"mixed_precision", *this};
+  /// What a step does with a model, which outlives the wrapper.
+  TypeTable<std::unique_ptr<ModelWrapper>(BoostedModel&)> model_wrappers{"model_wrapper", *this};
   /// How a strategy shards a model.
   TypeTable<std::unique_ptr<Plugin>()> plugins{"plugin", *this};
 };

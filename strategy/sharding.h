@@ -67,6 +67,11 @@ class Sharding : public autograd::GradientSink {
   /// What was read from and written to scratch files so far.
   virtual dist::DiskTraffic disk_traffic() const { return {}; }
 
+  /// Whether it has a place for gradients that wait on their rank.
+  virtual bool can_defer() const { return false; }
+  /// True: contributions of the micro-steps from now on wait on this rank, as one sum, for the first one that does not.
+  /// Only where can_defer().
+  virtual void set_deferred(bool /*is_deferred*/) {}
   /// Before a forward pass.
   virtual void begin_pass(bool /*is_training*/) {}
   /// Before a micro-step's backward.

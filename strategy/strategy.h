@@ -12,28 +12,30 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "autograd/nn/trainable.h"
+#include "strategy/booster.h"
 #include "strategy/checkpoint.h"
+#include "strategy/compile.h"
+#include "strategy/model_wrapper.h"
 #include "strategy/optim_wrapper.h"
-#include "strategy/param_groups.h"
-#include "strategy/scheduler/param_scheduler.h"
 
 namespace castor::strategy {
 
 /// `randomness`: where random numbers start.
 struct RandomnessConfig {
   std::optional<std::int64_t> seed;
-  bool diff_rank_seed = false;
-  bool deterministic = true;
 };
 
 template <class V>
 void describe(V& v, RandomnessConfig& c) {
   v.field("seed", c.seed, "starts every random number; null draws one and logs it", at_least(0));
-  v.refuse("diff_rank_seed",
-           "not in this version: random numbers are counted by sample and module, so ranks never share them");
+  v.retired(
+      "diff_rank_seed", ConfigNode(false),
+      "random numbers are counted by sample and module, so ranks never share them under one seed; a seed of its own "
+      "for each rank would make results depend on their number");
   v.retired("deterministic", ConfigNode(true), "results are always deterministic");
 }
 
@@ -52,42 +54,19 @@ void describe(V& v, AutoScaleConfig& c) {
       "base_batch_size", [&] { return !c.enable || c.base_batch_size.has_value(); }, "is needed when enable is true");
 }
 
-/// Facts about the run that `prepare` needs: mmengine's dispatch_kwargs.
-struct DispatchOptions {
-  std::optional<std::int64_t> max_iters;
-  std::optional<std::int64_t> max_epochs;
-  std::optional<std::int64_t> epoch_length;
-  std::int64_t cur_iter = 0;
-  std::int64_t train_micro_batch_size_per_gpu = 1;
-  /// Micro-steps of this rank in one iteration: more than one where few ranks do what a job of more was asked for.
-  std::int64_t micro_steps_per_iter = 1;
-};
-
-/// Builds a model with its tensors on a device, possibly meta.
-using ModelFactory = std::function<std::shared_ptr<autograd::TrainableModel>(const autograd::TensorOptions&)>;
-/// Builds an optimizer; its groups start with the configured values.
-using OptimizerFactory = std::function<std::unique_ptr<autograd::Optimizer>()>;
-/// Builds a scheduler over an optimizer's groups.
-using SchedulerFactory = std::function<std::unique_ptr<ParamScheduler>(const SchedulerContext&)>;
-
-/// What `prepare` is given to train with; without an optimizer the model is only evaluated.
-struct PrepareOptions {
-  OptimizerFactory optimizer;
-  std::int64_t accumulative_counts = 1;  ///< micro-steps of this rank in a window
-  std::optional<ClipConfig> clip;
-  std::optional<ParamwiseConfig> paramwise;  ///< unset: one group
-  bool counts_items = false;                 ///< loss_normalisation tokens: OptimWrapperOptions::counts_items
-  std::vector<SchedulerFactory> param_schedulers;
+/// What `prepare` is given: what a model is boosted with, and what the strategy does around it.
+struct PrepareOptions : BoostOptions {
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
-  DispatchOptions dispatch;
-  std::optional<StepForecast> forecast;  ///< of the plan of this run; unset: plugins measure the first step instead
-  MemoryLimits limits;
+  CompileOption compile = false;
 };
 
-/// What one train_step did.
-struct StepResult {
-  std::map<std::string, double> losses;  ///< by name, with their sum as "loss"; empty on meta
-  UpdateResult update;
+/// load_or_resume's arguments.
+struct StartOptions {
+  std::optional<std::string> load_from = {};       ///< weights, or with `resume` a checkpoint
+  std::variant<bool, std::string> resume = false;  ///< a checkpoint's path; true: load_from, else the newest there is
+  std::string work_dir = "work_dirs";              ///< where the newest is looked for
+  LoadOptions loading = {};                        ///< where weights are loaded
+  ResumeOptions resuming = {};                     ///< where a run is resumed
 };
 
 class BaseStrategy {
@@ -99,8 +78,9 @@ class BaseStrategy {
   virtual void prepare(const ModelFactory& model, const PrepareOptions& options) = 0;
   /// Forward, backward, and the update where an accumulation window ends.
   virtual StepResult train_step(const autograd::Batch& batch) = 0;
-  /// Predictions in eval mode.
+  /// Predictions in eval mode, for validation and for tests.
   virtual Tensor val_step(const autograd::Batch& batch) = 0;
+  virtual Tensor test_step(const autograd::Batch& batch) = 0;
 
   /// Saves the training state as the folder `filename`. Throws InternalError inside an accumulation window, whose sums
   /// are not saved: save at its end. Errors of writing: IoError (of an earlier asynchronous save, too). All ranks call
@@ -116,6 +96,11 @@ class BaseStrategy {
   /// Returns what it held, for those who saved more in it. Throws FormatError, before anything is changed, for a
   /// checkpoint without training state or one that does not fit this model and optimizer; IoError; ConfigError.
   virtual CheckpointContents resume(const std::string& filename, const ResumeOptions& options = {}) = 0;
+
+  /// What a run starts from: loads weights, resumes a checkpoint, or does nothing, as mmengine's of this name. Returns
+  /// what the resumed checkpoint held; nothing where none was resumed. With `resume: true` and no checkpoint anywhere
+  /// it logs that and goes on. Throws as load_checkpoint and resume.
+  std::optional<CheckpointContents> load_or_resume(const StartOptions& options);
 
   virtual autograd::TrainableModel& model() = 0;
   virtual OptimWrapper* optim_wrapper() = 0;  ///< null without an optimizer

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/reduce.h"
 
 namespace castor::autograd {
 
@@ -26,24 +27,40 @@ LossItems TrainableModel::loss_items(const Batch& batch) const {
   return all;
 }
 
-Variable total_loss(const std::map<std::string, Variable>& losses) {
-  Variable total;
+namespace {
+
+Variable mean_value(const Variable& value) {
+  if (value.data().numel() != 1) return mean(value);
+  return value.ndim() == 0 ? value : reshape(value, {});
+}
+
+}  // namespace
+
+ParsedLosses parse_losses(const std::map<std::string, Variable>& losses) {
+  ParsedLosses parsed;
   std::string names;
   for (const auto& [name, value] : losses) {
     names += names.empty() ? name : ", " + name;
+    const Variable scalar = mean_value(value);
+    if (name != "loss") parsed.values.emplace_back(name, scalar);
     if (name.find("loss") == std::string::npos) continue;
-    if (value.data().numel() != 1) {
-      throw ShapeError(
-          cat("total_loss: '", name, "' must have one element, got ", value.data(), "; take its mean or sum"));
-    }
-    const Variable scalar = value.ndim() == 0 ? value : reshape(value, {});
-    total = total.defined() ? add(total, scalar) : scalar;
+    parsed.total = parsed.total.defined() ? add(parsed.total, scalar) : scalar;
   }
-  if (!total.defined()) {
-    throw InternalError(cat("total_loss: no name contains 'loss' among [", names,
+  if (!parsed.total.defined()) {
+    throw InternalError(cat("parse_losses: no name contains 'loss' among [", names,
                             "]; name what is to be minimised 'loss' or '..._loss'"));
   }
-  return total;
+  parsed.values.emplace(parsed.values.begin(), "loss", parsed.total);
+  return parsed;
+}
+
+Variable total_loss(const std::map<std::string, Variable>& losses) { return parse_losses(losses).total; }
+
+Variable sum_of_means(const std::vector<Variable>& losses) {
+  if (losses.empty()) throw InternalError("sum_of_means: the list of losses is empty");
+  Variable sum = mean_value(losses.front());
+  for (std::size_t i = 1; i < losses.size(); ++i) sum = add(sum, mean_value(losses[i]));
+  return sum;
 }
 
 }  // namespace castor::autograd

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "autograd/nn/module.h"
 
@@ -45,8 +47,19 @@ class TrainableModel : public Module {
   virtual Tensor predict(const Batch& batch);
 };
 
-/// The sum, in order of name, of the losses whose names contain "loss". Throws InternalError when no name does,
-/// ShapeError when one of them has more than one element.
+/// What a step minimises and logs.
+struct ParsedLosses {
+  Variable total;  ///< the sum, in order of name, of the values whose names contain "loss"
+  /// Scalars by name: the total first, as "loss", then the others in order.
+  std::vector<std::pair<std::string, Variable>> values;
+};
+
+/// mmengine's rule: the mean of each tensor is its value, and values whose names contain "loss" are added. Throws
+/// InternalError when no name does.
+ParsedLosses parse_losses(const std::map<std::string, Variable>& losses);
+/// The total alone.
 Variable total_loss(const std::map<std::string, Variable>& losses);
+/// Of a list of losses (one a level, one a head): the sum of their means. Throws InternalError for an empty list.
+Variable sum_of_means(const std::vector<Variable>& losses);
 
 }  // namespace castor::autograd

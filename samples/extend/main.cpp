@@ -10,9 +10,12 @@
 //   spiral_net.{h,cpp}  a module that holds the op's parameter, and a model
 //   signum.{h,cpp}      an optimizer
 //   spirals.{h,cpp}     a data set
+//   l1_penalty.{h,cpp}  a step
 //   extend.yaml         a config that names them
+//   loop.cpp            a program that trains without a config, by a loop of its own
 #include <memory>
 
+#include "samples/extend/l1_penalty.h"
 #include "samples/extend/signum.h"
 #include "samples/extend/spiral_net.h"
 #include "samples/extend/spirals.h"
@@ -40,5 +43,9 @@ int main(int argc, char** argv) {
       [](const extend::SignumConfig& config) -> std::unique_ptr<autograd::Optimizer> {
         return std::make_unique<extend::Signum>(config);
       });
+  registry.model_wrappers.add<extend::L1PenaltyConfig>(
+      "L1Penalty", "adds the weights' magnitudes to the loss",
+      [](const extend::L1PenaltyConfig& config, strategy::BoostedModel& model)
+          -> std::unique_ptr<strategy::ModelWrapper> { return std::make_unique<extend::L1Penalty>(config, model); });
   return strategy::castor_main(argc, argv, registry);
 }

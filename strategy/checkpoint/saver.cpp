@@ -108,7 +108,9 @@ void CheckpointSaver::reserve(CopyMode, std::uint64_t room_bytes) {
   is_reserved_ = true;
 }
 
-CheckpointSaver::~CheckpointSaver() {
+CheckpointSaver::~CheckpointSaver() { finish(); }
+
+void CheckpointSaver::finish() noexcept {
   try {
     wait();
   } catch (const std::exception& error) {

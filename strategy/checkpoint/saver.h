@@ -58,6 +58,8 @@ class CheckpointSaver {
   void save(SaveRequest request);
   /// Returns when nothing is being written. Throws the failure of the last background save, once.
   void wait();
+  /// The same, but logs that failure: for whoever goes.
+  void finish() noexcept;
   /// To be called before training changes a tensor; free unless a background save still needs it.
   void before_change(const Tensor& tensor) {
     if (snapshot_ != nullptr) snapshot_->before_change(tensor);

@@ -16,8 +16,6 @@
 namespace castor::strategy {
 namespace {
 
-constexpr const char* kMaster = "master";
-
 // Splits "blocks.0.weight/exp_avg", the stepper's name of a state.
 std::pair<std::string, std::string> split_state_name(const std::string& name) {
   const std::size_t slash = name.rfind('/');
@@ -26,26 +24,27 @@ std::pair<std::string, std::string> split_state_name(const std::string& name) {
 
 }  // namespace
 
-std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapper* wrapper, bool with_states,
-                                       bool is_main) {
-  const bool is_sharded = wrapper != nullptr && wrapper->sharding().is_sharded();
-  if (!is_sharded && !is_main) return {};  // the main rank has everything
-  if (is_sharded && wrapper->sharding().is_replica()) return {};
+std::vector<StateTensor> weight_tensors(const autograd::Module& model, BoostedOptimizer* optimizer, bool is_main) {
   std::vector<StateTensor> tensors;
   std::set<const autograd::VariableState*> in_pieces;
-  if (is_sharded) {
-    for (const autograd::Part& piece : wrapper->sharding().pieces())
+  if (optimizer != nullptr && optimizer->sharding().is_sharded()) {
+    if (optimizer->sharding().is_replica()) return {};
+    for (const autograd::Part& piece : optimizer->sharding().pieces())
       tensors.push_back({piece.variable.name(), "param", piece.weights, piece.variable.shape(), piece.offset});
-    for (const autograd::Variable& parameter : wrapper->sharding().sharded()) in_pieces.insert(parameter.identity());
+    for (const autograd::Variable& parameter : optimizer->sharding().sharded()) in_pieces.insert(parameter.identity());
   }
-  if (is_main) {
-    for (const auto& [name, variable] : model.named_parameters()) {
-      if (!in_pieces.contains(variable.identity())) tensors.push_back({name, "param", variable.data()});
-    }
-    for (const auto& [name, variable] : model.named_buffers()) tensors.push_back({name, "buffer", variable.data()});
+  if (!is_main) return tensors;
+  for (const auto& [name, variable] : model.named_parameters()) {
+    if (!in_pieces.contains(variable.identity())) tensors.push_back({name, "param", variable.data()});
   }
-  if (wrapper == nullptr || !with_states) return tensors;
-  for (const auto& [full_name, state] : wrapper->stepper().named_states()) {
+  for (const auto& [name, variable] : model.named_buffers()) tensors.push_back({name, "buffer", variable.data()});
+  return tensors;
+}
+
+std::vector<StateTensor> optimizer_tensors(BoostedOptimizer& optimizer, bool is_main) {
+  if (optimizer.sharding().is_sharded() ? optimizer.sharding().is_replica() : !is_main) return {};
+  std::vector<StateTensor> tensors;
+  for (const auto& [full_name, state] : optimizer.stepper().named_states()) {
     const auto [name, role] = split_state_name(full_name);
     if (!state.is_first) continue;
     if (state.tensor.shape() == state.shape) {
@@ -57,21 +56,29 @@ std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapp
   return tensors;
 }
 
-Json optimizer_state(OptimWrapper& wrapper) {
+std::vector<StateTensor> state_tensors(const autograd::Module& model, BoostedOptimizer* optimizer, bool with_states,
+                                       bool is_main) {
+  std::vector<StateTensor> tensors = weight_tensors(model, optimizer, is_main);
+  if (optimizer == nullptr || !with_states) return tensors;
+  for (StateTensor& state : optimizer_tensors(*optimizer, is_main)) tensors.push_back(std::move(state));
+  return tensors;
+}
+
+Json optimizer_state(BoostedOptimizer& optimizer) {
   Json state;
-  state["type"] = wrapper.optimizer().type_name();
-  state["step"] = wrapper.stepper().step_count();
+  state["type"] = optimizer.optimizer().type_name();
+  state["step"] = optimizer.stepper().step_count();
   std::set<std::string> roles;
-  for (const auto& [name, piece] : wrapper.stepper().named_states()) roles.insert(split_state_name(name).second);
+  for (const auto& [name, piece] : optimizer.stepper().named_states()) roles.insert(split_state_name(name).second);
   state["state_roles"] = roles;
   Json groups = Json::array();
-  for (const autograd::ParamGroup& group : wrapper.optimizer().groups()) {
+  for (const autograd::ParamGroup& group : optimizer.optimizer().groups()) {
     Json values = Json::object();
     for (const auto& [name, value] : group.values) values[name] = value;
     groups.push_back({{"name", group.name}, {"values", values}});
   }
   state["groups"] = std::move(groups);
-  if (const autograd::GradScaler* scaler = wrapper.grad_scaler()) {
+  if (const autograd::GradScaler* scaler = optimizer.grad_scaler()) {
     const autograd::GradScalerState& counters = scaler->state();
     state["grad_scaler"] = {{"scale", counters.scale},
                             {"growth_step", counters.growth_step},
@@ -141,7 +148,7 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
   if (!contents.state().is_object()) throw FormatError(cat("checkpoint ", path, ": state.json is no object"), path, 0);
   if (!with_tensors) return contents;
   // Roles that belong to an optimizer are those that its parameters' states have.
-  std::set<std::string> known = {"param", "buffer", kMaster};
+  std::set<std::string> known = {"param", "buffer", kMasterRole};
   if (const auto optimizer = contents.state().find("optimizer"); optimizer != contents.state().end()) {
     const JsonCursor cursor = JsonCursor(contents.state(), path).at("optimizer");
     if (cursor.has("state_roles")) {
@@ -159,25 +166,25 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
   return contents;
 }
 
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, OptimWrapper& wrapper) {
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, BoostedOptimizer& optimizer) {
   const std::string& path = source.path;
-  const JsonCursor optimizer = JsonCursor(saved, path).at("optimizer");
-  const std::string& type = optimizer.at("type").string();
-  if (type != wrapper.optimizer().type_name()) {
+  const JsonCursor saved_state = JsonCursor(saved, path).at("optimizer");
+  const std::string& type = saved_state.at("type").string();
+  if (type != optimizer.optimizer().type_name()) {
     throw FormatError(
         cat("resume from ", path, ": the checkpoint was trained with ", type, ", this run uses ",
-            wrapper.optimizer().type_name(), "; resume with resume_optimizer: false to start its states anew"),
+            optimizer.optimizer().type_name(), "; resume with resume_optimizer: false to start its states anew"),
         path, 0);
   }
-  const std::size_t groups = optimizer.at("groups").size();
-  if (groups != wrapper.optimizer().groups().size()) {
+  const std::size_t groups = saved_state.at("groups").size();
+  if (groups != optimizer.optimizer().groups().size()) {
     throw FormatError(cat("resume from ", path, ": the checkpoint has ", groups, " parameter groups, this run ",
-                          wrapper.optimizer().groups().size()),
+                          optimizer.optimizer().groups().size()),
                       path, 0);
   }
   for (std::size_t i = 0; i < groups; ++i) {
-    const std::string& saved_name = optimizer.at("groups").at(i).at("name").string();
-    const std::string& name = wrapper.optimizer().groups()[i].name;
+    const std::string& saved_name = saved_state.at("groups").at(i).at("name").string();
+    const std::string& name = optimizer.optimizer().groups()[i].name;
     if (saved_name != name) {
       throw FormatError(cat("resume from ", path, ": parameter group ", i, " of the checkpoint is '", saved_name,
                             "', of this run '", name, "'; train with the paramwise_cfg of the checkpoint"),
@@ -186,11 +193,11 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, O
   }
   std::string problems;
   std::vector<Fill> fills;
-  for (const auto& [full_name, state] : wrapper.stepper().named_states()) {
+  for (const auto& [full_name, state] : optimizer.stepper().named_states()) {
     const auto [name, role] = split_state_name(full_name);
     const formats::SourceTensor* entry = source.find(role, name);
     // Weights that were trained in f32 are their own masters.
-    if (entry == nullptr && role == kMaster) entry = source.find("param", name);
+    if (entry == nullptr && role == kMasterRole) entry = source.find("param", name);
     if (entry == nullptr) {
       problems += cat("\n  missing: ", role, " of ", name);
     } else if (!(Shape(entry->shape) == state.shape)) {
@@ -206,23 +213,23 @@ std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, O
   return fills;
 }
 
-void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper) {
-  const JsonCursor optimizer = JsonCursor(state, path).at("optimizer");
-  const std::int64_t step = optimizer.at("step").integer(0);
-  std::vector<autograd::ParamGroup> groups = wrapper.optimizer().groups();
+void load_optimizer_state(const Json& state, const std::string& path, BoostedOptimizer& optimizer) {
+  const JsonCursor saved_state = JsonCursor(state, path).at("optimizer");
+  const std::int64_t step = saved_state.at("step").integer(0);
+  std::vector<autograd::ParamGroup> groups = optimizer.optimizer().groups();
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    for (const auto& [name, value] : optimizer.at("groups").at(i).at("values").members()) {
+    for (const auto& [name, value] : saved_state.at("groups").at(i).at("values").members()) {
       groups[i].values.insert_or_assign(name, value.number());
     }
   }
-  if (wrapper.grad_scaler() != nullptr && optimizer.has("grad_scaler")) {
-    const JsonCursor counters = optimizer.at("grad_scaler");
-    wrapper.grad_scaler()->set_state({counters.at("scale").number(), counters.at("growth_step").integer(0),
-                                      counters.at("hysteresis_step").integer(0),
-                                      counters.at("skipped_in_row").integer(0), counters.at("skipped").integer(0)});
+  if (optimizer.grad_scaler() != nullptr && saved_state.has("grad_scaler")) {
+    const JsonCursor counters = saved_state.at("grad_scaler");
+    optimizer.grad_scaler()->set_state({counters.at("scale").number(), counters.at("growth_step").integer(0),
+                                        counters.at("hysteresis_step").integer(0),
+                                        counters.at("skipped_in_row").integer(0), counters.at("skipped").integer(0)});
   }
-  wrapper.optimizer().groups() = std::move(groups);
-  wrapper.stepper().set_step_count(step);
+  optimizer.optimizer().groups() = std::move(groups);
+  optimizer.stepper().set_step_count(step);
 }
 
 void load_scheduler_states(const Json& states, const std::string& path,

@@ -8,22 +8,29 @@
 #include <vector>
 
 #include "core/base/json.h"
+#include "strategy/boosted_optimizer.h"
 #include "strategy/checkpoint.h"
 #include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/snapshot.h"
-#include "strategy/optim_wrapper.h"
 #include "strategy/precision.h"
 #include "strategy/scheduler/param_scheduler.h"
 
 namespace castor::strategy {
 
-/// What this rank saves: its parts of sharded weights, on the main rank all other weights and the buffers, and, with
-/// `with_states`, the optimizer's states and masters of its parts. A wrapper that is null has none.
-std::vector<StateTensor> state_tensors(const autograd::Module& model, OptimWrapper* wrapper, bool with_states,
+/// The role of f32 copies of 16-bit weights.
+inline constexpr const char* kMasterRole = "master";
+
+/// The weights that this rank saves: its parts of those that are sharded, on the main rank all others and the buffers.
+/// An optimizer that is null shards nothing.
+std::vector<StateTensor> weight_tensors(const autograd::Module& model, BoostedOptimizer* optimizer, bool is_main);
+/// The optimizer's states and masters that this rank saves: those of its parts.
+std::vector<StateTensor> optimizer_tensors(BoostedOptimizer& optimizer, bool is_main);
+/// Both; `with_states` false: the weights only.
+std::vector<StateTensor> state_tensors(const autograd::Module& model, BoostedOptimizer* optimizer, bool with_states,
                                        bool is_main);
 
 /// {"type", "step", "state_roles", "groups": [{"name", "values"}]} and, in fp16, "grad_scaler".
-Json optimizer_state(OptimWrapper& wrapper);
+Json optimizer_state(BoostedOptimizer& optimizer);
 /// [{"type", "_global_step", ...}] in order.
 Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedulers);
 
@@ -46,10 +53,10 @@ CheckpointContents read_contents(const LoadSource& source, const std::string& ma
 
 /// Chooses what fills the optimizer's states and, for 16-bit weights, the masters. Throws FormatError naming every
 /// state that is missing or has another shape, or another optimizer's type.
-std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, OptimWrapper& wrapper);
+std::vector<Fill> match_optimizer(const LoadSource& source, const Json& saved, BoostedOptimizer& optimizer);
 /// Takes over what optimizer_state gave: hyper-parameters, step and scale. The shape of `state` was checked by
 /// match_optimizer.
-void load_optimizer_state(const Json& state, const std::string& path, OptimWrapper& wrapper);
+void load_optimizer_state(const Json& state, const std::string& path, BoostedOptimizer& optimizer);
 /// Takes over what scheduler_states gave. Throws FormatError if number or types differ.
 void load_scheduler_states(const Json& states, const std::string& path,
                            std::vector<std::unique_ptr<ParamScheduler>>& schedulers);

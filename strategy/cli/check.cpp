@@ -11,7 +11,7 @@
 #include "strategy/cli/config_arguments.h"
 #include "strategy/config.h"
 #include "strategy/registry.h"
-#include "strategy/runner/runner_config.h"
+#include "strategy/runner/strategy_arguments.h"
 
 namespace castor::strategy {
 namespace {
@@ -58,7 +58,7 @@ int check(const CheckArguments& arguments, const Registry& registry, std::ostrea
     given.config = *arguments.config;
     given.cfg_options = arguments.cfg_options;
     const ConfigNode tree = load_config(given);
-    const auto config = parse_config<RunnerConfig>(tree, *arguments.config, &registry);
+    const RunnerConfig config = parse_runner_config(tree, *arguments.config, registry);
     const ConfigNode effective = effective_config(config, &registry);
     out << (arguments.json ? dump_json(to_json(effective), 2) + "\n" : to_yaml(effective));
   }

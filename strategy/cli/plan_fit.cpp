@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "strategy/runner/runner.h"
+#include "strategy/runner/strategy_arguments.h"
 
 namespace castor::strategy {
 namespace {
@@ -73,6 +74,7 @@ std::optional<FittingChange> cheapest_change(const ConfigNode& config, const std
       }
       text += "}";
       changed.find("strategy")->set("plugin", std::move(plugin));
+      if (const std::string moved = clip_to_plugin(changed); !moved.empty()) text += " " + moved;
       if (split > 1) {
         ConfigNode* wrapper = changed.find("optim_wrapper");
         const ConfigNode* counts = wrapper == nullptr ? nullptr : wrapper->find("accumulative_counts");

@@ -19,6 +19,7 @@
 #include "strategy/config.h"
 #include "strategy/registry.h"
 #include "strategy/runner/runner.h"
+#include "strategy/runner/strategy_arguments.h"
 #include "strategy/text_generation.h"
 
 namespace castor::strategy {
@@ -75,7 +76,7 @@ int run_plan(const PlanArguments& arguments, Registry& registry, std::ostream& o
 }
 
 int run_generate(const GenerateArguments& arguments, Registry& registry, std::ostream& out) {
-  const auto config = parse_config<RunnerConfig>(load_config(arguments), arguments.config, &registry);
+  const RunnerConfig config = parse_runner_config(load_config(arguments), arguments.config, registry);
   const std::shared_ptr<autograd::TrainableModel> model =
       registry.models.build(config.model, autograd::TensorOptions{});
   autograd::name_tree(*model);

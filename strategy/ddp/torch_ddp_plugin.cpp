@@ -25,6 +25,8 @@ class DdpSharding final : public Sharding {
     return parts;
   }
 
+  bool can_defer() const override { return true; }
+  void set_deferred(bool is_deferred) override { buckets_.set_deferred(is_deferred); }
   void begin_micro_step(std::int64_t position) override { buckets_.begin_micro_step(position); }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override {
     buckets_.deliver(leaf, std::move(gradient));

@@ -222,6 +222,7 @@ PluginSettings GeminiPlugin::settings() const {
   PluginSettings settings;
   settings.precision = plugin_precision(config_.precision, config_.use_fp8);
   settings.grad_scaler = config_.grad_scaler;
+  settings.has_max_norm = true;
   if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
   settings.builds_on_meta = true;
   return settings;

@@ -23,6 +23,7 @@ class ZeroSharding final : public Sharding {
         is_replica_(comm.rank() >= shards_),
         comm_(comm.split(comm.rank() / shards_, comm.rank())),
         keeps_masters_(keeps_masters),
+        keeps_buffers_(options.keeps_buffers),
         states_on_(options.sums_on),
         buckets_(comm, parameters, options),
         sums_(*comm_, owned_stretches(), names_of(parameters), device) {
@@ -73,6 +74,8 @@ class ZeroSharding final : public Sharding {
   std::vector<autograd::Variable> sharded() const override { return buckets_.parameters(); }
   std::vector<autograd::Part> pieces() const override { return parts(); }
 
+  bool can_defer() const override { return keeps_buffers_; }
+  void set_deferred(bool is_deferred) override { buckets_.set_deferred(is_deferred); }
   void begin_micro_step(std::int64_t position) override { buckets_.begin_micro_step(position); }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override {
     buckets_.deliver(leaf, std::move(gradient));
@@ -154,6 +157,7 @@ class ZeroSharding final : public Sharding {
   bool is_replica_;
   std::unique_ptr<dist::Comm> comm_;  // ranks that have every shard once
   bool keeps_masters_;
+  bool keeps_buffers_;               // of gradients, between micro-steps
   std::optional<Device> states_on_;  // none: where the model is
   dist::GradientBuckets buckets_;
   dist::PartSums sums_;
@@ -169,6 +173,7 @@ PluginSettings LowLevelZeroPlugin::settings() const {
   PluginSettings settings;
   settings.precision = plugin_precision(config_.precision, config_.use_fp8);
   settings.grad_scaler = config_.grad_scaler;
+  settings.has_max_norm = true;
   if (config_.max_norm > 0) settings.max_norm = config_.max_norm;
   return settings;
 }

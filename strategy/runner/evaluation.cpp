@@ -10,8 +10,8 @@
 
 namespace castor::strategy {
 
-bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics,
-                      const char* label) {
+bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label,
+                      const std::function<Tensor(const autograd::Batch&)>& step) {
   for (const auto& metric : metrics) metric->reset();
   std::optional<ProgressBar> bar;
   if (is_main()) bar.emplace(Console::standard_output(), label, loader.length());
@@ -20,12 +20,12 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
     const autograd::Batch batch = loader.at(0, i);
     done = i + 1;
     if (batch.inputs.size(0) > 0) {
-      const Tensor predictions = strategy_->val_step(batch);
+      const Tensor predictions = step(batch);
       for (const auto& metric : metrics) metric->process(batch, predictions);
     } else if (ranks_ != nullptr) {
       // The tail of the data went to other ranks, whose forward may gather a sharded model's weights: from here, too.
       constexpr std::int64_t kAnySample[] = {0};
-      strategy_->val_step(loader.dataset().batch(kAnySample));
+      step(loader.dataset().batch(kAnySample));
     }
     if (bar) bar->update(i + 1, "");
     // All ranks stop at the same batch, or some would wait for others' parts of the weights.
@@ -50,7 +50,8 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
 }
 
 void Runner::validate() {
-  if (!evaluate(*val_loader_, val_metrics_, "validate")) return;
+  const auto step = [this](const autograd::Batch& batch) { return strategy_->val_step(batch); };
+  if (!evaluate(*val_loader_, val_metrics_, "validate", step)) return;
   for (auto& scheduler : strategy_->param_schedulers()) {
     if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
   }
@@ -65,7 +66,9 @@ std::map<std::string, double> Runner::test() {
   const auto loader = make_loader(*config_.test_dataloader, false);
   const auto metrics = make_metrics(config_.test_evaluator);
   strategy_ = registry_.strategies.build(config_.strategy, device_, seed(), comm());
-  strategy_->prepare(model_factory(), {});
+  PrepareOptions preparing;
+  preparing.dispatch.init_weights_for_test_or_val = false;  // all of them are loaded
+  strategy_->prepare(model_factory(), preparing);
   const std::string weights = config_.load_from ? *config_.load_from : find_last_checkpoint(config_.work_dir);
   LoadOptions options;
   options.strict = true;
@@ -73,7 +76,8 @@ std::map<std::string, double> Runner::test() {
   logger().info("weights loaded from ", shown_source(weights));
   make_hooks();
   for (auto& hook : hooks_) hook->before_run(*this);
-  const bool is_complete = evaluate(*loader, metrics, "test");
+  const bool is_complete =
+      evaluate(*loader, metrics, "test", [this](const autograd::Batch& batch) { return strategy_->test_step(batch); });
   if (is_complete) {
     for (auto& hook : hooks_) hook->after_test(*this);
   }

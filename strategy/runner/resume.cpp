@@ -24,7 +24,7 @@ void Runner::remove_last_attempts_temporaries() const {
 }
 
 std::vector<std::string> Runner::resume_candidates() const {
-  if (!config_.resume && !is_restart()) return {};
+  if (!config_.resumes() && !is_restart()) return {};
   if (config_.load_from && !is_restart()) return {*config_.load_from};
   const formats::CheckpointList list = formats::list_checkpoints(config_.work_dir);
   for (const formats::TornCheckpoint& torn : list.torn) {
@@ -33,9 +33,9 @@ std::vector<std::string> Runner::resume_candidates() const {
   std::vector<std::string> folders;
   for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
   // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
-  if (is_restart() && (!config_.resume || config_.load_from)) {
+  if (is_restart() && (!config_.resumes() || config_.load_from)) {
     std::erase_if(folders, [this](const std::string& folder) { return !is_of_this_job(folder); });
-    if (config_.resume) folders.push_back(*config_.load_from);
+    if (config_.resumes()) folders.push_back(*config_.load_from);
   }
   if (folders.empty()) logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
   return folders;
@@ -64,12 +64,11 @@ CheckpointCallback Runner::loaded_callback() {
 }
 
 void Runner::load_or_resume(const std::vector<std::string>& candidates) {
-  if (!config_.resume && config_.load_from && candidates.empty()) {
-    LoadOptions options;
-    options.callback = loaded_callback();
-    const LoadReport report = strategy_->load_checkpoint(*config_.load_from, options);
-    logger().info(report.loaded, " tensors loaded from ", shown_source(*config_.load_from));
-    if (!report.fits()) logger().warning("the file and the model differ:", report.text());
+  if (!config_.resumes() && config_.load_from && candidates.empty()) {
+    StartOptions start;
+    start.load_from = config_.load_from;
+    start.loading.callback = loaded_callback();
+    strategy_->load_or_resume(start);
   }
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     const bool is_last = i + 1 == candidates.size();

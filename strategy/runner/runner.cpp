@@ -15,9 +15,12 @@
 #include "core/base/log.h"
 #include "core/base/parallel.h"
 #include "dist/comm_meta.h"
+#include "dist/values.h"
 #include "strategy/checkpoint.h"
 #include "strategy/checkpoint/training_state.h"
 #include "strategy/config.h"
+#include "strategy/runner/environment.h"
+#include "strategy/runner/strategy_arguments.h"
 
 namespace castor::strategy {
 namespace {
@@ -39,7 +42,7 @@ void raise_file_limit(std::int64_t wanted) {
 }  // namespace
 
 Runner::Runner(const ConfigNode& config, const std::string& what, const Registry& registry)
-    : registry_(registry), config_(parse_config<RunnerConfig>(config, what, &registry)) {
+    : registry_(registry), config_(parse_runner_config(config, what, registry)) {
   if (!config_.randomness.seed) {
     std::random_device source;
     config_.randomness.seed = static_cast<std::int64_t>(source());
@@ -90,6 +93,7 @@ PrepareOptions Runner::prepare_options() const {
         [this, typed](const SchedulerContext& context) { return registry_.param_schedulers.build(typed, context); });
   }
   options.auto_scale_lr = config_.auto_scale_lr;
+  options.compile = config_.compile;
   options.dispatch.max_iters = progress_.max_iters;
   if (progress_.by_epoch) options.dispatch.max_epochs = progress_.max_epochs;
   options.dispatch.epoch_length = progress_.epoch_length;
@@ -116,9 +120,8 @@ void Runner::join_job() {
                                                           {"mpi", dist::Transport::kMpi}};
   options.transport = transports.at(config_.env_cfg.dist_cfg.transport);
   ranks_ = std::make_unique<Ranks>(info_, device_, options);
-  const Tensor drawn = Tensor::from_values(std::vector<std::int64_t>{*config_.randomness.seed}, {1});
-  ranks_->world().broadcast(drawn, 0, "seed");
-  config_.randomness.seed = drawn.data<std::int64_t>()[0];
+  config_.randomness.seed =
+      static_cast<std::int64_t>(dist::sync_random_seed(comm(), static_cast<std::uint64_t>(*config_.randomness.seed)));
 }
 
 std::int64_t Runner::micro_steps_per_iter() const {
@@ -146,17 +149,19 @@ void Runner::write_log_file(const std::string& name, const std::string& contents
 
 void Runner::set_up_environment() {
   join_job();
-  if (config_.env_cfg.num_threads) set_num_threads(static_cast<int>(*config_.env_cfg.num_threads));
+  if (const std::optional<int> threads =
+          threads_to_set(config_.env_cfg.num_threads, info_.world_size, dist::process_environment())) {
+    set_num_threads(*threads);
+  }
   raise_file_limit(config_.env_cfg.resource_limit);
-  const std::string stamp = log_timestamp();
-  LogOptions log;
-  log.level = std::max(log_level_from_name(config_.log_level), is_main() ? LogLevel::kDebug : LogLevel::kWarning);
+  // One time for all ranks, whose logs lie in one folder.
+  const std::string stamp = dist::broadcast_object(comm(), log_timestamp(), 0, "the time");
   if (is_main()) {
     log_dir_ = directory_of(log_file_path(config_.work_dir, stamp));
     make_directories(log_dir_);
-    log.file = log_file_path(config_.work_dir, stamp);
   }
-  set_process_logger(std::make_shared<Logger>(log));
+  set_process_logger(std::make_shared<Logger>(
+      log_options(config_.log_kwargs, log_level_from_name(config_.log_level), config_.work_dir, stamp, info_.rank)));
   logger().info("castor ", kVersion, ", experiment ",
                 config_.experiment_name ? *config_.experiment_name + "_" + stamp : stamp, ", seed ", seed(), ", ",
                 num_threads(), " compute threads, device ", device_, ", work folder ", config_.work_dir);
@@ -169,6 +174,7 @@ void Runner::set_up_environment() {
                      " micro-batches an iteration, so that the global batch and all results stay the same");
   }
   if (is_restart() && is_main()) remove_last_attempts_temporaries();
+  logger().info(environment_text(collect_env(info_, device_)));
   write_log_file(kConfigFile, effective_yaml());
 }
 

@@ -2,6 +2,7 @@
 // optimizer, schedules, hooks), runs the loops, and leaves a work folder behind.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,7 +82,9 @@ class Runner final : private RunControl {
   void train_one_iteration();
   void validate();
   /// Leaves the results in progress_.metrics. Returns false, without any, if a stop was requested on the way.
-  bool evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label);
+  ///   step   the strategy's val_step or test_step
+  bool evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label,
+                const std::function<Tensor(const autograd::Batch&)>& step);
   std::uint64_t seed() const { return static_cast<std::uint64_t>(*config_.randomness.seed); }
 
   const Registry& registry_;

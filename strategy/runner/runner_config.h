@@ -164,6 +164,21 @@ void describe(V& v, EnvConfig& c) {
   v.field("dist_cfg", c.dist_cfg, "what ranks say to each other");
 }
 
+/// `log_kwargs`.
+struct LogConfig {
+  std::optional<std::string> log_file;
+  bool distributed = false;
+};
+
+template <class V>
+void describe(V& v, LogConfig& c) {
+  v.field("log_file", c.log_file, "the log's file; null: WORK_DIR/TIME/TIME.log", non_empty());
+  v.field("distributed", c.distributed,
+          "every rank writes a log of its own beside rank 0's, with its number in the name");
+  v.retired("logger_name", ConfigNode(), "lines are headed by castor");
+  v.retired("file_mode", ConfigNode("a"), "a log that is there is continued");
+}
+
 /// A field that may be left out, one map, or a list of maps.
 using OneOrMany = std::optional<std::variant<TypedConfig, std::vector<TypedConfig>>>;
 
@@ -184,10 +199,14 @@ struct RunnerConfig {
   RandomnessConfig randomness;
   std::optional<std::string> launcher;
   std::string log_level = "INFO";
+  LogConfig log_kwargs;
   std::string work_dir = "work_dirs";
   std::optional<std::string> experiment_name;
   std::optional<std::string> load_from;
-  bool resume = false;
+  std::variant<bool, std::string> resume = false;  ///< a bool once parse_runner_config is done
+  CompileOption compile = false;
+
+  bool resumes() const { return std::get<bool>(resume); }
 };
 
 template <class V>
@@ -214,13 +233,18 @@ void describe(V& v, RunnerConfig& c) {
           one_of({"none", "pytorch", "slurm", "mpi"}));
   v.field("log_level", c.log_level, "least important line to show",
           one_of({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}));
+  v.field("log_kwargs", c.log_kwargs, "where the log goes");
   v.field("work_dir", c.work_dir, "folder of logs, plan and weights", non_empty());
   v.field("experiment_name", c.experiment_name, "heads the log; the run's time stamp is added");
   v.field("load_from", c.load_from,
           "weights to start from: a saved iter_N or epoch_N folder, a safetensors or PyTorch file, or a URL of one");
-  v.field(
-      "resume", c.resume,
-      "continue the run saved in load_from or, where that is left out, in the newest checkpoint of work_dir, if any");
+  v.field("resume", c.resume,
+          "continue the run saved in load_from or, where that is left out, in the newest checkpoint of work_dir, if "
+          "any; or "
+          "the checkpoint's path");
+  v.field("compile", c.compile, "false: steps run as they are; asking for more is refused with the reason");
+  v.check(
+      "compile", [&] { return !asks_for_capture(c.compile); }, kNoCapture);
   v.retired("default_scope", ConfigNode("castor"), "there is one registry");
   v.refuse("data_preprocessor", "not in this version: data sets give what the model takes");
   v.refuse("log_processor", "not in this version");

@@ -19,8 +19,8 @@ struct Stepped {
   explicit Stepped(std::int64_t counts, std::optional<ClipConfig> clip = {},
                    std::optional<std::int64_t> max_micro_steps = {})
       : parameter(Tensor::zeros({2}, DType::f32), true),
-        wrapper(std::make_unique<autograd::SGD>(sgd()), make_unsharded({parameter}),
-                {.accumulative_counts = counts, .clip = std::move(clip), .max_micro_steps = max_micro_steps}) {}
+        boosted(std::make_unique<autograd::SGD>(sgd()), make_unsharded({parameter}), {.clip = std::move(clip)}),
+        wrapper(boosted, {.accumulative_counts = counts, .max_micro_steps = max_micro_steps}) {}
 
   static autograd::SGDConfig sgd() {
     autograd::SGDConfig config;
@@ -35,6 +35,7 @@ struct Stepped {
   std::vector<float> value() const { return parameter.data().to_vector<float>(); }
 
   autograd::Variable parameter;
+  BoostedOptimizer boosted;
   OptimWrapper wrapper;
 };
 

@@ -25,6 +25,7 @@
 #include "strategy/runner/runner_config.h"
 #include "tests/support/mixed_model.h"
 #include "tests/support/muted_output.h"
+#include "tests/support/penalty_wrapper.h"
 #include "tests/support/rank_training.h"
 #include "tests/support/recording_comm.h"
 #include "tests/support/temp_dir.h"
@@ -46,7 +47,7 @@ struct Probe {
 
 Registry& types() {
   static Registry registry;
-  static const bool is_filled = (test::add_tiny_types(registry), true);
+  static const bool is_filled = (test::add_tiny_types(registry), test::add_penalty_wrapper(registry), true);
   (void)is_filled;
   return registry;
 }
@@ -409,6 +410,12 @@ TEST_CASE("every option of the strategy block changes something that can be seen
   const std::vector<Probe> probes = {
       {"plugin", "{type: lowlevel-zero, precision: fp32}"},
       {"mixed_precision", "bf16"},
+      {"model_wrapper", "{type: PenaltyWrapper, weight: 1}"},
+      // An error without a runner; what they do in a run: strategy_surface_test.
+      {"work_dir", "x"},
+      {"experiment_name", "x"},
+      {"env_kwargs", "{resource_limit: 300}"},
+      {"log_kwargs", "{log_level: ERROR}"},
       {"auto_scale_lr", "{enable: true, base_batch_size: 2}"},
       {"auto_scale_lr.enable", "true", {"auto_scale_lr.base_batch_size=2"}},
       {"auto_scale_lr.base_batch_size", "8", {"auto_scale_lr={enable: true, base_batch_size: 2}"}}};

@@ -141,10 +141,10 @@ TEST_CASE("a run by epoch validates after each, logs every line, and saves the l
 TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   const Run run({"log_level=INFO", "experiment_name=small", "optim_wrapper.clip_grad={max_norm: 1}"});
   const std::string log = run.log();
-  for (const char* part :
-       {"castor - INFO - ", "experiment small_", "seed 5", "plan for cpu", "plan against actual after step 1",
-        "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
-        "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "checkpoint saved to "}) {
+  for (const char* part : {"castor - INFO - ", "experiment small_", "seed 5", "system environment",
+                           "\n  processor: ", "\n  launcher: none", "plan for cpu", "plan against actual after step 1",
+                           "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
+                           "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "checkpoint saved to "}) {
     CHECK_MESSAGE(log.find(part) != std::string::npos, part);
   }
   const Json plan = read_json_file(join_path(run.log_dir(), "plan.json"));
@@ -154,6 +154,13 @@ TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   CHECK(plan.at("parameter_order") == Json({"first.weight", "first.bias", "second.weight", "second.bias"}));
   CHECK(plan.at("memory").at("total").at("peak").get<double>() > 0);
   CHECK(read_text_file(join_path(run.log_dir(), "plan_audit.txt")).find("activations") != std::string::npos);
+}
+
+TEST_CASE("the log goes where log_kwargs says") {
+  const test::TempDir elsewhere;
+  const std::string file = (elsewhere.path() / "run.log").string();
+  const Run run({"strategy.log_kwargs={log_level: INFO, log_file: " + file + "}", "log_level=INFO"});
+  CHECK(read_text_file(file).find("Epoch(train) [3][3/3]") != std::string::npos);
 }
 
 TEST_CASE("a run by iteration validates at its interval and at the end, and saves where asked") {
@@ -246,6 +253,17 @@ TEST_CASE("schedules move the learning rate at iterations and epochs, after auto
   CHECK(by_strategy.scalar("lr").at(0) == doctest::Approx(0.005));
   const Run top_wins({"strategy.auto_scale_lr={enable: true, base_batch_size: 8}", "auto_scale_lr={enable: false}"});
   CHECK(top_wins.scalar("lr").at(0) == doctest::Approx(0.01));
+}
+
+TEST_CASE("schedules wait where fp16 steps were skipped") {
+  const Run run(
+      {"strategy.mixed_precision={type: fp16, initial_scale: 4294967296, hysteresis: 1, backoff_factor: 0.0001}",
+       "param_scheduler={type: ExponentialLR, gamma: 0.5, by_epoch: false}"});
+  const std::vector<double> rates = run.scalar("lr");
+  REQUIRE(rates.size() == 9);
+  CHECK(rates[0] == 0.01);
+  CHECK(rates[1] == 0.01);  // the first step overflowed
+  CHECK(rates[8] < 0.001);  // later ones did not
 }
 
 TEST_CASE("an optimizer without a learning rate trains, logs none, and cannot be scaled") {
