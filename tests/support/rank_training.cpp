@@ -2,6 +2,7 @@
 #include "tests/support/rank_training.h"
 
 #include <cmath>
+#include <filesystem>
 #include <mutex>
 
 #include <doctest/doctest.h>
@@ -184,6 +185,16 @@ MakePlugin gemini(Precision precision, const std::function<void(GeminiPlugin::Co
   };
 }
 
+MakePlugin gemini_on_disk(Precision precision) {
+  return gemini(precision, [](auto& c) {
+    c.offload_optim_frac = 1;
+    c.nvme_offload_fraction = 1;
+    c.offload_param_frac = 1;
+    c.nvme_offload_param_fraction = 0.5;
+    c.nvme_offload_dir = std::filesystem::temp_directory_path().string();
+  });
+}
+
 std::vector<std::pair<std::string, MakePlugin>> all_placements(Precision precision) {
   constexpr double kSmallBucket = 0.0003;
   return {{"ddp", ddp(0.01)},
@@ -203,10 +214,12 @@ std::vector<std::pair<std::string, MakePlugin>> all_placements(Precision precisi
                                                     c.offload_optim_frac = 1;
                                                     c.offload_param_frac = 1;
                                                   })},
-          {"gemini, auto", gemini(precision, [](auto& c) {
-             c.placement_policy = "auto";
-             c.device_memory_gib = 1e-5;
-           })}};
+          {"gemini, auto", gemini(precision,
+                                  [](auto& c) {
+                                    c.placement_policy = "auto";
+                                    c.device_memory_gib = 1e-5;
+                                  })},
+          {"gemini, disk", gemini_on_disk(precision)}};
 }
 
 }  // namespace castor::test

@@ -69,6 +69,9 @@ MakePlugin zero(std::int64_t stage, strategy::Precision precision, double bucket
 MakePlugin gemini(strategy::Precision precision,
                   const std::function<void(strategy::GeminiPlugin::Config&)>& change = {});
 
+/// Gemini whose optimizer states and first half of the weights live in files without a name, among the temporary ones.
+MakePlugin gemini_on_disk(strategy::Precision precision);
+
 /// Every plugin with the placements that make a difference, on chunks and buckets of a few hundred elements.
 std::vector<std::pair<std::string, MakePlugin>> all_placements(strategy::Precision precision);
 

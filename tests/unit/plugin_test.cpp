@@ -36,33 +36,19 @@ using castor::test::zero;
 
 namespace {
 
-/// Optimizer states and the first half of the weights in files.
-MakePlugin gemini_on_disk(Precision precision, const test::TempDir& folder) {
-  return gemini(precision, [folder = folder.path().string()](auto& c) {
-    c.offload_optim_frac = 1;
-    c.nvme_offload_fraction = 1;
-    c.offload_param_frac = 1;
-    c.nvme_offload_param_fraction = 0.5;
-    c.nvme_offload_dir = folder;
-  });
-}
-
 /// The small buckets' size: a few hundred elements, so that parameters lie in several.
 constexpr double kSmallBucket = 0.0003;
 
 constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::fp16};
 
 TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in any way: everything keeps its bits") {
-  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     Task task;
     task.precision = precision;
     const Outcome four = train({"alone", 1, 4}, task), twelve = train({"alone", 1, 12}, task);
     CHECK(twelve.tensors != four.tensors);
-    auto placements = test::all_placements(precision);
-    placements.emplace_back("gemini, disk", gemini_on_disk(precision, scratch));
-    for (const auto& [name, plugin] : placements) {
+    for (const auto& [name, plugin] : test::all_placements(precision)) {
       CAPTURE(name);
       CHECK(train({name, 2, 2, plugin}, task) == four);
       CHECK(train({name, 6, 2, plugin}, task) == twelve);
@@ -161,7 +147,6 @@ TEST_CASE("optimizers whose statistics span whole parameters step shards of them
 }
 
 TEST_CASE("a run saved under one layout goes on under any other with the bits of the undisturbed run") {
-  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     const Layout layouts[] = {{"alone", 1, 4},
@@ -169,7 +154,7 @@ TEST_CASE("a run saved under one layout goes on under any other with the bits of
                               {"zero-1", 4, 1, zero(1, precision, kSmallBucket)},
                               {"zero-2", 2, 2, zero(2, precision)},
                               {"gemini", 4, 1, gemini(precision)},
-                              {"gemini, disk", 2, 2, gemini_on_disk(precision, scratch)},
+                              {"gemini, disk", 2, 2, test::gemini_on_disk(precision)},
                               {"zero-1, two groups on the host", 4, 1,
                                zero(1, precision, kSmallBucket,
                                     [](auto& c) {
