@@ -53,6 +53,7 @@ class MetaComm final : public Comm {
   std::unique_ptr<Comm> split(int color, int) override {
     return color < 0 ? nullptr : make_meta_comm(rank_, world_size(), traffic_);
   }
+  std::unique_ptr<Comm> block(int size) const { return make_meta_comm(rank_ % size, size, traffic_); }
   void abort(const std::string&) noexcept override {}
 
  protected:
@@ -82,6 +83,11 @@ std::unique_ptr<Comm> make_meta_comm(int rank, int world_size, std::shared_ptr<M
   if (world_size < 1 || rank < 0 || rank >= world_size)
     throw ShapeError(cat("make_meta_comm: no rank ", rank, " in a group of ", world_size));
   return std::make_unique<MetaComm>(rank, world_size, std::move(traffic));
+}
+
+std::unique_ptr<Comm> split_blocks(Comm& comm, int size) {
+  if (const auto* on_paper = dynamic_cast<const MetaComm*>(&comm)) return on_paper->block(size);
+  return comm.split(comm.rank() / size, comm.rank());
 }
 
 }  // namespace castor::dist

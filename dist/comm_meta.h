@@ -19,4 +19,8 @@ struct MetaTraffic {
 ///   traffic  counts what this group and those split from it do; may be null
 std::unique_ptr<Comm> make_meta_comm(int rank, int world_size, std::shared_ptr<MetaTraffic> traffic = nullptr);
 
+/// Groups of `size` consecutive ranks each, of any group: split(rank / size, rank), which a group on paper could not
+/// tell from another split.
+std::unique_ptr<Comm> split_blocks(Comm& comm, int size);
+
 }  // namespace castor::dist
