@@ -86,7 +86,9 @@ TEST_CASE("every split and placement of a global batch ends with the bits of one
           if (!choice.takes()) continue;
           CAPTURE(name);
           CAPTURE(world_size);
-          CHECK(train({name, world_size, micro_steps, plugin}, task) == expected);
+          const Outcome got = train({name, world_size, micro_steps, plugin}, task);
+          INFO(test::differences(got, expected));
+          CHECK(got == expected);
         }
       }
       return expected;
@@ -107,7 +109,9 @@ TEST_CASE("a window that is shorter than the others keeps its bits in every spli
       for (const auto& [name, plugin] : test::all_placements(precision)) {
         if (!choice.takes()) continue;
         CAPTURE(name);
-        CHECK(train({name, world_size, micro_steps, plugin}, task) == expected);
+        const Outcome got = train({name, world_size, micro_steps, plugin}, task);
+        INFO(test::differences(got, expected));
+        CHECK(got == expected);
       }
     };
     check(2, 4, 2, 2);
@@ -140,7 +144,9 @@ TEST_CASE("a run saved after ten updates under one layout ends under another wit
         Task rest = whole;
         rest.updates = rest.resumed_updates = kUpdates / 2;
         rest.resume_from = first.save_as;
-        CHECK(train(layouts[j], rest) == expected);
+        const Outcome got = train(layouts[j], rest);
+        INFO(test::differences(got, expected));
+        CHECK(got == expected);
       }
     }
   });

@@ -145,6 +145,32 @@ Outcome train(const Layout& layout, const Task& task) {
   return outcome;
 }
 
+std::string differences(const Outcome& got, const Outcome& expected) {
+  std::string text;
+  const auto compare = [&](const std::string& name, const auto& a, const auto& b) {
+    if (a.size() != b.size()) {
+      text += cat(name, ": ", a.size(), " values, expected ", b.size(), "\n");
+      return;
+    }
+    std::size_t count = 0, first = 0;
+    for (std::size_t i = a.size(); i-- > 0;) {
+      if (a[i] == b[i]) continue;
+      ++count;
+      first = i;
+    }
+    if (count > 0)
+      text +=
+          cat(name, ": ", count, " of ", a.size(), ", from ", first, " on: ", a[first], ", expected ", b[first], "\n");
+  };
+  compare("losses", got.losses, expected.losses);
+  compare("grad_norms", got.grad_norms, expected.grad_norms);
+  for (const auto& [name, values] : expected.tensors) {
+    const auto found = got.tensors.find(name);
+    compare(name, found == got.tensors.end() ? std::vector<float>{} : found->second, values);
+  }
+  return text;
+}
+
 Outcome after(Outcome whole, std::int64_t updates, std::int64_t micro_batches) {
   whole.grad_norms.erase(whole.grad_norms.begin(), whole.grad_norms.begin() + updates);
   whole.losses.erase(whole.losses.begin(), whole.losses.begin() + updates * micro_batches);

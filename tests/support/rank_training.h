@@ -57,6 +57,9 @@ struct Outcome {
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
 
+/// What differs between two runs, with the first place and both values: for the message of a test that fails.
+std::string differences(const Outcome& got, const Outcome& expected);
+
 /// Trains; checks that ranks agree on what several of them have, and that nothing is NaN.
 Outcome train(const Layout& layout, const Task& task);
 /// The rest of a run after its first `updates` of `micro_batches` each.
