@@ -160,8 +160,8 @@ TEST_CASE("a target has its own memory, kernels and rates") {
 
 TEST_CASE("the change that is proposed makes the run fit, and no other that fits costs less") {
   Planner plan;
-  for (const char* target : {"h100", "cpu"}) {
-    for (const char* memory : {"12MiB", "5MiB"}) {
+  for (const std::string target : {"h100", "cpu"}) {
+    for (const std::string memory : {"20MiB", "16MiB", "10MiB"}) {
       CAPTURE(target);
       CAPTURE(memory);
       const std::vector<std::string> limits = {"--json", "--target", target, "--device-memory", memory};

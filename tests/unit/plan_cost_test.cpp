@@ -132,29 +132,31 @@ TEST_CASE("a machine's rates decide what a plan costs, and every part of an esti
   CHECK_THROWS_WITH_AS(machine_named("h1000"), doctest::Contains("h100, h200, a100, cpu"), ConfigError);
 }
 
-TEST_CASE("recomputation is the cheaper way of saving memory where links are slow, and shows as computing") {
+TEST_CASE("recomputation saves memory and shows as computing") {
   const Plan plain = plan_gpt(kSmall, 4, gemini()), again = plan_gpt(kSmall, 4, gemini(), 1, true);
   const Machine& machine = machine_named("h100");
-  CHECK(again.flops > 1.1 * plain.flops);
+  CHECK(again.flops > plain.flops);
   CHECK(estimate_step(again, machine).compute > estimate_step(plain, machine).compute);
   CHECK(again.memory.peak_total < plain.memory.peak_total);
 }
 
-TEST_CASE("estimates for an H100 are within a third of steps that were measured on one") {
+TEST_CASE(
+    "estimates for an H100 are within a tenth of measured steps, and at most twice those that a host helps with") {
+  // Where the host steps, moves and steps happen beside computing, and that host served one device and not eight.
   struct Measured {
-    const char* name;
+    std::string name;
     Shape3 size;
     std::int64_t batch;
     bool recompute;
     double offload;
     double tokens_a_second;
   };
-  constexpr Measured kMeasured[] = {{"124M", {12, 12, 768}, 32, false, 0, 554e3},
-                                    {"350M", {24, 16, 1024}, 32, false, 0, 211e3},
-                                    {"1.5B", {48, 25, 1600}, 16, false, 0, 51.3e3},
-                                    {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 14.6e3},
-                                    {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 8.31e3},
-                                    {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 4.68e3}};
+  const Measured kMeasured[] = {{"124M", {12, 12, 768}, 32, false, 0, 554e3},
+                                {"350M", {24, 16, 1024}, 32, false, 0, 211e3},
+                                {"1.5B", {48, 25, 1600}, 16, false, 0, 51.3e3},
+                                {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 14.6e3},
+                                {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 8.31e3},
+                                {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 4.68e3}};
   for (const Measured& measured : kMeasured) {
     CAPTURE(measured.name);
     const auto plugin = gemini([&](auto& c) {
@@ -165,8 +167,8 @@ TEST_CASE("estimates for an H100 are within a third of steps that were measured 
     const StepEstimate estimate = estimate_step(plan, machine_named("h100"));
     const double seconds = static_cast<double>(measured.batch) * 1024 / measured.tokens_a_second;
     MESSAGE(measured.name << ": measured " << seconds << " s, " << estimate_text(estimate, machine_named("h100")));
-    CHECK(estimate.total() < 1.34 * seconds);
-    CHECK(estimate.total() > 0.66 * seconds);
+    CHECK(estimate.total() > 0.9 * seconds);
+    CHECK(estimate.total() < (measured.offload == 0 ? 1.1 : 2.0) * seconds);
   }
 }
 
