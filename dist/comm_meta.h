@@ -8,8 +8,19 @@
 
 namespace castor::dist {
 
+/// What a rank would have exchanged.
+struct MetaTraffic {
+  std::int64_t collectives = 0;
+  double bytes = 0;  ///< sent or received, whichever is more: links carry both ways at a time
+};
+
 /// Rank `rank` of `world_size`. Contents of buffers are left as they are, so nothing may be read back from them. The
 /// group checks its arguments as every other does.
-std::unique_ptr<Comm> make_meta_comm(int rank, int world_size);
+///   traffic  counts what this group and those split from it do; may be null
+std::unique_ptr<Comm> make_meta_comm(int rank, int world_size, std::shared_ptr<MetaTraffic> traffic = nullptr);
+
+/// Groups of `size` consecutive ranks each, of any group: split(rank / size, rank), which a group on paper could not
+/// tell from another split.
+std::unique_ptr<Comm> split_blocks(Comm& comm, int size);
 
 }  // namespace castor::dist

@@ -16,16 +16,25 @@
 namespace castor::strategy {
 namespace {
 
-/// Adds up what ops cost.
+/// Adds up what ops cost, on the device and on the host beside it, and what moves between the two.
 class CostRecorder final : public DispatchObserver {
  public:
+  explicit CostRecorder(Device device) : device_(device) {}
   void before(const OpCall& call) override {
+    if (std::string_view(call.name) == "transfer") {
+      link_bytes_ += call.cost.bytes;
+      return;
+    }
     OpTotal& total = totals_[call.name];
     total.name = call.name;
     ++total.calls;
     total.flops += call.cost.flops;
     total.bytes += call.cost.bytes;
+    if (call.device == device_) return;
+    total.host_flops += call.cost.flops;
+    total.host_bytes += call.cost.bytes;
   }
+  double link_bytes() const { return link_bytes_; }
   std::vector<OpTotal> sorted() const {
     std::vector<OpTotal> ops;
     for (const auto& [name, total] : totals_) ops.push_back(total);
@@ -36,8 +45,20 @@ class CostRecorder final : public DispatchObserver {
   }
 
  private:
+  Device device_;
+  double link_bytes_ = 0;
   std::map<std::string, OpTotal> totals_;
 };
+
+// What most weights are computed with.
+DType dtype_of_most(const autograd::TrainableModel& model) {
+  std::map<DType, std::int64_t> elements;
+  for (const auto& [name, parameter] : model.named_parameters())
+    elements[parameter.dtype()] += parameter.shape().numel();
+  const auto most = std::max_element(elements.begin(), elements.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == elements.end() ? DType::f32 : most->first;
+}
 
 std::string scaled(double value, const char* unit) {
   constexpr const char* kPrefixes[] = {"", "k", "M", "G", "T", "P"};
@@ -74,14 +95,14 @@ void memory_lines(std::ostream& out, const char* title, const MemoryStats& stats
 }
 
 Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
-               const autograd::Batch& batch, DeviceType target) {
+               const autograd::Batch& batch, DeviceType target, const dist::MetaTraffic* traffic) {
   const Device device = make_meta({target, "", 0});
   Plan plan;
   plan.target = target == DeviceType::cpu ? "cpu" : "cuda";
   plan.micro_batch = batch.inputs.size(0);
   plan.micro_steps = options.accumulative_counts;
   plan.limits = options.limits;
-  CostRecorder recorder;
+  CostRecorder recorder(device);
   {
     const std::unique_ptr<BaseStrategy> strategy = make_strategy(device);
     PrepareOptions quiet = options;
@@ -90,6 +111,9 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
     quiet.param_schedulers.clear();
     strategy->prepare(model, quiet);
     plan.parameters = strategy->model().parameter_count();
+    plan.world_size = strategy->world_size();
+    plan.compute_dtype = dtype_of_most(strategy->model());
+    const double exchanged_before = traffic == nullptr ? 0 : traffic->bytes;
     std::vector<std::string> backward_order;
     for (const auto& [name, parameter] : strategy->model().named_parameters()) {
       parameter.add_gradient_hook([&backward_order, name = name](const autograd::Variable&) {
@@ -103,6 +127,8 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);
     plan.memory = allocator(device).stats();
+    plan.link_bytes = recorder.link_bytes();
+    if (traffic != nullptr) plan.exchanged_bytes = traffic->bytes - exchanged_before;
     if (OptimWrapper* wrapper = strategy->optim_wrapper()) {
       const Sharding& sharding = wrapper->sharding();
       if (const std::optional<Device> host = sharding.host()) plan.host = allocator(*host).stats();
@@ -125,12 +151,12 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
 }  // namespace
 
 Plan make_plan(const StrategyFactory& make_strategy, const ModelFactory& model, const PrepareOptions& options,
-               const autograd::Batch& batch, DeviceType target) {
-  Plan plan = plan_step(make_strategy, model, options, batch, target);
+               const autograd::Batch& batch, DeviceType target, const dist::MetaTraffic* traffic) {
+  Plan plan = plan_step(make_strategy, model, options, batch, target, traffic);
   if (!plan.forecast || options.forecast) return plan;
   PrepareOptions placed = options;
   placed.forecast = plan.forecast;
-  return plan_step(make_strategy, model, placed, batch, target);
+  return plan_step(make_strategy, model, placed, batch, target, traffic);
 }
 
 bool Plan::fits() const {
@@ -171,9 +197,12 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
   json["target"] = plan.target;
   json["micro_batch"] = plan.micro_batch;
   json["micro_steps"] = plan.micro_steps;
+  json["world_size"] = plan.world_size;
   json["parameters"] = plan.parameters;
   json["flops"] = plan.flops;
   json["bytes"] = plan.bytes;
+  json["link_bytes"] = plan.link_bytes;
+  json["exchanged_bytes"] = plan.exchanged_bytes;
   json["ops"] = nlohmann::ordered_json::array();
   for (const OpTotal& op : plan.ops)
     json["ops"].push_back({{"name", op.name}, {"calls", op.calls}, {"flops", op.flops}, {"bytes", op.bytes}});

@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "core/base/dtype.h"
 #include "core/device/caching_allocator.h"
+#include "dist/comm_meta.h"
 #include "strategy/checkpoint/saver.h"
 #include "strategy/strategy.h"
 
@@ -23,6 +25,8 @@ struct OpTotal {
   std::int64_t calls = 0;
   double flops = 0;
   double bytes = 0;
+  double host_flops = 0;  ///< of these, of calls on the host's tier: steps of offloaded states
+  double host_bytes = 0;
 };
 
 /// What a training step needs.
@@ -30,6 +34,8 @@ struct Plan {
   std::string target;                        ///< "cpu"
   std::int64_t micro_batch = 0;              ///< samples
   std::int64_t micro_steps = 0;              ///< in a global step
+  std::int64_t world_size = 1;               ///< ranks
+  DType compute_dtype = DType::f32;          ///< of most weights
   std::int64_t parameters = 0;               ///< elements, tied ones once
   std::vector<OpTotal> ops;                  ///< of one global step, most FLOPs first
   std::vector<std::string> parameter_order;  ///< names, in order of first use in forward
@@ -39,6 +45,8 @@ struct Plan {
   MemoryStats memory;                        ///< of the allocator after the step
   std::uint64_t checkpoint_bytes = 0;        ///< tensors of a checkpoint: weights and optimizer states
   MemoryStats host;                          ///< of the host's tier, where there is one beside the device
+  double link_bytes = 0;                     ///< between device and host, both ways, in a global step
+  double exchanged_bytes = 0;                ///< with other ranks, one way, in a global step
   std::int64_t disk_bytes = 0;               ///< in scratch files
   std::int64_t disk_traffic = 0;             ///< read and written there in a step
   MemoryLimits limits;                       ///< what the plan was asked to fit
@@ -54,9 +62,11 @@ using StrategyFactory = std::function<std::unique_ptr<BaseStrategy>(Device)>;
 
 /// Runs one global step on a meta device standing for a CPU or a GPU, whose kernels need different workspace; a second
 /// one where the first shows how to place chunks.
-///   batch   a micro-batch of the size that will be trained; only shapes and dtypes are used
+///   batch    a micro-batch of the size that will be trained; only shapes and dtypes are used
+///   traffic  of the group on paper, if there is one
 Plan make_plan(const StrategyFactory& strategy, const ModelFactory& model, const PrepareOptions& options,
-               const autograd::Batch& batch, DeviceType target = DeviceType::cpu);
+               const autograd::Batch& batch, DeviceType target = DeviceType::cpu,
+               const dist::MetaTraffic* traffic = nullptr);
 
 /// The plan as text for a person.
 std::string plan_text(const Plan& plan);

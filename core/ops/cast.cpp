@@ -28,7 +28,15 @@ Tensor clone(const Tensor& x) {
 Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
 
 void copy_across(const Tensor& x, const Tensor& y) {
-  if (x.numel() == 0 || x.device().is_meta() || y.device().is_meta()) return;
+  if (x.numel() == 0) return;
+  if (x.device().is_meta() || y.device().is_meta()) {
+    const View from = x.view();  // whoever keeps them elsewhere is asked for them, as by a real copy
+    y.view();
+    if (innermost_observer == nullptr || x.device() == y.device()) return;
+    const OpCall transfer{"transfer", x.device(), {0, static_cast<double>(from.bytes())}};
+    notify(transfer, false);
+    return notify(transfer, true);
+  }
   if (x.device() == y.device()) return copy_into(x, y);
   if (x.device().is_cpu()) return y.copy_from_host(x.view().data, x.view().bytes());
   if (y.device().is_cpu()) return x.copy_to_host(y.view().data, y.view().bytes());

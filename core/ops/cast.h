@@ -28,7 +28,7 @@ Tensor clone(const Tensor& x);
 /// one device.
 void copy_into(const Tensor& x, const Tensor& y);
 
-/// Copies x's bytes over y's, which has x's shape and dtype, on whatever device; both row-major. Nothing on meta.
+/// Copies x's bytes over y's, of x's shape and dtype, both row-major. On meta it is a "transfer" that observers see.
 void copy_across(const Tensor& x, const Tensor& y);
 
 /// x on `device`, row-major; x itself when it is there. Copies through host memory between devices.

@@ -7,6 +7,7 @@
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "dist/comm_meta.h"
 #include "dist/gradient_buckets.h"
 
 namespace castor::dist {
@@ -80,8 +81,8 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
                            const ChunkOptions& options, const Fill& fill)
     : comm_(comm),
       shards_(comm.world_size() / options.replicas),
-      owners_(comm.split(comm.rank() / shards_, comm.rank())),
-      gather_group_(comm.split(comm.rank() / shards_, comm.rank())),
+      owners_(split_blocks(comm, shards_)),
+      gather_group_(split_blocks(comm, shards_)),
       reduce_group_(comm.split(0, comm.rank())),
       device_(device),
       options_(options),
@@ -292,7 +293,7 @@ void ChunkManager::begin_gather(Chunk& chunk) {
   const Moving moving(*this);
   give_memory(chunk);
   const Tensor own = chunk.whole.narrow(0, piece_begin(chunk), chunk.piece.numel());
-  if (chunk.home.piece_on_disk && device_.is_cpu()) {
+  if (chunk.home.piece_on_disk && kernel_type(device_) == DeviceType::cpu) {
     // Only read: taking the address would write the piece back.
     const View view = own.view();
     chunk.piece.storage()->read(0, {static_cast<std::byte*>(view.data), view.bytes()});

@@ -1,7 +1,9 @@
 // How large chunks should be: the size, within a range, that wastes least when parameters are packed in their order.
 //
 // Source: ColossalAI's search (least unused tail of next-fit packing over a range of sizes). Memory for a chunk is what
-// its parameters need, so waste costs messages and not bytes: a chunk that is nearly empty is sent like a full one.
+// its parameters need, so waste costs messages and not bytes: a chunk that is nearly empty is sent like a full one. In
+// [32, 64] Mi elements the best size for GPT-2 350M wastes 1.5 %, since no run of whole layers fills it; up to 128 Mi
+// 0.31 %.
 #pragma once
 
 #include <cstdint>

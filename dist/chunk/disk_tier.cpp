@@ -215,15 +215,14 @@ void DiskTier::wait_for_write(Block& block) {
 bool DiskTier::read(Block& block, std::uint64_t offset, std::span<std::byte> out) {
   const std::lock_guard lock(mutex_);
   open_locked();
-  if (file_ == nullptr) return true;
   if (block.buffer != nullptr) {
     settle(block);
-    std::memcpy(out.data(), block.buffer->start + offset, out.size());
+    if (file_ != nullptr) std::memcpy(out.data(), block.buffer->start + offset, out.size());
     return true;
   }
   wait_for_write(block);
   stream(block, offset, out.size(), [&](std::span<std::byte> bytes, std::uint64_t at) {
-    std::memcpy(out.data() + at, bytes.data(), bytes.size());
+    if (!bytes.empty()) std::memcpy(out.data() + at, bytes.data(), bytes.size());
     return false;
   });
   return true;
@@ -232,35 +231,38 @@ bool DiskTier::read(Block& block, std::uint64_t offset, std::span<std::byte> out
 bool DiskTier::write(Block& block, std::uint64_t offset, std::span<const std::byte> data) {
   const std::lock_guard lock(mutex_);
   open_locked();
-  if (file_ == nullptr) return true;
   if (block.buffer != nullptr) {
     settle(block);
-    std::memcpy(block.buffer->start + offset, data.data(), data.size());
+    if (file_ != nullptr) std::memcpy(block.buffer->start + offset, data.data(), data.size());
     if (block.buffer == used_) return true;  // will be written
   }
   wait_for_write(block);
   stream(block, offset, data.size(), [&](std::span<std::byte> bytes, std::uint64_t at) {
-    std::memcpy(bytes.data(), data.data() + at, bytes.size());
+    if (!bytes.empty()) std::memcpy(bytes.data(), data.data() + at, bytes.size());
     return true;
   });
   return true;
 }
 
 // Hands out bytes [offset, offset + count) of the block in windows that are read from the file, and written back where
-// `change` says so.
+// `change` says so. On meta windows are empty, and what would move is counted.
 void DiskTier::stream(Block& block, std::uint64_t offset, std::size_t count, const Change& change) {
-  if (window_.bytes().empty()) window_ = AlignedBuffer(kWindowBytes);
+  if (file_ != nullptr && window_.bytes().empty()) window_ = AlignedBuffer(kWindowBytes);
   const std::uint64_t end = offset + count;
   for (std::uint64_t at = offset; at < end;) {
     const std::uint64_t begin = round_down(at, kDirectAlignment);
     const std::uint64_t stop = std::min(begin + kWindowBytes, round_up(end, kDirectAlignment));
-    const std::span<std::byte> window = window_.bytes().first(static_cast<std::size_t>(stop - begin));
     const std::size_t used = static_cast<std::size_t>(std::min(stop, end) - at);
-    named("reading", block, [&] { file_->read(window, block.offset + begin).get(); });
-    traffic_.read_bytes += static_cast<std::int64_t>(window.size());
-    if (change(window.subspan(static_cast<std::size_t>(at - begin), used), at - offset)) {
-      named("writing", block, [&] { file_->write(window, block.offset + begin).get(); });
-      traffic_.written_bytes += static_cast<std::int64_t>(window.size());
+    std::span<std::byte> window, part;
+    if (file_ != nullptr) {
+      window = window_.bytes().first(static_cast<std::size_t>(stop - begin));
+      part = window.subspan(static_cast<std::size_t>(at - begin), used);
+      named("reading", block, [&] { file_->read(window, block.offset + begin).get(); });
+    }
+    traffic_.read_bytes += static_cast<std::int64_t>(stop - begin);
+    if (change(part, at - offset)) {
+      if (file_ != nullptr) named("writing", block, [&] { file_->write(window, block.offset + begin).get(); });
+      traffic_.written_bytes += static_cast<std::int64_t>(stop - begin);
     }
     at += used;
   }

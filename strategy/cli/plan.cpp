@@ -3,6 +3,9 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
+
+#include "strategy/plan_cost.h"
 
 namespace castor::strategy {
 
@@ -18,8 +21,11 @@ Subcommand plan_command(std::function<int(const PlanArguments&, Registry&, std::
     list.option("--device-memory", arguments->device_memory, "SIZE",
                 "memory of a rank's device, as 80GiB: says whether the run fits and what would make it fit");
     list.option("--host-memory", arguments->host_memory, "SIZE", "the same of the host's memory that a rank may use");
-    list.choice("--target", arguments->target, {"h100", "h200", "a100"},
-                "a device (80, 141 and 80 GiB) whose memory --device-memory is, unless it is given");
+    std::vector<std::string> names;
+    for (const Machine& machine : machines()) names.emplace_back(machine.name);
+    list.choice("--target", arguments->target, std::move(names),
+                "what the run is for: its kernels and rates, and where they are not given its device's memory (80, 141 "
+                "and 80 GiB) and share of the host's (256 GiB)");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments, plan = std::move(plan)](Registry& registry, std::ostream& out) {

@@ -18,7 +18,7 @@ struct PlanArguments : ConfigArguments {
   std::optional<std::int64_t> world_size;    ///< --world-size: ranks to plan for; the plan is rank 0's
   std::optional<std::string> device_memory;  ///< --device-memory: of each rank's device, as 80GiB
   std::optional<std::string> host_memory;    ///< --host-memory: of each rank's share of a host
-  std::optional<std::string> target;         ///< --target: a device whose memory is known
+  std::optional<std::string> target;         ///< --target: a machine of strategy/plan_cost.h
 };
 
 /// Plans on a meta device and prints to `out`. Returns an exit code; errors are thrown.

@@ -1,4 +1,4 @@
-// The ladder of changes; see plan_fit.h.
+// The settings that are tried; see plan_fit.h.
 #include "strategy/cli/plan_fit.h"
 
 #include <utility>
@@ -10,15 +10,17 @@
 namespace castor::strategy {
 namespace {
 
-/// A plugin to try, by its options.
+/// A plugin to try, by its options; no type: the config's own.
 struct Rung {
   std::string type;
   std::vector<std::pair<std::string, ConfigNode>> options;
 };
 
+// Each holds less on the device than those before it, and moves more.
 std::vector<Rung> rungs() {
   const ConfigNode automatic("auto"), accumulates(true);
-  return {{"lowlevel-zero", {{"stage", 1}}},
+  return {{"", {}},
+          {"lowlevel-zero", {{"stage", 1}}},
           {"lowlevel-zero", {{"stage", 2}}},
           {"gemini", {{"placement_policy", automatic}, {"enable_gradient_accumulation", accumulates}}},
           {"gemini",
@@ -42,54 +44,119 @@ std::string value_text(const ConfigNode& value) {
                            : std::to_string(value.as_int());
 }
 
-}  // namespace
+void add_word(std::string& text, const std::string& word) { text += text.empty() ? word : " " + word; }
 
-std::optional<FittingChange> cheapest_change(const ConfigNode& config, const std::string& what,
-                                             const Registry& registry, std::int64_t world_size,
-                                             const MemoryLimits& limits) {
-  const ConfigNode* strategy = config.find("strategy");
-  const ConfigNode* loader = config.find("train_dataloader");
-  const ConfigNode* batch = loader == nullptr ? nullptr : loader->find("batch_size");
-  if (strategy == nullptr || batch == nullptr || !batch->is_int()) return {};
-  const std::int64_t micro_batch = batch->as_int();
-  const auto attempt = [&](const ConfigNode& changed, std::int64_t ranks) -> std::optional<Plan> {
+std::string set_plugin(ConfigNode& strategy, const Rung& rung) {
+  const ConfigNode precision = precision_of_run(strategy);
+  ConfigNode plugin = ConfigNode::map();
+  plugin.set("type", rung.type);
+  plugin.set("precision", precision);
+  std::string text = cat("strategy.plugin={type: ", rung.type, ", precision: ", value_text(precision));
+  for (const auto& [name, value] : rung.options) {
+    plugin.set(name, value);
+    text += cat(", ", name, ": ", value_text(value));
+  }
+  strategy.set("plugin", std::move(plugin));
+  return text + "}";
+}
+
+// The same global batch in smaller micro-batches. False if it does not divide.
+bool split_batches(ConfigNode& config, std::int64_t split, std::string& text) {
+  ConfigNode* loader = config.find("train_dataloader");
+  ConfigNode* wrapper = config.find("optim_wrapper");
+  const std::int64_t batch = loader->find("batch_size")->as_int();
+  if (batch % split != 0 || wrapper == nullptr) return false;
+  const ConfigNode* counts = wrapper->find("accumulative_counts");
+  const std::int64_t steps = split * (counts != nullptr && counts->is_int() ? counts->as_int() : 1);
+  loader->set("batch_size", batch / split);
+  wrapper->set("accumulative_counts", steps);
+  add_word(text, cat("train_dataloader.batch_size=", batch / split, " optim_wrapper.accumulative_counts=", steps));
+  return true;
+}
+
+class Search {
+ public:
+  Search(const FittingTask& task, const Registry& registry, const Machine& machine)
+      : task_(task), registry_(registry), machine_(machine) {}
+
+  std::optional<FittingChange> run() {
+    const ConfigNode* strategy = task_.config.find("strategy");
+    const ConfigNode* loader = task_.config.find("train_dataloader");
+    const ConfigNode* batch = loader == nullptr ? nullptr : loader->find("batch_size");
+    if (strategy == nullptr || batch == nullptr || !batch->is_int()) return {};
+    const ConfigNode* model = task_.config.find("model");
+    const ConfigNode* recompute = model == nullptr ? nullptr : model->find("recompute");
+    may_recompute_ = model != nullptr && (recompute == nullptr || (recompute->is_bool() && !recompute->as_bool()));
+    for (const Rung& rung : rungs()) {
+      // A rung that fits as it is leaves nothing to those that only move more.
+      if (try_rung(rung)) break;
+    }
+    for (std::int64_t more = 2; more <= 64 && !best_; more *= 2) {
+      const std::int64_t ranks = more * task_.world_size;
+      attempt(task_.config, cat("--world-size ", ranks), ranks);
+    }
+    return std::move(best_);
+  }
+
+ private:
+  enum class Result { kFits, kActivations, kTooLarge };  // kActivations: without activations it would fit
+
+  // True if it fits without recomputation and with whole micro-batches.
+  bool try_rung(const Rung& rung) {
+    for (std::int64_t split = 1; split <= 8; split *= 2) {
+      for (const bool recomputes : {false, true}) {
+        if (recomputes && !may_recompute_) continue;
+        ConfigNode changed = task_.config;
+        std::string text;
+        if (!rung.type.empty()) {
+          text = set_plugin(*changed.find("strategy"), rung);
+          if (const std::string moved = clip_to_plugin(changed); !moved.empty()) add_word(text, moved);
+        }
+        if (split > 1 && !split_batches(changed, split, text)) return false;
+        if (recomputes) {
+          changed.find("model")->set("recompute", true);
+          add_word(text, "model.recompute=true");
+        }
+        if (text.empty()) continue;  // the config as it is, which does not fit
+        const Result result = attempt(changed, text, task_.world_size);
+        if (result == Result::kTooLarge) return false;
+        if (result == Result::kFits) return split == 1 && !recomputes;
+      }
+    }
+    return false;
+  }
+
+  Result attempt(const ConfigNode& changed, const std::string& text, std::int64_t ranks) {
     try {
-      Plan plan = Runner(changed, what, registry).plan(ranks, limits);
-      if (plan.fits()) return plan;
+      Plan plan = Runner(changed, task_.what, registry_).plan(ranks, task_.limits, task_.target);
+      if (!plan.fits()) {
+        const auto activations = plan.memory.at_peak[static_cast<std::size_t>(Category::activations)];
+        const bool is_too_large =
+            !task_.limits.device_bytes ||
+            plan.memory.peak_total - activations > static_cast<std::size_t>(*task_.limits.device_bytes);
+        return is_too_large ? Result::kTooLarge : Result::kActivations;
+      }
+      const StepEstimate estimate = estimate_step(plan, machine_);
+      if (!best_ || estimate.total() < best_->estimate.total()) best_ = {text, std::move(plan), estimate};
+      return Result::kFits;
     } catch (const ConfigError&) {  // not with this config
     } catch (const OutOfMemory&) {
     }
-    return {};
-  };
-  for (std::int64_t split = 1; split <= 8 && micro_batch % split == 0; split *= 2) {
-    for (const Rung& rung : rungs()) {
-      ConfigNode changed = config, plugin = ConfigNode::map();
-      plugin.set("type", rung.type);
-      plugin.set("precision", precision_of_run(*strategy));
-      std::string text =
-          cat("strategy.plugin={type: ", rung.type, ", precision: ", value_text(precision_of_run(*strategy)));
-      for (const auto& [name, value] : rung.options) {
-        plugin.set(name, value);
-        text += cat(", ", name, ": ", value_text(value));
-      }
-      text += "}";
-      changed.find("strategy")->set("plugin", std::move(plugin));
-      if (const std::string moved = clip_to_plugin(changed); !moved.empty()) text += " " + moved;
-      if (split > 1) {
-        ConfigNode* wrapper = changed.find("optim_wrapper");
-        const ConfigNode* counts = wrapper == nullptr ? nullptr : wrapper->find("accumulative_counts");
-        const std::int64_t steps = split * (counts != nullptr && counts->is_int() ? counts->as_int() : 1);
-        if (wrapper != nullptr) wrapper->set("accumulative_counts", steps);
-        changed.find("train_dataloader")->set("batch_size", micro_batch / split);
-        text += cat(" train_dataloader.batch_size=", micro_batch / split, " optim_wrapper.accumulative_counts=", steps);
-      }
-      if (auto plan = attempt(changed, world_size)) return FittingChange{text, *std::move(plan)};
-    }
+    return Result::kActivations;
   }
-  for (std::int64_t ranks = 2 * world_size; ranks <= 64 * world_size; ranks *= 2) {
-    if (auto plan = attempt(config, ranks)) return FittingChange{cat("--world-size ", ranks), *std::move(plan)};
-  }
-  return {};
+
+  const FittingTask& task_;
+  const Registry& registry_;
+  const Machine& machine_;
+  bool may_recompute_ = false;
+  std::optional<FittingChange> best_;
+};
+
+}  // namespace
+
+std::optional<FittingChange> cheapest_change(const FittingTask& task, const Registry& registry,
+                                             const Machine& machine) {
+  return Search(task, registry, machine).run();
 }
 
 }  // namespace castor::strategy

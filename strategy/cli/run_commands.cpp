@@ -42,7 +42,9 @@ MemoryLimits memory_limits(const PlanArguments& arguments) {
   MemoryLimits limits;
   if (arguments.target) {
     constexpr std::int64_t kGibibyte = std::int64_t{1} << 30;
-    limits.device_bytes = (*arguments.target == "h200" ? 141 : 80) * kGibibyte;
+    const Machine& machine = machine_named(*arguments.target);
+    if (machine.memory_gib > 0) limits.device_bytes = machine.memory_gib * kGibibyte;
+    if (machine.host_gib > 0) limits.host_bytes = machine.host_gib * kGibibyte;
   }
   const auto bytes = [](const std::string& text, const char* flag) {
     return static_cast<std::int64_t>(parse_size(text, flag));
@@ -55,20 +57,34 @@ MemoryLimits memory_limits(const PlanArguments& arguments) {
 }  // namespace
 
 int run_plan(const PlanArguments& arguments, Registry& registry, std::ostream& out) {
-  const ConfigNode config = load_config(arguments);
-  const std::int64_t ranks = arguments.world_size.value_or(1);
-  const MemoryLimits limits = memory_limits(arguments);
-  const Plan plan = Runner(config, arguments.config, registry).plan(ranks, limits);
+  FittingTask task{
+      load_config(arguments), arguments.config, arguments.world_size.value_or(1), memory_limits(arguments), {}};
+  if (arguments.target) task.target = machine_named(*arguments.target).type;
+  const Plan plan = Runner(task.config, task.what, registry).plan(task.world_size, task.limits, task.target);
+  const Machine& machine = machine_named(arguments.target.value_or(plan.target == "cuda" ? "h100" : "cpu"));
+  const StepEstimate estimate = estimate_step(plan, machine);
+  std::optional<FittingChange> change;
+  if (!plan.fits()) change = cheapest_change(task, registry, machine);
   if (arguments.json) {
-    out << dump_json(plan_json(plan), 2) << "\n";
+    nlohmann::ordered_json json = plan_json(plan);
+    json["estimate"] = estimate_json(estimate, machine);
+    if (change) {
+      json["change"] = {{"cfg_options", change->text},
+                        {"device", change->plan.memory.peak_total},
+                        {"host", change->plan.host.peak_total},
+                        {"disk", change->plan.disk_bytes},
+                        {"estimate", estimate_json(change->estimate, machine)}};
+    }
+    out << dump_json(json, 2) << "\n";
     return kExitOk;
   }
-  out << plan_text(plan) << "\n";
+  out << plan_text(plan) << "\n" << estimate_text(estimate, machine) << "\n";
   if (plan.fits()) return kExitOk;
-  if (const auto change = cheapest_change(config, arguments.config, registry, ranks, limits)) {
+  if (change) {
     out << "it does not fit; the cheapest change that does: " << change->text << "\n  device "
         << bytes_text(change->plan.memory.peak_total) << ", host " << bytes_text(change->plan.host.peak_total)
-        << ", disk " << bytes_text(static_cast<std::size_t>(change->plan.disk_bytes)) << "\n";
+        << ", disk " << bytes_text(static_cast<std::size_t>(change->plan.disk_bytes)) << "; "
+        << estimate_text(change->estimate, machine) << "\n";
   } else {
     out << "it does not fit, nor does any plugin, smaller micro-batch or larger number of ranks that was tried\n";
   }

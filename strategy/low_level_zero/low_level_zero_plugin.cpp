@@ -7,6 +7,7 @@
 
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "dist/comm_meta.h"
 #include "dist/gradient_buckets.h"
 #include "dist/part_sums.h"
 
@@ -21,7 +22,7 @@ class ZeroSharding final : public Sharding {
                Device device, bool keeps_masters, bool gathers_late)
       : shards_(comm.world_size() / options.replicas),
         is_replica_(comm.rank() >= shards_),
-        comm_(comm.split(comm.rank() / shards_, comm.rank())),
+        comm_(dist::split_blocks(comm, shards_)),
         keeps_masters_(keeps_masters),
         keeps_buffers_(options.keeps_buffers),
         states_on_(options.sums_on),

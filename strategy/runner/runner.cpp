@@ -188,7 +188,7 @@ void Runner::set_up_run() {
   progress_.max_iters = progress_.by_epoch ? *train.max_epochs * progress_.epoch_length : *train.max_iters;
 }
 
-Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits) {
+Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits, std::optional<DeviceType> target) {
   if (!config_.train_cfg)
     throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
@@ -198,16 +198,18 @@ Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits) {
   if (world_size < 1) throw ConfigError(cat("plan: no group of ", world_size, " ranks"), "--world-size");
   if (world_size > 1 && !has_plugin())
     throw ConfigError("plan: several ranks need a plugin, strategy.plugin is null", "strategy.plugin");
+  const auto traffic = std::make_shared<dist::MetaTraffic>();
   const std::unique_ptr<dist::Comm> ranks =
-      has_plugin() ? dist::make_meta_comm(ranks_ != nullptr ? info_.rank : 0, world_size) : nullptr;
+      has_plugin() ? dist::make_meta_comm(ranks_ != nullptr ? info_.rank : 0, world_size, traffic) : nullptr;
   const auto make_strategy = [&](Device device) {
     return registry_.strategies.build(config_.strategy, device, seed(), ranks.get());
   };
   PrepareOptions options = prepare_options();
   options.limits = limits;
-  if (device_.is_cuda() && !limits.device_bytes)
+  if (device_.is_cuda() && !limits.device_bytes && !target)
     options.limits.device_bytes = static_cast<std::int64_t>(backend(device_).total_bytes());
-  return make_plan(make_strategy, model_factory(), options, train_loader_->at(0, 0), device_.type);
+  return make_plan(make_strategy, model_factory(), options, train_loader_->at(0, 0), target.value_or(device_.type),
+                   traffic.get());
 }
 
 bool Runner::train() {

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,8 @@ class Runner final : private RunControl {
   /// trained is saved.
   bool train();
   /// The plan of a training step of rank 0 of so many. Reads data only for the shape of one batch. Throws ConfigError.
-  Plan plan(std::int64_t world_size = 1, const MemoryLimits& limits = {});
+  ///   target  whose kernels to plan for; unset: those of the device that the config trains on here
+  Plan plan(std::int64_t world_size = 1, const MemoryLimits& limits = {}, std::optional<DeviceType> target = {});
   /// One pass over the test data with the weights of load_from, or else the last saved in work_dir; results by metric.
   /// Empty if a stop was requested on the way.
   std::map<std::string, double> test();

@@ -204,6 +204,7 @@ TEST_CASE(
       {"late", 2, {"rank 1 did not come to it within 2000 ms", "rank 1 last said it is"}},
       {"throws", 30, {"rank 1 ended with an error of its own"}},
       {"other collective", 30, {"rank 1 calls", "'stop requested'", "#"}},
+      {"other size", 30, {"rank 1 calls", "#"}},
   };
   for (const Case& one : cases) {
     TrainingJobOptions options = job_with(kPlugins[0]);

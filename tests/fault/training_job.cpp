@@ -71,7 +71,7 @@ struct MisdeedConfig {
 };
 template <class V>
 void describe(V& v, MisdeedConfig& c) {
-  v.field("what", c.what, "slow, held, late, throws, other collective, or nothing");
+  v.field("what", c.what, "slow, held, late, throws, other collective, other size, or nothing");
 }
 
 std::vector<std::string> lines_in(const std::string& text) {
@@ -91,8 +91,11 @@ void train() {
     registry.hooks.add<MisdeedConfig>("Misdeed", "what a rank does wrong", [](const MisdeedConfig& config) {
       return std::make_unique<Misdeed>(config.what);
     });
-    strategy::Runner runner(tiny_config(variable("CASTOR_TEST_WORK"), lines_in(variable("CASTOR_TEST_OVERRIDES"))),
-                            "tiny.yaml", registry);
+    std::vector<std::string> overrides = lines_in(variable("CASTOR_TEST_OVERRIDES"));
+    // Another number of weights.
+    if (rank == 1 && variable("CASTOR_TEST_OVERRIDES").find("what: 'other size'") != std::string::npos)
+      overrides.push_back("model.width=17");
+    strategy::Runner runner(tiny_config(variable("CASTOR_TEST_WORK"), overrides), "tiny.yaml", registry);
     code = runner.train() ? 0 : 130;
   } catch (const CommError& error) {
     std::fprintf(stderr, "%s\n", error.what());
@@ -156,6 +159,34 @@ std::vector<std::string> processes_with(const std::string& folder) {
   return found;
 }
 
+/// The numbers of all sockets that listen in this network namespace.
+std::set<std::string> listening_sockets() {
+  std::set<std::string> found;
+  for (const char* file : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+    std::istringstream table(read_if_there(file));
+    std::string line;
+    std::getline(table, line);
+    while (std::getline(table, line)) {
+      std::istringstream fields(line);
+      std::vector<std::string> words;
+      for (std::string word; fields >> word;) words.push_back(word);
+      constexpr std::size_t kState = 3, kNumber = 9;
+      if (words.size() > kNumber && words[kState] == "0A") found.insert(words[kNumber]);
+    }
+  }
+  return found;
+}
+
+/// What lies in shared memory under a name, but for folders of tests.
+std::set<std::string> named_memory() {
+  std::set<std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename().string();
+    if (name.find("castor") != std::string::npos && !name.starts_with("castor-test-")) found.insert(name);
+  }
+  return found;
+}
+
 }  // namespace
 
 TEST_CASE("rank body: train a tiny model" * doctest::skip()) {
@@ -182,7 +213,8 @@ bool comes_within(std::chrono::milliseconds limit, const std::function<bool()>& 
 
 TrainingJob::TrainingJob(const TrainingJobOptions& options)
     : port_(dist::Listener("127.0.0.1", 0).port()),
-      work_dir_(options.work_dir.empty() ? (folder_.path() / "work").string() : options.work_dir) {
+      work_dir_(options.work_dir.empty() ? (folder_.path() / "work").string() : options.work_dir),
+      memory_before_(named_memory()) {
   std::vector<std::string> overrides = options.overrides;
   overrides.push_back("strategy.plugin=" + options.plugin);
   overrides.push_back(cat("env_cfg.dist_cfg.timeout=", options.timeout_s));
@@ -264,6 +296,7 @@ void TrainingJob::start(const TrainingJobOptions& options, const std::map<std::s
 
 std::optional<int> TrainingJob::wait(std::chrono::milliseconds limit) {
   const auto all_ended = [&] {
+    note_listeners();
     while (const auto end = launchers_.poll()) {
       if (end->index == 0) code_ = end->exit_code;
     }
@@ -271,6 +304,25 @@ std::optional<int> TrainingJob::wait(std::chrono::milliseconds limit) {
   };
   if (!comes_within(limit, all_ended)) return std::nullopt;
   return code_;
+}
+
+void TrainingJob::note_listeners() {
+  constexpr long long kEvery = 100;
+  if (steady_ms() - noted_ms_ < kEvery) return;
+  noted_ms_ = steady_ms();
+  const std::set<std::string> listening = listening_sockets();
+  for (const std::string& process : processes_with(folder_.path().string())) {
+    std::error_code gone;
+    for (std::filesystem::directory_iterator entry("/proc/" + process + "/fd", gone), end; !gone && entry != end;
+         entry.increment(gone)) {
+      std::error_code closed;  // meanwhile
+      const std::string target = std::filesystem::read_symlink(entry->path(), closed).string();
+      constexpr std::string_view kPrefix = "socket:[";
+      if (!target.starts_with(kPrefix)) continue;
+      const std::string number = target.substr(kPrefix.size(), target.size() - kPrefix.size() - 1);
+      if (listening.contains(number)) listeners_.insert(number);
+    }
+  }
 }
 
 pid_t TrainingJob::process_of(int rank) const {
@@ -308,10 +360,11 @@ std::vector<std::string> TrainingJob::leftovers(bool files) const {
       if (is_temporary) found.push_back("file " + entry.path().string());
     }
   }
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    if (entry.path().filename().string().find("castor ranks") != std::string::npos) {
-      found.push_back("shared memory " + entry.path().string());
-    }
+  for (const std::string& number : listening_sockets()) {
+    if (listeners_.contains(number)) found.push_back("a port that socket " + number + " listens on");
+  }
+  for (const std::string& name : named_memory()) {
+    if (!memory_before_.contains(name)) found.push_back("shared memory " + name);
   }
   return found;
 }
@@ -339,6 +392,7 @@ const Reference& reference(int ranks) {
       const auto code = job.wait(kLongest);
       INFO(job.output());
       REQUIRE(code == 0);
+      CHECK_FALSE(job.listeners().empty());  // so that a port that is left would be seen
       check_no_leftovers(job);
       reference.duration = std::chrono::milliseconds(steady_ms() - began);
       reference.checkpoint = newest_checkpoint(options.work_dir);

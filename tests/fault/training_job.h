@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,7 @@ struct TrainingJobOptions {
   int max_restarts = 0;
   int timeout_s = 30;                             ///< env_cfg.dist_cfg.timeout
   std::string plugin = "{type: TorchDDPPlugin}";  ///< strategy.plugin
-  std::string misdeed;                            ///< what a rank does wrong; empty: nothing. See training_job.cpp
+  std::string misdeed;                            ///< what rank 1 does wrong; empty: nothing. See training_job.cpp
   std::vector<std::string> overrides;             ///< of the config
   std::string work_dir;                           ///< empty: a folder in the job's own
 };
@@ -63,10 +64,13 @@ class TrainingJob {
   pid_t launcher_of(int node) const { return launchers_.id(static_cast<std::size_t>(node)); }
   /// The process of a rank of any attempt; 0 if there is none now.
   pid_t process_of(int rank) const;
+  /// Sockets that the job's processes were seen to listen on, by their numbers, while it was waited for.
+  const std::set<std::string>& listeners() const { return listeners_; }
   /// What ranks wrote down: their errors, by rank.
   std::map<int, RankError> errors() const;
-  /// Processes of the job that live, temporary files that are left, ports that still listen: what must not be there
-  /// once it has ended. One line each.
+  /// Processes of the job that live, temporary files that are left, ports that still listen, shared memory with a name:
+  /// what must not be there once it has ended. One line each. (The ranks' shared memory has no name, and ends with the
+  /// last process that has it.)
   ///   files   also files: a job that went on after a death has cleared up behind it, one that ended with it has not
   std::vector<std::string> leftovers(bool files = true) const;
   /// What the launcher and the ranks printed.
@@ -74,12 +78,15 @@ class TrainingJob {
 
  private:
   void start(const TrainingJobOptions& options, const std::map<std::string, std::string>& variables);
+  void note_listeners();
 
   TempDir folder_;
   std::uint16_t port_;
   std::string work_dir_;
   dist::Processes launchers_;
   std::optional<int> code_;
+  std::set<std::string> listeners_, memory_before_;
+  long long noted_ms_ = 0;
 };
 
 /// Twenty epochs on so many ranks in all, with two micro-steps an update, a checkpoint after each of these, in bf16.

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <mutex>
 
 #include <doctest/doctest.h>
@@ -157,6 +158,32 @@ Outcome train(const Layout& layout, const Task& task) {
   return outcome;
 }
 
+std::string differences(const Outcome& got, const Outcome& expected) {
+  std::string text;
+  const auto compare = [&](const std::string& name, const auto& a, const auto& b) {
+    if (a.size() != b.size()) {
+      text += cat(name, ": ", a.size(), " values, expected ", b.size(), "\n");
+      return;
+    }
+    std::size_t count = 0, first = 0;
+    for (std::size_t i = a.size(); i-- > 0;) {
+      if (a[i] == b[i]) continue;
+      ++count;
+      first = i;
+    }
+    if (count > 0)
+      text +=
+          cat(name, ": ", count, " of ", a.size(), ", from ", first, " on: ", a[first], ", expected ", b[first], "\n");
+  };
+  compare("losses", got.losses, expected.losses);
+  compare("grad_norms", got.grad_norms, expected.grad_norms);
+  for (const auto& [name, values] : expected.tensors) {
+    const auto found = got.tensors.find(name);
+    compare(name, found == got.tensors.end() ? std::vector<float>{} : found->second, values);
+  }
+  return text;
+}
+
 Outcome after(Outcome whole, std::int64_t updates, std::int64_t micro_batches) {
   whole.grad_norms.erase(whole.grad_norms.begin(), whole.grad_norms.begin() + updates);
   whole.losses.erase(whole.losses.begin(), whole.losses.begin() + updates * micro_batches);
@@ -197,6 +224,16 @@ MakePlugin gemini(Precision precision, const std::function<void(GeminiPlugin::Co
   };
 }
 
+MakePlugin gemini_on_disk(Precision precision) {
+  return gemini(precision, [](auto& c) {
+    c.offload_optim_frac = 1;
+    c.nvme_offload_fraction = 1;
+    c.offload_param_frac = 1;
+    c.nvme_offload_param_fraction = 0.5;
+    c.nvme_offload_dir = std::filesystem::temp_directory_path().string();
+  });
+}
+
 std::vector<std::pair<std::string, MakePlugin>> all_placements(Precision precision) {
   constexpr double kSmallBucket = 0.0003;
   return {{"ddp", ddp(0.01)},
@@ -216,10 +253,12 @@ std::vector<std::pair<std::string, MakePlugin>> all_placements(Precision precisi
                                                     c.offload_optim_frac = 1;
                                                     c.offload_param_frac = 1;
                                                   })},
-          {"gemini, auto", gemini(precision, [](auto& c) {
-             c.placement_policy = "auto";
-             c.device_memory_gib = 1e-5;
-           })}};
+          {"gemini, auto", gemini(precision,
+                                  [](auto& c) {
+                                    c.placement_policy = "auto";
+                                    c.device_memory_gib = 1e-5;
+                                  })},
+          {"gemini, disk", gemini_on_disk(precision)}};
 }
 
 }  // namespace castor::test

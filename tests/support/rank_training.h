@@ -60,6 +60,9 @@ struct Outcome {
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
 
+/// What differs between two runs, with the first place and both values: for the message of a test that fails.
+std::string differences(const Outcome& got, const Outcome& expected);
+
 /// Trains; checks that ranks agree on what several of them have, and that nothing is NaN.
 Outcome train(const Layout& layout, const Task& task);
 /// The rest of a run after its first `updates` of `micro_batches` each.
@@ -71,6 +74,9 @@ MakePlugin zero(std::int64_t stage, strategy::Precision precision, double bucket
 /// Gemini with chunks of a few hundred elements.
 MakePlugin gemini(strategy::Precision precision,
                   const std::function<void(strategy::GeminiPlugin::Config&)>& change = {});
+
+/// Gemini whose optimizer states and first half of the weights live in files without a name, among the temporary ones.
+MakePlugin gemini_on_disk(strategy::Precision precision);
 
 /// Every plugin with the placements that make a difference, on chunks and buckets of a few hundred elements.
 std::vector<std::pair<std::string, MakePlugin>> all_placements(strategy::Precision precision);

@@ -1,8 +1,11 @@
-// A Comm that notes every collective that is asked of it, and how, before another one carries it out.
+// A Comm that notes every collective that is asked of it, and how, before another one carries it out; and when somebody
+// waits for one that was started.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,7 +27,8 @@ class RecordingComm final : public dist::Comm {
   }
   void abort(const std::string& reason) noexcept override { inner_.abort(reason); }
 
-  /// One line a collective, those of groups split from this one included: "started" or "ran", and what it is.
+  /// One line a call, those of groups split from this one included: "started", "ran" or "waited for", and the
+  /// collective.
   std::string text() const {
     const std::lock_guard lock(record_->mutex);
     return record_->text;
@@ -37,8 +41,9 @@ class RecordingComm final : public dist::Comm {
 
  protected:
   dist::Work submit(dist::Collective collective) override {
-    note("started " + collective.describe());
-    return inner_.start(std::move(collective));
+    const std::string text = collective.describe();
+    note("started " + text);
+    return dist::Work(std::make_shared<Watched>(inner_.start(std::move(collective)), record_, text));
   }
   void execute(dist::Collective collective) override {
     note("ran " + collective.describe());
@@ -49,6 +54,24 @@ class RecordingComm final : public dist::Comm {
   struct Record {
     std::mutex mutex;
     std::string text;
+  };
+  class Watched final : public dist::Work::State {
+   public:
+    Watched(dist::Work work, std::shared_ptr<Record> record, std::string text)
+        : work_(std::move(work)), record_(std::move(record)), text_(std::move(text)) {}
+    bool done() const override { return work_.done(); }
+    void wait(std::optional<std::chrono::milliseconds> limit) override {
+      {
+        const std::lock_guard lock(record_->mutex);
+        record_->text += "waited for " + text_ + "\n";
+      }
+      limit ? work_.wait(*limit) : work_.wait();
+    }
+
+   private:
+    dist::Work work_;
+    std::shared_ptr<Record> record_;
+    std::string text_;
   };
   RecordingComm(std::unique_ptr<dist::Comm> group, std::shared_ptr<Record> record)
       : group_(std::move(group)), inner_(*group_), record_(std::move(record)) {}

@@ -69,6 +69,7 @@ struct Case {
   std::int64_t micro_steps;
   bool recompute;
   bool uses_host = false;
+  bool uses_disk = false;
 };
 
 ModelFactory decoder(bool recompute) {
@@ -103,6 +104,7 @@ void check(const Case& each) {
   const MemoryStats host_before = allocator(kHost).stats();
   allocator(kHost).reset_peaks();
   std::vector<MemoryStats> actual(static_cast<std::size_t>(each.world_size));
+  std::vector<std::int64_t> disk_bytes(actual.size()), disk_traffic(actual.size());
   dist::run_ranks(each.world_size, [&](dist::Comm& comm) {
     const auto rank = static_cast<std::size_t>(comm.rank());
     const Device device = device_of(comm.rank());
@@ -114,11 +116,17 @@ void check(const Case& each) {
     strategy.prepare(model, planned);
     for (std::int64_t m = 0; m < each.micro_steps; ++m) strategy.train_step(tokens());
     actual[rank] = memory_since(before, allocator(device).stats());
+    const Sharding& sharding = strategy.optim_wrapper()->sharding();
+    disk_bytes[rank] = sharding.disk_bytes();
+    disk_traffic[rank] = sharding.disk_traffic().read_bytes + sharding.disk_traffic().written_bytes;
   });
   for (std::size_t rank = 0; rank < actual.size(); ++rank) {
     INFO(audit_text(plans[rank], actual[rank]));
     CHECK(audit_worst(plans[rank], actual[rank]) <= 0.05);
     CHECK((plans[rank].host.peak_total > 0) == each.uses_host);
+    CHECK((plans[rank].disk_bytes > 0) == each.uses_disk);
+    CHECK(plans[rank].disk_bytes == disk_bytes[rank]);
+    CHECK(plans[rank].disk_traffic == disk_traffic[rank]);
     CHECK(actual[rank].peak[static_cast<std::size_t>(Category::activations)] >= 64 << 10);
   }
   if (each.world_size == 1) {
@@ -162,7 +170,24 @@ TEST_CASE("plans are within 5% per category and rank, over plugins, precisions, 
                 c.offload_param_frac = 1;
               }),
        Precision::bf16, 1, 2, false, true},
-      {"gemini on disk", gemini("bf16", on_disk), Precision::bf16, 1, 1, false, true},
+      {"gemini on disk", gemini("bf16", on_disk), Precision::bf16, 1, 1, false, true, true},
+      {"gemini on disk, half of the weights too",
+       gemini("fp32",
+              [&](auto& c) {
+                on_disk(c);
+                c.offload_param_frac = 1;
+                c.nvme_offload_param_fraction = 0.5;
+              }),
+       Precision::fp32, 2, 2, false, true, true},
+      {"zero-2, fp8, two groups", zero(2, "fp8", [](auto& c) { c.extra_dp_size = 2; }), Precision::fp8, 4, 2, false},
+      {"gemini, fp8, two groups, states on the host",
+       gemini("fp8",
+              [](auto& c) {
+                c.extra_dp_size = 2;
+                c.offload_optim_frac = 1;
+                c.max_prefetch = 2;
+              }),
+       Precision::fp8, 4, 1, true, true},
       {"gemini, auto",
        gemini("bf16",
               [](auto& c) {

@@ -1,5 +1,6 @@
 // Training on ranks: the same bits however a global batch is split over ranks and micro-steps, whatever is sharded, in
 // every precision, and across save and resume.
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 
@@ -19,6 +20,7 @@
 #include "strategy/sharding.h"
 #include "tests/support/mixed_model.h"
 #include "tests/support/rank_training.h"
+#include "tests/support/recording_comm.h"
 #include "tests/support/temp_dir.h"
 
 using namespace castor;
@@ -36,33 +38,19 @@ using castor::test::zero;
 
 namespace {
 
-/// Optimizer states and the first half of the weights in files.
-MakePlugin gemini_on_disk(Precision precision, const test::TempDir& folder) {
-  return gemini(precision, [folder = folder.path().string()](auto& c) {
-    c.offload_optim_frac = 1;
-    c.nvme_offload_fraction = 1;
-    c.offload_param_frac = 1;
-    c.nvme_offload_param_fraction = 0.5;
-    c.nvme_offload_dir = folder;
-  });
-}
-
 /// The small buckets' size: a few hundred elements, so that parameters lie in several.
 constexpr double kSmallBucket = 0.0003;
 
 constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::fp16};
 
 TEST_CASE("ranks and micro-steps may share a global batch in any way, sharded in any way: everything keeps its bits") {
-  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     Task task;
     task.precision = precision;
     const Outcome four = train({"alone", 1, 4}, task), twelve = train({"alone", 1, 12}, task);
     CHECK(twelve.tensors != four.tensors);
-    auto placements = test::all_placements(precision);
-    placements.emplace_back("gemini, disk", gemini_on_disk(precision, scratch));
-    for (const auto& [name, plugin] : placements) {
+    for (const auto& [name, plugin] : test::all_placements(precision)) {
       CAPTURE(name);
       CHECK(train({name, 2, 2, plugin}, task) == four);
       CHECK(train({name, 6, 2, plugin}, task) == twelve);
@@ -107,6 +95,54 @@ TEST_CASE("groups of replicas, states on the host and weights that arrive late c
     CHECK_THROWS_WITH_AS(train({"gemini", 3, 4, chunks_in_groups(2, 0)}, task), doctest::Contains("extra_dp_size"),
                          ConfigError);
   }
+}
+
+/// Puts ops between the collectives of a rank.
+class OpNotes final : public DispatchObserver {
+ public:
+  explicit OpNotes(test::RecordingComm& comm) : comm_(comm) {}
+  void before(const OpCall& call) override { comm_.note(call.name); }
+
+ private:
+  test::RecordingComm& comm_;
+};
+
+TEST_CASE("overlap_allgather waits for stepped weights when the next forward uses them, not at the step's end") {
+  // Whether buckets' gathers were waited for when a step was over, and the ops of the next one before the first wait.
+  const auto waits = [](bool overlaps) {
+    std::pair<bool, int> seen;
+    dist::run_ranks(2, [&](dist::Comm& inner) {
+      test::RecordingComm comm(inner);
+      OpNotes notes(comm);
+      ColossalAIStrategy strategy(
+          kCpu, 1, {}, zero(1, Precision::fp32, kSmallBucket, [=](auto& c) { c.overlap_allgather = overlaps; })(),
+          comm);
+      PrepareOptions options;
+      options.optimizer = test::make_adamw;
+      strategy.prepare(
+          [](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor, false); }, options);
+      const ObserverScope observe(notes);
+      SamplerOptions loading;
+      loading.batch_size = 4;
+      DataLoader loader(std::make_shared<CountedSamples>(), loading);
+      constexpr const char* kWait = "waited for all_gather 'weights of bucket";
+      strategy.train_step(loader.next());
+      const std::string first = comm.text();
+      strategy.train_step(loader.next());
+      const std::string next = comm.text().substr(first.size());
+      if (inner.rank() != 0) return;
+      CHECK(first.find("started all_gather 'weights of bucket") != std::string::npos);
+      REQUIRE(next.find(kWait) != std::string::npos);
+      const std::string before = next.substr(0, next.find(kWait));
+      seen = {first.find(kWait) != std::string::npos, static_cast<int>(std::count(before.begin(), before.end(), '\n'))};
+    });
+    return seen;
+  };
+  const auto [was_over, all_ops] = waits(false);
+  CHECK(was_over);
+  const auto [is_over, ops_before] = waits(true);
+  CHECK_FALSE(is_over);
+  CHECK(ops_before < all_ops);  // at the first use in forward, and not behind the whole backward
 }
 
 TEST_CASE("ranks with different memory place chunks alike") {
@@ -161,7 +197,6 @@ TEST_CASE("optimizers whose statistics span whole parameters step shards of them
 }
 
 TEST_CASE("a run saved under one layout goes on under any other with the bits of the undisturbed run") {
-  const test::TempDir scratch;
   for (const Precision precision : kPrecisions) {
     CAPTURE(precision_name(precision));
     const Layout layouts[] = {{"alone", 1, 4},
@@ -169,7 +204,7 @@ TEST_CASE("a run saved under one layout goes on under any other with the bits of
                               {"zero-1", 4, 1, zero(1, precision, kSmallBucket)},
                               {"zero-2", 2, 2, zero(2, precision)},
                               {"gemini", 4, 1, gemini(precision)},
-                              {"gemini, disk", 2, 2, gemini_on_disk(precision, scratch)},
+                              {"gemini, disk", 2, 2, test::gemini_on_disk(precision)},
                               {"zero-1, two groups on the host", 4, 1,
                                zero(1, precision, kSmallBucket,
                                     [](auto& c) {
