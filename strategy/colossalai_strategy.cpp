@@ -8,6 +8,7 @@
 #include "autograd/random_state.h"
 #include "core/base/log.h"
 #include "core/base/philox.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "strategy/checkpoint/fill.h"
 #include "strategy/checkpoint/training_state.h"
@@ -182,9 +183,11 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   std::map<std::string, autograd::Variable> losses;
   {
     const autograd::BufferUpdateScope collect(buffer_updates_);
+    const TraceSpan span("forward", "phase", device_);
     losses = model_->loss(on_device(batch));
   }
   const autograd::Variable total = autograd::total_loss(losses);
+  std::map<std::string, autograd::SideCopies::Fetch> reads = begin_reading(losses, total);
   StepResult result;
   const bool counts_items = optim_wrapper_->counts_items();
   result.update =
@@ -192,11 +195,23 @@ StepResult ColossalAIStrategy::train_step(const autograd::Batch& batch) {
   if (result.update.did_update) watch_.reset();
   if (result.update.did_update) apply_buffer_updates(micro_step + 1);
   if (!device_.is_meta()) {
-    for (const auto& [name, loss] : losses) result.losses[name] = loss.data().item();
-    result.losses["loss"] = total.data().item();
+    for (auto& [name, read] : reads) result.losses[name] = loss_copies_->finish(read).item();
     result.losses = mean_over_ranks(result.losses);
   }
   return result;
+}
+
+// On a GPU the losses go to the host while backward runs: the step waits for the device once, for the gradients' norm.
+std::map<std::string, autograd::SideCopies::Fetch> ColossalAIStrategy::begin_reading(
+    const std::map<std::string, autograd::Variable>& losses, const autograd::Variable& total) {
+  std::map<std::string, autograd::SideCopies::Fetch> reads;
+  if (device_.is_meta()) return reads;
+  if (loss_copies_ == nullptr) loss_copies_ = std::make_unique<autograd::SideCopies>(device_);
+  const Device place = device_.is_cuda() ? kHost : device_;
+  loss_copies_->begin();
+  for (const auto& [name, loss] : losses) reads[name] = loss_copies_->fetch(loss.data(), place);
+  reads["loss"] = loss_copies_->fetch(total.data(), place);
+  return reads;
 }
 
 void ColossalAIStrategy::apply_buffer_updates(std::int64_t micro_steps) {

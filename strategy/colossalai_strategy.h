@@ -7,6 +7,7 @@
 
 #include "autograd/finite_watch.h"
 #include "autograd/nn/buffer_update.h"
+#include "autograd/optim/side_copies.h"
 #include "strategy/checkpoint/saver.h"
 #include "strategy/config/typed_config.h"
 #include "strategy/plugin.h"
@@ -64,6 +65,8 @@ class ColossalAIStrategy final : public BaseStrategy {
   Json numerics() const;
   void apply_buffer_updates(std::int64_t micro_steps);
   std::string first_not_finite();
+  std::map<std::string, autograd::SideCopies::Fetch> begin_reading(
+      const std::map<std::string, autograd::Variable>& losses, const autograd::Variable& total);
   std::map<std::string, double> mean_over_ranks(const std::map<std::string, double>& values);
 
   Device device_;
@@ -73,6 +76,7 @@ class ColossalAIStrategy final : public BaseStrategy {
   dist::Comm* comm_ = nullptr;
   std::int64_t micro_batch_ = 1;
   autograd::PendingBufferUpdates buffer_updates_;
+  std::unique_ptr<autograd::SideCopies> loss_copies_;
   std::optional<autograd::FiniteWatch> watch_;  // in the window that decides whether training is given up
   MixedPrecision precision_;
   std::shared_ptr<autograd::TrainableModel> model_;

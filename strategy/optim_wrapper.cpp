@@ -9,6 +9,7 @@
 #include "autograd/graph.h"
 #include "autograd/optim/clip.h"
 #include "core/base/log.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/optim.h"
@@ -75,8 +76,11 @@ UpdateResult OptimWrapper::update_params(const autograd::Variable& loss, const a
   backward.sink = sharding_.get();
   const double weight = (scaler_ ? scaler_->scale() : 1.0) * (options_.counts_items ? item_weight(items) : 1.0);
   if (scaler_ || options_.counts_items) backward.gradient = full({}, weight, loss.dtype(), loss.device());
-  autograd::backward(loss, backward);
-  sharding_->end_micro_step();
+  {
+    const TraceSpan span("backward", "phase", loss.device());
+    autograd::backward(loss, backward);
+    sharding_->end_micro_step();
+  }
   ++inner_count_;
   ++window_count_;
   const bool is_last = options_.max_micro_steps.has_value() && inner_count_ == *options_.max_micro_steps;
@@ -84,6 +88,7 @@ UpdateResult OptimWrapper::update_params(const autograd::Variable& loss, const a
 
   UpdateResult result;
   result.did_update = true;
+  const TraceSpan span("update", "phase", loss.device());
   step_window(result);
   stepper_.zero_grad();
   return result;

@@ -26,7 +26,7 @@ class CudaGemm {
   cublasLtMatmulDescOpaque_t operation{};
   cublasLtMatrixLayoutOpaque_t a{}, b{}, c{};  ///< in our names
   cublasLtMatmulAlgo_t algorithm{};
-  bool is_f64 = false, has_bias = false, accumulates = false, is_found = false;
+  bool is_f64 = false, is_fp8 = false, has_bias = false, accumulates = false, is_found = false;
 };
 
 namespace {
@@ -52,8 +52,12 @@ cudaDataType_t data_type(DType dtype) {
       return CUDA_R_32F;
     case DType::f64:
       return CUDA_R_64F;
+    case DType::f8e4m3:
+      return CUDA_R_8F_E4M3;
+    case DType::f8e5m2:
+      return CUDA_R_8F_E5M2;
     default:
-      throw DTypeError(cat("matmul: expected f32, f16, bf16 or f64, got ", dtype));
+      throw DTypeError(cat("matmul: expected f32, f16, bf16, f64 or 8-bit floats, got ", dtype));
   }
 }
 
@@ -140,17 +144,23 @@ std::size_t pick(const CudaGemmProblem& problem, const std::vector<cublasLtMatmu
   return best;
 }
 
+void set_scales(cublasLtMatmulDesc_t operation, const CudaGemmScales& scales, Device device) {
+  set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.b, device);
+  set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.a, device);
+}
+
 /// Asks the library; `is_found` says whether it has an answer.
 CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& problem) {
   CudaGemm gemm;
   gemm.handle = handle;
   gemm.is_f64 = problem.dtype == DType::f64;
+  gemm.is_fp8 = dtype_size(problem.dtype) == 1;
   gemm.has_bias = problem.has_bias;
   gemm.accumulates = problem.accumulates;
   const Columns a(problem.m, problem.k, problem.a_row, problem.a_column),
       b(problem.k, problem.n, problem.b_row, problem.b_column), c(problem.m, problem.n, problem.c_row, 1);
   describe(gemm.a, a, problem.dtype, problem.batch, problem.a_batch, device);
-  describe(gemm.b, b, problem.dtype, problem.batch, problem.b_batch, device);
+  describe(gemm.b, b, gemm.is_fp8 ? DType::f8e4m3 : problem.dtype, problem.batch, problem.b_batch, device);
   describe(gemm.c, c, problem.result_dtype, problem.batch, problem.c_batch, device);
 
   check(cublasLtMatmulDescInit(&gemm.operation, gemm.is_f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
@@ -158,6 +168,8 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
         "describe a product", device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSB, a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
+  // Which addresses does not matter here, but that there are some may.
+  if (gemm.is_fp8) set_scales(&gemm.operation, {&gemm, &gemm}, device);
   if (problem.has_bias) {
     set(&gemm.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, device);
     set(&gemm.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(problem.result_dtype), device);
@@ -236,6 +248,13 @@ int gemm_alignment(const void* data) {
   return alignment;
 }
 
+bool has_cuda_fp8_units(Device device) {
+  int major = 0, minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index), "ask what it is", device);
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index), "ask what it is", device);
+  return major > 8 || (major == 8 && minor == 9);
+}
+
 const CudaGemm* find_cuda_gemm(Device device, const CudaGemmProblem& problem) {
   DeviceGemms& gemms = gemms_of(device);
   const std::lock_guard lock(gemms.mutex);
@@ -268,10 +287,11 @@ std::string cuda_gemm_name(const CudaGemm& gemm) {
 }
 
 void run_cuda_gemm(const Cuda& cuda, const CudaGemm& gemm, const void* a, const void* b, const void* bias, void* c,
-                   void* workspace) {
+                   void* workspace, const CudaGemmScales& scales) {
   cublasLtMatmulDescOpaque_t operation = gemm.operation;
   cublasLtMatrixLayoutOpaque_t layout_a = gemm.a, layout_b = gemm.b, layout_c = gemm.c;
   if (gemm.has_bias) set(&operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, cuda.device);
+  if (gemm.is_fp8) set_scales(&operation, scales, cuda.device);
   constexpr float kOne = 1, kZero = 0;
   constexpr double kOneF64 = 1, kZeroF64 = 0;
   const void* const alpha = gemm.is_f64 ? static_cast<const void*>(&kOneF64) : &kOne;

@@ -1,6 +1,7 @@
 // Sizes, random tokens, clocks and the table. The step is the trained one: clip 1.0, AdamW, f32 masters, a tied head.
 //
-// Delicate: a step is timed from one read of its loss to the next, which waits for the device; nothing else does.
+// Delicate: a step is timed from one read of its loss to the next, and nothing else waits for the device: the end of a
+// step's update runs while the host prepares the next step, as it does in training.
 #include "strategy/cli/bench.h"
 
 #include <algorithm>
@@ -13,8 +14,10 @@
 #include <ostream>
 
 #include "autograd/optim/adam.h"
+#include "core/base/file.h"
 #include "core/base/json.h"
-#include "core/device/dispatch.h"
+#include "core/base/process_age.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
 #include "dist/comm_meta.h"
@@ -194,15 +197,17 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   strategy->prepare(model, options);
   const double setup = seconds_since(begin);
   std::vector<double> seconds;
-  double loss = 0;
+  double loss = 0, begun = 0;
+  auto last_read = Clock::now();
   for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
     const auto number = static_cast<std::uint64_t>(i * info.world_size + info.rank);
     const autograd::Batch batch = tokens_on(device, arguments, number);
-    const auto start = Clock::now();
+    if (i == 0) begun = process_age_seconds();
     loss = strategy->train_step(batch).losses.at("loss");
-    backend(device).synchronize();
-    if (i >= arguments.warmup) seconds.push_back(seconds_since(start));
+    if (i >= arguments.warmup) seconds.push_back(seconds_since(last_read));
+    last_read = Clock::now();
   }
+  backend(device).synchronize();
   const double step = median(seconds);
   const auto tokens = static_cast<double>(arguments.batch * arguments.context * info.world_size);
   const MemoryStats memory = allocator(device).stats();
@@ -219,6 +224,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["recompute_activation"] = arguments.recompute_activation;
   json["steps"] = arguments.steps;
   json["setup_seconds"] = setup;
+  json["first_forward_after_seconds"] = begun;
   json["step_seconds"] = step;
   json["step_seconds_min"] = *std::min_element(seconds.begin(), seconds.end());
   json["step_seconds_max"] = *std::max_element(seconds.begin(), seconds.end());
@@ -247,6 +253,17 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                              {"gigabytes_per_second", op.bytes / op.seconds / 1e9}});
     }
   }
+  if (arguments.trace) {
+    Trace trace(device);
+    {
+      const autograd::Batch batch = tokens_on(device, arguments, 0);
+      const ObserverScope observe(trace);
+      const TraceSpan span("step", "phase", device);
+      strategy->train_step(batch);
+    }
+    write_file_atomically(is_main ? *arguments.trace : cat(*arguments.trace, ".", info.rank),
+                          trace.chrome_json(info.rank));
+  }
   if (!is_main) return kExitOk;
   if (arguments.json) {
     out << dump_json(Json(json), 2) << "\n";
@@ -265,7 +282,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
       << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
-      << setup << " s, loss " << std::setprecision(3) << loss << "\n"
+      << setup << " s, first forward " << begun << " s after the program's start, loss " << std::setprecision(3) << loss
+      << "\n"
       << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
       << "\n";
   for (int i = 0; i < kCategoryCount; ++i) {
@@ -312,6 +330,8 @@ Subcommand bench_command() {
     list.flag("--recompute-activation", arguments->recompute_activation,
               "keep only the input of each activation and compute it again in backward");
     list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
+    list.option("--trace", arguments->trace, "FILE",
+                "after the timed steps, one whose timeline is written there (Chrome's trace format)");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments](Registry& registry, std::ostream& out) { return run_bench(*arguments, registry, out); };
