@@ -81,8 +81,10 @@ Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& b
   const Shape x_shape = x_data.shape();
   return record("linear_fp8", y, std::move(inputs), [=](BackwardContext& context) -> std::vector<Tensor> {
     Tensor dy = as_rows(std::move(context.gradients[0]));
-    auto [gradient, dbias] = bias_backward(std::move(dy), saved, activation, has_bias && context.needs[2]);
-    const Fp8Tensor gradient8 = fp8_quantise(gradient, DType::f8e5m2, {context.needs[0], context.needs[1]});
+    Tensor scale;
+    auto [gradient, dbias] =
+        bias_backward(std::move(dy), saved, activation, has_bias && context.needs[2], nullptr, &scale);
+    const Fp8Tensor gradient8 = fp8_quantise(gradient, DType::f8e5m2, {context.needs[0], context.needs[1]}, scale);
     gradient = {};
     Tensor dx, dweight;
     if (context.needs[0]) {

@@ -42,7 +42,7 @@ Fp8Tensor fp8_quantise(const Tensor& x, DType format, Fp8Orders orders, const Te
     return whole.defined() ? castor::reshape(whole, {rows, n}).view() : View{};
   };
   dispatch(x.device(), Fp8RoundArgs{as_rows(source), result.scale.view(), as_rows(result.values),
-                                    view_or_absent(result.transposed)});
+                                    view_or_absent(result.transposed), scale.defined()});
   if (is_view) result.transposed = castor::reshape(result.values, {rows, n}).transpose(0, 1);
   return result;
 }

@@ -59,6 +59,7 @@ void run(const Cuda& cuda, const Fp8ScaleArgs& args);
 struct Fp8RoundArgs {
   static constexpr const char* kName = "fp8_round";
   View x, scale, y, transposed = {};
+  bool from_end = false;  ///< where to begin: what was written or read last is in a GPU's cache
   DType format() const { return y.defined() ? y.dtype : transposed.dtype; }
 };
 Cost cost(const Fp8RoundArgs& args);

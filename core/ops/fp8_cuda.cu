@@ -2,8 +2,8 @@
 // and, where a product asks for it, transposes through shared memory. Memory binds both.
 //
 // Delicate: the processor's own conversion saturates, which is what the CPU does in e4m3; what it would do otherwise
-// (values that are not finite, and e5m2's overflow beside one of those) goes the slow way. The second pass walks the
-// tensor from its end, which the first one left in the cache.
+// (values that are not finite, and e5m2's overflow beside one of those) goes the slow way. The first pass walks the
+// tensor from its end, where its writer stopped, and so leaves its start in the cache for the second.
 #include <algorithm>
 #include <bit>
 
@@ -23,7 +23,7 @@ unsigned blocks_for(std::int64_t count, std::int64_t a_thread) {
   return static_cast<unsigned>(std::clamp<std::int64_t>((count + of_block - 1) / of_block, 1, kMostBlocks));
 }
 
-/// The largest magnitude of packs of V and of what is left behind the last one.
+/// The largest magnitude of packs of V and of what is left behind the last one, from the end on.
 template <int V, class T>
 __global__ void __launch_bounds__(kThreads) largest_kernel(const T* x, std::int64_t count, float* scale, int exponent) {
   constexpr int kAtOnce = V == 1 ? 1 : 4;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) largest_kernel(const T* x, std::int6
     cuda::Pack<T, V> held[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      if (pack + k * step < packs) held[k] = cuda::pack_at<V>(x + (pack + k * step) * V);
+      if (pack + k * step < packs) held[k] = cuda::pack_at<V>(x + (packs - 1 - pack - k * step) * V);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
@@ -90,10 +90,11 @@ constexpr int kQuads = kTile / 4;
 /// shared memory at places whose banks differ within a warp, both ways. n is a multiple of 8, and so is `rows` where
 /// there is a transpose.
 template <class From, class To>
-__global__ void __launch_bounds__(kThreads) round_tile(const From* x, const float* scale, To* y, To* transposed,
-                                                       std::int64_t rows, std::int64_t n, std::int64_t tiles_across) {
+__global__ void __launch_bounds__(kThreads)
+    round_tile(const From* x, const float* scale, To* y, To* transposed, std::int64_t rows, std::int64_t n,
+               std::int64_t tiles_across, bool from_end) {
   __shared__ alignas(8) std::uint32_t words[kTile * kQuads];
-  const std::int64_t tile = gridDim.x - 1 - static_cast<std::int64_t>(blockIdx.x);
+  const std::int64_t tile = from_end ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const std::int64_t row0 = tile / tiles_across * kTile, column0 = tile % tiles_across * kTile;
   const int across = static_cast<int>(threadIdx.x) % 16, down = static_cast<int>(threadIdx.x) / 16;
   const std::int64_t column = column0 + across * 8;
@@ -200,7 +201,8 @@ void run(const Cuda& cuda, const Fp8RoundArgs& args) {
       if (fits) {
         const std::int64_t across = (n + kTile - 1) / kTile, tiles = across * ((rows + kTile - 1) / kTile);
         round_tile<From, To><<<static_cast<unsigned>(tiles), kThreads, 0, stream_of(cuda)>>>(
-            args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n, across);
+            args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n, across,
+            args.from_end);
       } else {
         round_kernel<From, To><<<blocks_for(rows * n, 1), kThreads, 0, stream_of(cuda)>>>(
             args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n);

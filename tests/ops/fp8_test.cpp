@@ -119,7 +119,7 @@ TEST_CASE("other dtypes are refused") {
   const Tensor x = Tensor::zeros({2}, DType::f32);
   CHECK_THROWS_WITH_AS(fp8_quantise(x, DType::bf16), doctest::Contains("f8e4m3 or f8e5m2, got bf16"), DTypeError);
   CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({2}, DType::i64), DType::f8e4m3), DTypeError);
-  CHECK_THROWS_AS(fp8_expand({x, x}, DType::f32), DTypeError);
+  CHECK_THROWS_AS(fp8_expand({x, {}, x}, DType::f32), DTypeError);
   CHECK_THROWS_AS(fp8_expand(fp8_quantise(x, DType::f8e4m3), DType::f64), DTypeError);
 }
 
@@ -173,6 +173,23 @@ TEST_CASE("a product of 8-bit tensors is that of what they stand for, the same b
           const Tensor c = fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias);
           check_close("product", c, want, dtype, tolerance(dtype));
           check_same_bits("again", fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias), c);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the pass over a bias's gradient finds the scale that a pass of its own would find") {
+  for (const Device device : test_devices()) {
+    for (const Activation activation : {Activation::none, Activation::gelu_erf}) {
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        for (const Shape& shape : {Shape{40, 64}, Shape{3, 7}, Shape{1000, 24}, Shape{0, 8}}) {
+          CAPTURE(cat(device, " ", dtype, " ", shape, " ", static_cast<int>(activation)));
+          const Tensor dy = make_tensor(random_array(shape, 6, -5, 5), dtype, device),
+                       before = make_tensor(random_array(shape, 7), dtype, device);
+          Tensor scale;
+          const Tensor dx = bias_backward(dy, before, activation, true, nullptr, &scale).first;
+          check_same_bits("scale", scale, fp8_quantise(dx, DType::f8e5m2).scale);
         }
       }
     }
