@@ -116,6 +116,8 @@ void report_fp8_layer(const std::string& name, std::int64_t tokens, std::int64_t
   CudaGemmProblem forward = fp8(tokens, out, in, DType::f8e4m3);
   forward.has_bias = true;
   report(name + " fp8 forward", forward);
+  forward.adds_fast = true;
+  report(name + " fp8 fast", forward);
   report(name + " fp8 dx", fp8(tokens, in, out, DType::f8e5m2));
   report(name + " fp8 dweight", fp8(out, in, tokens, DType::f8e5m2));
 }
