@@ -37,8 +37,9 @@ struct Size {
   const char* name;
   std::int64_t layers, heads, width;
 };
-// GPT-2's sizes, and GPT-3's from 2.7B on.
-constexpr std::array<Size, 7> kSizes{{{"124M", 12, 12, 768},
+// GPT-2's sizes, and GPT-3's from 2.7B on; "tiny" runs anywhere in a second.
+constexpr std::array<Size, 8> kSizes{{{"tiny", 2, 2, 32},
+                                      {"124M", 12, 12, 768},
                                       {"350M", 24, 16, 1024},
                                       {"774M", 36, 20, 1280},
                                       {"1.5B", 48, 25, 1600},
@@ -243,8 +244,9 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["memory"]["host"] = {{"peak", host_peak}, {"planned", plan.host.peak_total}};
   OpTimer timer(device);
   if (arguments.ops) {
+    const autograd::Batch batch = tokens_on(device, arguments, 0);
     const ObserverScope observe(timer);
-    strategy->train_step(tokens_on(device, arguments, 0));
+    strategy->train_step(batch);
     for (const auto& [name, op] : timer.sorted()) {
       json["ops"].push_back({{"name", name},
                              {"calls", op.calls},
@@ -316,7 +318,7 @@ Subcommand bench_command() {
   command.summary = "time whole training steps of a GPT-2 shaped model on random tokens";
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
-    list.option("--model", arguments->model, "SIZE", "124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
+    list.option("--model", arguments->model, "SIZE", "tiny, 124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
     list.option("--batch", arguments->batch, "N", "sequences of a step");
     list.option("--context", arguments->context, "N", "tokens of a sequence");
     list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N; left out: a GPU where there is one");

@@ -6,19 +6,25 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include "autograd/optim/adam.h"
+#include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/process_age.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "samples/gpt/model.h"
+#include "samples/sample_types.h"
+#include "strategy/builtins.h"
+#include "strategy/cli/bench.h"
 #include "strategy/colossalai_strategy.h"
+#include "strategy/registry.h"
+#include "tests/support/temp_dir.h"
 
 namespace castor {
 namespace {
@@ -144,6 +150,37 @@ TEST_CASE("spans of other threads and queues have lanes of their own, and nothin
   REQUIRE(lanes.size() == 2);
   CHECK(lanes.at("collectives of group world").front().name == "gather of chunk 0");
   CHECK(lanes.at("copies").front().category == "copy");
+}
+
+TEST_CASE("castor bench writes the timeline of a step, which holds the ops that it counts, and says when it began") {
+  strategy::Registry registry;
+  strategy::add_builtins(registry);
+  samples::add_samples(registry);
+  const test::TempDir folder;
+  strategy::BenchArguments arguments;
+  arguments.model = "tiny";
+  arguments.batch = 1;
+  arguments.context = 16;
+  arguments.device = "cpu";
+  arguments.precision = "fp8";
+  arguments.steps = arguments.warmup = 1;
+  arguments.ops = arguments.json = true;
+  arguments.trace = (folder.path() / "step.json").string();
+  std::ostringstream out;
+  REQUIRE(strategy::run_bench(arguments, registry, out) == 0);
+  const Json result = parse_json(out.str(), "bench");
+  const double begun = result.at("first_forward_after_seconds").get<double>();
+  CHECK(begun > 0);
+  CHECK(begun < process_age_seconds());
+  std::map<std::string, int> ops, counted;
+  for (const Json& op : result.at("ops")) counted[op.at("name")] = op.at("calls");
+  const auto lanes = lanes_of(read_text_file(*arguments.trace), 0);
+  for (const auto& [name, spans] : lanes) check_nesting(spans);
+  for (const Span& span : lanes.at("cpu")) {
+    if (span.category == "op") ++ops[span.name];
+  }
+  CHECK(ops == counted);
+  CHECK(ops.at("fp8_matmul") == 3 * 4 * 2);
 }
 
 TEST_CASE("a process knows its age") {
