@@ -27,8 +27,8 @@ struct CudaGemmProblem {
   DType result_dtype = DType::f32;  ///< of c and bias: `dtype`, or f32 for f16 and bf16
   bool has_bias = false;            ///< [n]; not together with `accumulates`
   bool sums_a = false;              ///< instead of a bias, [m] of c's dtype is written: the sums of a's rows
-  bool adds_fast = false;           ///< 8-bit operands: sums stay in the tensor units, which keep some 13 bits of them
-  bool accumulates = false;         ///< c is read, added to and written; results of f32 and f64 only
+  bool adds_fast = false;    ///< for measuring; 8-bit operands: sums stay in the tensor units, which keep some 13 bits
+  bool accumulates = false;  ///< c is read, added to and written; results of f32 and f64 only
   int a_alignment = 16, b_alignment = 16, c_alignment = 16;  ///< bytes; c's is also the bias's; see gemm_alignment
   int choice = -1;  ///< which of the library's proposals, in its own order, for measuring; -1 for ours
   std::int64_t batch = 1, m = 0, n = 0, k = 0;

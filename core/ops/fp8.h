@@ -44,7 +44,8 @@ CASTOR_HOST_DEVICE T fp8_round(float x, float scale) {
   return store<T>(is_finite ? x * scale : detail::bit_cast<float>(0x7FC00000u));
 }
 
-/// scale = {fp8_scale of x's largest magnitude, its inverse}. x: f32|bf16|f16, row-major; scale: f32 [2].
+/// scale = {1 / s, s} with s the fp8_scale of x's largest magnitude. x: f32|bf16|f16, row-major; scale: f32 [2]. The
+/// inverse comes first because cuBLASLt wants what it multiplies by at a multiple of 16 bytes.
 struct Fp8ScaleArgs {
   static constexpr const char* kName = "fp8_scale";
   View x, scale;
@@ -54,7 +55,7 @@ Cost cost(const Fp8ScaleArgs& args);
 void run(const Cpu& cpu, const Fp8ScaleArgs& args);
 void run(const Cuda& cuda, const Fp8ScaleArgs& args);
 
-/// y = x * scale[0], rounded, and its transpose, each of which may be absent, in one pass over x. x: f32|bf16|f16
+/// y = x * scale[1], rounded, and its transpose, each of which may be absent, in one pass over x. x: f32|bf16|f16
 /// [rows, n], y: f8e4m3|f8e5m2 [rows, n], transposed: [n, rows], row-major; scale: f32 [2].
 struct Fp8RoundArgs {
   static constexpr const char* kName = "fp8_round";
@@ -66,7 +67,7 @@ Cost cost(const Fp8RoundArgs& args);
 void run(const Cpu& cpu, const Fp8RoundArgs& args);
 void run(const Cuda& cuda, const Fp8RoundArgs& args);
 
-/// y = x * scale[1]. x: f8e4m3|f8e5m2, y: f32|bf16|f16 of its shape, row-major; scale: f32 [2].
+/// y = x * scale[0]. x: f8e4m3|f8e5m2, y: f32|bf16|f16 of its shape, row-major; scale: f32 [2].
 struct Fp8ExpandArgs {
   static constexpr const char* kName = "fp8_expand";
   View x, scale, y;
@@ -79,7 +80,7 @@ void run(const Cuda& cuda, const Fp8ExpandArgs& args);
 struct Fp8Tensor {
   Tensor values;      ///< f8e4m3|f8e5m2, of the tensor's shape
   Tensor transposed;  ///< the same values as [last size, the other sizes' product], rows as `values`' columns
-  Tensor scale;       ///< f32 [2]: the scale and its inverse
+  Tensor scale;       ///< f32 [2]: the scale's inverse, then the scale
 };
 
 /// Which of a tensor's two orders are made. A GPU multiplies 8-bit numbers only along neighbours in memory, so there

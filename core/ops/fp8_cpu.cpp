@@ -32,12 +32,12 @@ void run(const Cpu&, const Fp8ScaleArgs& args) {
     });
   });
   float* const scale = args.scale.as<float>();
-  scale[0] = fp8_scale(largest.load(), fp8_top_exponent(args.format));
-  scale[1] = 1.0f / scale[0];
+  scale[1] = fp8_scale(largest.load(), fp8_top_exponent(args.format));
+  scale[0] = 1.0f / scale[1];
 }
 
 void run(const Cpu&, const Fp8RoundArgs& args) {
-  const float scale = *args.scale.as<float>();
+  const float scale = args.scale.as<float>()[1];
   visit_training_float(args.x.dtype, Fp8RoundArgs::kName, [&](auto from) {
     using From = typename decltype(from)::type;
     visit_fp8(args.format(), [&](auto to) {
@@ -65,7 +65,7 @@ void run(const Cpu&, const Fp8RoundArgs& args) {
 }
 
 void run(const Cpu&, const Fp8ExpandArgs& args) {
-  const float inverse = args.scale.as<float>()[1];
+  const float inverse = args.scale.as<float>()[0];
   visit_fp8(args.x.dtype, [&](auto from) {
     using From = typename decltype(from)::type;
     visit_training_float(args.y.dtype, Fp8ExpandArgs::kName, [&](auto to) {

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t row0 = tile / tiles_across * kTile, column0 = tile % tiles_across * kTile;
   const int across = static_cast<int>(threadIdx.x) % 16, down = static_cast<int>(threadIdx.x) / 16;
   const std::int64_t column = column0 + across * 8;
-  const float by = *scale;
+  const float by = scale[1];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int quad = half * 16 + down;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class From, class To>
 __global__ void round_kernel(const From* x, const float* scale, To* y, To* transposed, std::int64_t rows,
                              std::int64_t n) {
-  const float by = *scale;
+  const float by = scale[1];
   const std::int64_t count = rows * n, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; i < count; i += step) {
     const To value = fp8_round<To>(load(x[i]), by);
@@ -156,7 +156,7 @@ __global__ void round_kernel(const From* x, const float* scale, To* y, To* trans
 
 template <class From, class To>
 __global__ void expand_kernel(const From* x, const float* scale, To* y, std::int64_t count) {
-  const float inverse = scale[1];
+  const float inverse = scale[0];
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; i < count; i += step)
     y[i] = store<To>(load(x[i]) * inverse);

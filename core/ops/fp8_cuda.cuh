@@ -1,6 +1,6 @@
 // What a kernel that already has a tensor's elements in registers needs to find the tensor's fp8 scale on the way.
 //
-// Delicate: the scale's own place first holds the bits of the largest magnitude, and its inverse's place the number of
+// Delicate: the first of the two places first holds the bits of the largest magnitude, and the second the number of
 // blocks that are done; both start as zero (start_fp8_scale). The last block turns them into the scale. Maxima and
 // counts of integers do not depend on the order of blocks, so the scale does not.
 #pragma once
@@ -32,8 +32,8 @@ __device__ inline void finish_fp8_scale(std::uint32_t here, float* scale, int to
   if (atomicAdd(largest + 1, 1u) != gridDim.x * gridDim.y * gridDim.z - 1) return;
   __threadfence();
   const float found = fp8_scale(atomicMax(largest, 0u), top_exponent);
-  scale[0] = found;
-  scale[1] = 1.0f / found;
+  scale[0] = 1.0f / found;
+  scale[1] = found;
 }
 
 }  // namespace castor::cuda

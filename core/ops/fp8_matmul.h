@@ -2,8 +2,9 @@
 //
 // Numerics: the CPU expands both operands, exactly, and multiplies those. A GPU with 8-bit units (compute capability
 // 8.9) multiplies the 8-bit numbers themselves where sizes allow; each term is then the same number, and the result
-// differs by the order and precision of its sum: cuBLASLt moves partial sums of the tensor units into f32 as it goes
-// (its fast accumulation, which keeps fewer bits, is not used). Other GPUs and sizes do as the CPU.
+// differs by the order and precision of its sum: cuBLASLt moves partial sums of the tensor units into f32 as it goes,
+// in all three products. (Its fast accumulation, which others use forward, makes a step of 1.5B 1 % faster on an H200,
+// and sums of 1024 terms wrong by 3e-3.) Other GPUs and sizes do as the CPU.
 // Delicate: which way is taken decides the scratch, and so the plan; it depends on sizes, dtypes and the GPU. A meta
 // device stands for a GPU that has the units.
 #pragma once
@@ -13,7 +14,7 @@
 
 namespace castor {
 
-/// c = a b^T * a_scale[1] * b_scale[1] + bias. a: f8e4m3|f8e5m2 [m, k], b: f8e4m3 [n, k], each dense in memory, by rows
+/// c = a b^T * a_scale[0] * b_scale[0] + bias. a: f8e4m3|f8e5m2 [m, k], b: f8e4m3 [n, k], each dense in memory, by rows
 /// or by columns; scales: f32 [2]; bias: [n] or absent; c: row-major [m, n]; bias and c of one dtype: f32|bf16|f16.
 struct Fp8MatmulArgs {
   static constexpr const char* kName = "fp8_matmul";
