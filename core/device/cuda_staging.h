@@ -22,7 +22,7 @@ class CudaStaging {
   bool copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 
  private:
-  static constexpr std::size_t kSlots = 8, kSlotBytes = std::size_t{1} << 20;
+  static constexpr std::size_t kSlots = 32, kSlotBytes = std::size_t{1} << 20;
 
   Device device_;
   std::mutex mutex_;

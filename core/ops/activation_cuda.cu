@@ -169,7 +169,7 @@ struct Backward {
 
 /// One tile of columns of one block of rows.
 template <class F, bool kHasActivation, int V, class T>
-__global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> args) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 1) backward_block(const Backward<T> args) {
   using C = Computed<T>;
   constexpr int kRowsAtOnce = kHasActivation ? 4 : RowBlocks::kRowsAThread;
   __shared__ C parts[kThreads * V];

@@ -47,8 +47,7 @@ std::size_t workspace_bytes(const Cuda& cuda, const Fp8MatmulArgs& args) {
 void run(const Cuda& cuda, const Fp8MatmulArgs& args) {
   if (!suits_units(cuda, args)) return Fp8Expanded(cuda, args).run_in_scratch();
   run_cuda_gemm(cuda, *find_cuda_gemm(cuda.device, describe(args)), args.a.data, args.b.data, args.bias.data,
-                args.c.data, args.workspace.data,
-                {args.a_scale.as<const float>() + 1, args.b_scale.as<const float>() + 1});
+                args.c.data, args.workspace.data, {args.a_scale.data, args.b_scale.data});
 }
 
 }  // namespace castor
