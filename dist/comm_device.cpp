@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "core/base/error.h"
 #include "core/device/backend.h"
 #include "core/device/caching_allocator.h"
+#include "core/device/trace.h"
 #include "core/ops/ordered_sum_cuda.h"
 #include "dist/comm_nccl.h"
 
@@ -243,6 +245,8 @@ class DeviceComm final : public Comm {
     plan(collective, sends, receives, terms, scratch);
     agree(collective);
     queue_->wait(backend(shared_->device).record());
+    std::optional<TraceSpan> span;
+    if (is_tracing()) span.emplace(text, "collective", queue_.get(), "collectives of group " + name());
     try {
       if (link_ != nullptr) link_->exchange(sends, receives, queue_->stream());
     } catch (const JobFailed&) {
@@ -253,6 +257,7 @@ class DeviceComm final : public Comm {
     const DeviceBytes own_in = sends[own()], own_out = receives[own()];
     if (own_out.bytes > 0 && own_in.data != own_out.data) queue_->copy(own_out.data, own_in.data, own_in.bytes);
     if (!terms.empty()) add(collective, terms);
+    span.reset();
     const Event end = queue_->record();
     if (link_ != nullptr) shared_->guard.add(end, Clock::now() + shared_->timeout, text, sequence);
     return Work(std::make_shared<DeviceWork>(std::move(collective), std::move(scratch), end, shared_, text, sequence));

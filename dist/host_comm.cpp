@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <exception>
 #include <numeric>
+#include <optional>
 
+#include "core/device/trace.h"
 #include "dist/algorithms.h"
 #include "dist/direct.h"
 #include "dist/flight_recorder.h"
@@ -160,6 +162,8 @@ std::exception_ptr HostComm::perform_caught(Job& job) {
 void HostComm::perform(Job& job) {
   FlightRecorder& recorder = fabric_->recorder();
   recorder.started(job.record);
+  std::optional<TraceSpan> span;
+  if (is_tracing()) span.emplace(job.collective.describe(), "collective", nullptr, "collectives of group " + name_);
   try {
     transfer(job);
     recorder.ended(job.record, true);

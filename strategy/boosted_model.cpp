@@ -6,6 +6,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/random_state.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "strategy/rank_updates.h"
 
@@ -43,6 +44,7 @@ BoostedModel::Losses BoostedModel::run(const autograd::Batch& batch, const Pass&
   std::optional<autograd::ResultObserverScope> watching;
   if (watch_) watching.emplace(*watch_);
   const autograd::BufferUpdateScope collect(buffer_updates_);
+  const TraceSpan span("forward", "phase", device_);
   return pass(*model_, on_device(batch));
 }
 

@@ -9,6 +9,7 @@
 #include "autograd/graph.h"
 #include "autograd/optim/clip.h"
 #include "core/base/log.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/optim.h"
@@ -71,6 +72,7 @@ void BoostedOptimizer::backward(const autograd::Variable& loss, const autograd::
   backward.sink = sharding_.get();
   const double weight = (scaler_ ? scaler_->scale() : 1.0) * (options_.counts_items ? item_weight(items) : 1.0);
   if (scaler_ || options_.counts_items) backward.gradient = full({}, weight, loss.dtype(), loss.device());
+  const TraceSpan span("backward", "phase", loss.device());
   {
     std::optional<autograd::ResultObserverScope> watching;
     if (autograd::ResultObserver* watch = options_.watch ? options_.watch() : nullptr) watching.emplace(*watch);
@@ -99,6 +101,7 @@ UpdateResult BoostedOptimizer::step() {
         "backward outside of it");
   }
   const std::int64_t micro_steps = window_count_;
+  const TraceSpan span("update", "phase", stepper_.parts().empty() ? kCpu : stepper_.parts().front().variable.device());
   const UpdateResult result = step_window();
   stepper_.zero_grad();
   if (options_.window_ended) options_.window_ended(micro_steps);

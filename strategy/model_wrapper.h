@@ -9,6 +9,7 @@
 #include <string>
 
 #include "autograd/nn/trainable.h"
+#include "autograd/optim/side_copies.h"
 #include "strategy/boosted_model.h"
 #include "strategy/config/field.h"
 #include "strategy/optim_wrapper.h"
@@ -38,7 +39,7 @@ using ModelWrapperFactory = std::function<std::unique_ptr<ModelWrapper>(BoostedM
 class ColossalAIModelWrapper : public ModelWrapper {
  public:
   struct Config {};
-  explicit ColossalAIModelWrapper(BoostedModel& model) : model_(model) {}
+  explicit ColossalAIModelWrapper(BoostedModel& model) : model_(model), values_(model.device()) {}
 
   /// losses() of the batch, their total (autograd::parse_losses) to update_params, and the values for the log.
   StepResult train_step(const autograd::Batch& batch, OptimWrapper& optim_wrapper) override;
@@ -53,6 +54,7 @@ class ColossalAIModelWrapper : public ModelWrapper {
 
  private:
   BoostedModel& model_;
+  autograd::SideCopies values_;  // on a GPU losses go to the host while backward runs
 };
 
 template <class V>

@@ -5,13 +5,16 @@
 #include "autograd/ops/elementwise.h"
 #include "core/ops/activation.h"
 #include "core/ops/cast.h"
-#include "core/ops/fp8.h"
+#include "core/ops/fp8_matmul.h"
 
 namespace castor::autograd {
 namespace {
 
 /// All axes but the last as one.
-Tensor as_rows(const Tensor& x) { return castor::reshape(x, {x.numel() / x.shape().back(), x.shape().back()}); }
+Tensor as_rows(const Tensor& x) {
+  const std::int64_t rows = Shape(std::span(x.shape().begin(), x.shape().end() - 1)).numel();
+  return castor::reshape(x, {rows, x.shape().back()});
+}
 
 }  // namespace
 
@@ -58,23 +61,37 @@ Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& b
   if (has_bias) inputs.push_back(bias);
   const bool is_recorded = needs_gradient({&x, &weight, &bias});
   const DType dtype = x.dtype();
-  const Fp8Tensor x8 = fp8_quantise(x.data(), DType::f8e4m3), weight8 = fp8_quantise(weight.data(), DType::f8e4m3);
-  Tensor saved;
-  Tensor y = castor::linear(fp8_expand(x8, dtype), fp8_expand(weight8, weight.dtype()), bias_data, activation,
-                            is_recorded ? &saved : nullptr);
+  const Tensor x_data = x.data(), weight_data = weight.data();
+  const bool keeps_x = needs_gradient({&weight});
+  Tensor rows8, scale8;  // x for the weight's gradient: [k, rows] in 8 bits
+  Tensor weight_scale, saved, y;
+  {
+    const Fp8Tensor x8 = fp8_quantise(as_rows(x_data), DType::f8e4m3, {true, keeps_x});
+    const Fp8Tensor weight8 = fp8_quantise(weight_data, DType::f8e4m3);
+    y = fp8_matmul({x8.values, x8.scale}, {weight8.values, weight8.scale}, dtype, bias_data);
+    rows8 = x8.transposed;
+    scale8 = x8.scale;
+    weight_scale = weight8.scale;
+  }
+  Shape shape = x_data.shape();
+  shape[shape.ndim() - 1] = weight_data.size(0);
+  if (is_recorded && activation != Activation::none) saved = y;
+  y = activate(y, activation, is_recorded).reshape(shape);
   // The weight is rounded again in backward, from the same bits: its owner has them, a copy would cost memory.
-  const Tensor weight_data = weight.data();
+  const Shape x_shape = x_data.shape();
   return record("linear_fp8", y, std::move(inputs), [=](BackwardContext& context) -> std::vector<Tensor> {
     Tensor dy = as_rows(std::move(context.gradients[0]));
-    const Tensor before = saved.defined() ? as_rows(saved) : Tensor{};
-    auto [gradient, dbias] = bias_backward(std::move(dy), before, activation, has_bias && context.needs[2]);
-    gradient = fp8_expand(fp8_quantise(gradient, DType::f8e5m2), gradient.dtype());
+    Tensor scale;
+    auto [gradient, dbias] =
+        bias_backward(std::move(dy), saved, activation, has_bias && context.needs[2], nullptr, &scale);
+    const Fp8Tensor gradient8 = fp8_quantise(gradient, DType::f8e5m2, {context.needs[0], context.needs[1]}, scale);
+    gradient = {};
     Tensor dx, dweight;
     if (context.needs[0]) {
-      const Fp8Tensor again = fp8_quantise(weight_data, DType::f8e4m3);
-      dx = castor::matmul(gradient, fp8_expand(again, dtype)).reshape(x8.values.shape());
+      const Fp8Tensor weight8 = fp8_quantise(weight_data, DType::f8e4m3, {false, true}, weight_scale);
+      dx = fp8_matmul({gradient8.values, gradient8.scale}, {weight8.transposed, weight8.scale}, dtype).reshape(x_shape);
     }
-    if (context.needs[1]) dweight = castor::matmul(gradient.transpose(0, 1), as_rows(fp8_expand(x8, dtype)));
+    if (context.needs[1]) dweight = fp8_matmul({gradient8.transposed, gradient8.scale}, {rows8, scale8}, dtype);
     std::vector<Tensor> result = {std::move(dx), std::move(dweight)};
     if (has_bias) result.push_back(std::move(dbias));
     return result;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 
 namespace castor::autograd {
@@ -40,13 +41,15 @@ SideCopies::Fetch SideCopies::fetch(const Tensor& x, Device place) {
     return result;
   }
   incoming_->wait(ready_);
+  const TraceSpan span("to the host", "copy", incoming_.get(), "copies to the host");
   incoming_->copy(result.tensor.view().data, x.view().data, x.view().bytes());
   result.end = incoming_->record();
   return result;
 }
 
 const Tensor& SideCopies::finish(Fetch& fetch) {
-  backend(device_).wait_on_host(std::exchange(fetch.end, {}));
+  const Event end = std::exchange(fetch.end, {});
+  if (!backend(device_).has_passed(end)) backend(device_).wait_on_host(end);
   return fetch.tensor;
 }
 
@@ -57,6 +60,7 @@ void SideCopies::store(const Tensor& x, const Tensor& y) {
     stores_.pop_front();
   }
   outgoing_->wait(ready_);
+  const TraceSpan span("to the device", "copy", outgoing_.get(), "copies to the device");
   outgoing_->copy(y.view().data, x.view().data, x.view().bytes());
   stores_.push_back({x, outgoing_->record()});
 }

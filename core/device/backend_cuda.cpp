@@ -9,6 +9,7 @@
 #include "core/base/parallel.h"
 #include "core/device/backend_cpu.h"
 #include "core/device/cuda_runtime.h"
+#include "core/device/cuda_staging.h"
 
 namespace castor {
 namespace {
@@ -147,6 +148,7 @@ class CudaBackend final : public Backend {
 
   void copy_from_host(void* to, const void* from, std::size_t bytes) override {
     make_current();
+    if (staging_.copy(to, from, bytes, stream_)) return;
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy from host", device_);
     // Page-locked bytes are read while the caller goes on, and where the GPU reads pageable memory by itself (CUDA's
     // "heterogeneous memory management") so are those: nobody has staged them when the call returns.
@@ -213,6 +215,7 @@ class CudaBackend final : public Backend {
   std::size_t total_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<EventPool> pool_ = std::make_shared<EventPool>();
+  CudaStaging staging_{device_};
 };
 
 /// Host memory that GPUs copy from and to at full speed, beside their computing.

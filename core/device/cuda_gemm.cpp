@@ -26,7 +26,7 @@ class CudaGemm {
   cublasLtMatmulDescOpaque_t operation{};
   cublasLtMatrixLayoutOpaque_t a{}, b{}, c{};  ///< in our names
   cublasLtMatmulAlgo_t algorithm{};
-  bool is_f64 = false, has_bias = false, accumulates = false, is_found = false;
+  bool is_f64 = false, is_fp8 = false, has_bias = false, accumulates = false, is_found = false;
 };
 
 namespace {
@@ -52,8 +52,12 @@ cudaDataType_t data_type(DType dtype) {
       return CUDA_R_32F;
     case DType::f64:
       return CUDA_R_64F;
+    case DType::f8e4m3:
+      return CUDA_R_8F_E4M3;
+    case DType::f8e5m2:
+      return CUDA_R_8F_E5M2;
     default:
-      throw DTypeError(cat("matmul: expected f32, f16, bf16 or f64, got ", dtype));
+      throw DTypeError(cat("matmul: expected f32, f16, bf16, f64 or 8-bit floats, got ", dtype));
   }
 }
 
@@ -140,17 +144,23 @@ std::size_t pick(const CudaGemmProblem& problem, const std::vector<cublasLtMatmu
   return best;
 }
 
+void set_scales(cublasLtMatmulDesc_t operation, const CudaGemmScales& scales, Device device) {
+  set(operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.b, device);
+  set(operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.a, device);
+}
+
 /// Asks the library; `is_found` says whether it has an answer.
 CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& problem) {
   CudaGemm gemm;
   gemm.handle = handle;
   gemm.is_f64 = problem.dtype == DType::f64;
-  gemm.has_bias = problem.has_bias;
+  gemm.is_fp8 = dtype_size(problem.dtype) == 1;
+  gemm.has_bias = problem.has_bias || problem.sums_a;
   gemm.accumulates = problem.accumulates;
   const Columns a(problem.m, problem.k, problem.a_row, problem.a_column),
       b(problem.k, problem.n, problem.b_row, problem.b_column), c(problem.m, problem.n, problem.c_row, 1);
   describe(gemm.a, a, problem.dtype, problem.batch, problem.a_batch, device);
-  describe(gemm.b, b, problem.dtype, problem.batch, problem.b_batch, device);
+  describe(gemm.b, b, gemm.is_fp8 ? DType::f8e4m3 : problem.dtype, problem.batch, problem.b_batch, device);
   describe(gemm.c, c, problem.result_dtype, problem.batch, problem.c_batch, device);
 
   check(cublasLtMatmulDescInit(&gemm.operation, gemm.is_f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
@@ -158,6 +168,15 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
         "describe a product", device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSB, a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
+  if (problem.sums_a) {
+    set(&gemm.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BGRADB, device);
+    set(&gemm.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(problem.result_dtype), device);
+  }
+  // Which addresses does not matter here, but that there are some may.
+  if (gemm.is_fp8) {
+    set_scales(&gemm.operation, {&gemm, &gemm}, device);
+    set(&gemm.operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<std::int8_t>(problem.adds_fast), device);
+  }
   if (problem.has_bias) {
     set(&gemm.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, device);
     set(&gemm.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(problem.result_dtype), device);
@@ -169,8 +188,8 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
   check(cublasLtMatmulPreferenceInit(&preference), "describe a choice", device);
   set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kCudaGemmWorkspace, device);
   set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-      static_cast<std::uint32_t>(problem.has_bias ? CUBLASLT_REDUCTION_SCHEME_NONE
-                                                  : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE),
+      static_cast<std::uint32_t>(gemm.has_bias ? CUBLASLT_REDUCTION_SCHEME_NONE
+                                               : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE),
       device);
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(problem.b_alignment), device);
   set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(problem.a_alignment), device);
@@ -188,7 +207,7 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
   for (int i = 0; i < count; ++i) {
     const cublasLtMatmulHeuristicResult_t& result = results[static_cast<std::size_t>(i)];
     const bool splits = config(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) != CUBLASLT_REDUCTION_SCHEME_NONE;
-    if (result.state == CUBLAS_STATUS_SUCCESS && !(splits && problem.has_bias)) proposals.push_back(result.algo);
+    if (result.state == CUBLAS_STATUS_SUCCESS && !(splits && gemm.has_bias)) proposals.push_back(result.algo);
   }
   const std::size_t picked = problem.choice >= 0 ? static_cast<std::size_t>(problem.choice) : pick(problem, proposals);
   gemm.is_found = picked < proposals.size();
@@ -199,10 +218,26 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
 struct ProblemHash {
   std::size_t operator()(const CudaGemmProblem& p) const {
     std::uint64_t hash = 0x9E3779B97F4A7C15ull;
-    for (const std::int64_t value :
-         {static_cast<std::int64_t>(p.dtype), static_cast<std::int64_t>(p.result_dtype), std::int64_t{p.has_bias},
-          std::int64_t{p.accumulates}, std::int64_t{p.choice}, p.batch, p.m, p.n, p.k, p.a_batch, p.a_row, p.a_column,
-          p.b_batch, p.b_row, p.b_column, p.c_batch, p.c_row, p.bias_batch}) {
+    for (const std::int64_t value : {static_cast<std::int64_t>(p.dtype),
+                                     static_cast<std::int64_t>(p.result_dtype),
+                                     std::int64_t{p.has_bias},
+                                     std::int64_t{p.sums_a},
+                                     std::int64_t{p.adds_fast},
+                                     std::int64_t{p.accumulates},
+                                     std::int64_t{p.choice},
+                                     p.batch,
+                                     p.m,
+                                     p.n,
+                                     p.k,
+                                     p.a_batch,
+                                     p.a_row,
+                                     p.a_column,
+                                     p.b_batch,
+                                     p.b_row,
+                                     p.b_column,
+                                     p.c_batch,
+                                     p.c_row,
+                                     p.bias_batch}) {
       hash = (hash ^ static_cast<std::uint64_t>(value)) * 0xFF51AFD7ED558CCDull;
       hash ^= hash >> 32;
     }
@@ -234,6 +269,13 @@ int gemm_alignment(const void* data) {
   int alignment = 1;
   while (alignment < 16 && address % static_cast<std::uintptr_t>(2 * alignment) == 0) alignment *= 2;
   return alignment;
+}
+
+bool has_cuda_fp8_units(Device device) {
+  int major = 0, minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index), "ask what it is", device);
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index), "ask what it is", device);
+  return major > 8 || (major == 8 && minor == 9);
 }
 
 const CudaGemm* find_cuda_gemm(Device device, const CudaGemmProblem& problem) {
@@ -268,10 +310,11 @@ std::string cuda_gemm_name(const CudaGemm& gemm) {
 }
 
 void run_cuda_gemm(const Cuda& cuda, const CudaGemm& gemm, const void* a, const void* b, const void* bias, void* c,
-                   void* workspace) {
+                   void* workspace, const CudaGemmScales& scales) {
   cublasLtMatmulDescOpaque_t operation = gemm.operation;
   cublasLtMatrixLayoutOpaque_t layout_a = gemm.a, layout_b = gemm.b, layout_c = gemm.c;
   if (gemm.has_bias) set(&operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, cuda.device);
+  if (gemm.is_fp8) set_scales(&operation, scales, cuda.device);
   constexpr float kOne = 1, kZero = 0;
   constexpr double kOneF64 = 1, kZeroF64 = 0;
   const void* const alpha = gemm.is_f64 ? static_cast<const void*>(&kOneF64) : &kOne;

@@ -39,6 +39,8 @@ struct BiasBackwardArgs {
   View dy, saved, dx, dbias, workspace;
   Activation activation;
   View y = {};
+  View scale = {};                     ///< f32 [2]: if defined, receives dx's (for none: dy's) scale in 8 bits
+  DType scale_format = DType::f8e5m2;  ///< as Fp8ScaleArgs (core/ops/fp8.h) finds it
 };
 Cost cost(const BiasBackwardArgs& args);
 std::size_t workspace_bytes(const Cpu& cpu, const BiasBackwardArgs& args);
@@ -54,10 +56,12 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input);
 ///   dy       [rows, n]; handed over: when it is row-major and nobody else holds it, its bytes are reused
 ///   saved    the activation's input [rows, n]; undefined for none
 ///   value    if given, receives activation(saved), row-major: for a caller that did not keep it; not for none
+///   scale    if given, receives what fp8_quantise takes for dx in f8e5m2; undefined where there was nothing to do, and
+///            for f64
 ///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
 /// Throws ShapeError, DTypeError, DeviceError.
 std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
-                                        Tensor* value = nullptr);
+                                        Tensor* value = nullptr, Tensor* scale = nullptr);
 
 /// What one thread does of a BiasBackwardArgs: `rows` rows from the given addresses on; null where absent.
 struct ActivationBlock {

@@ -7,6 +7,7 @@
 #include "core/base/cpu_isa.h"
 #include "core/base/parallel.h"
 #include "core/ops/activation_kernel.h"
+#include "core/ops/fp8.h"
 
 namespace castor {
 namespace {
@@ -72,6 +73,8 @@ void run(const Cpu& cpu, const BiasBackwardArgs& args) {
                       std::min(rows - block * step, step), n});
     }
   });
+  if (args.scale.defined())
+    run(cpu, Fp8ScaleArgs{args.dx.defined() ? args.dx : args.dy, args.scale, args.scale_format});
   if (!args.dbias.defined()) return;
   if (args.dy.dtype == DType::f64) return add_blocks<double>(args.dbias, args.workspace.as<double>(), count);
   visit_training_float(args.dy.dtype, BiasBackwardArgs::kName, [&](auto tag) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "core/ops/activation.h"
+#include "core/ops/fp8_cuda.cuh"
 #include "core/ops/row_packs_cuda.cuh"
 
 namespace castor {
@@ -157,16 +158,18 @@ template <class T>
 struct Backward {
   using C = Computed<T>;
   const T *dy, *saved;
-  T* dx;     ///< nullptr where there is no activation
-  T* y;      ///< for the activation's result; usually nullptr
-  C* lines;  ///< [row blocks, n]; nullptr where no sums are wanted
+  T* dx;         ///< nullptr where there is no activation
+  T* y;          ///< for the activation's result; usually nullptr
+  C* lines;      ///< [row blocks, n]; nullptr where no sums are wanted
+  float* scale;  ///< of dx in 8 bits; nullptr where it is not wanted
+  int top_exponent;
   std::int64_t rows, n, block_rows;
   std::uint32_t tiles;  ///< of columns
 };
 
 /// One tile of columns of one block of rows.
 template <class F, bool kHasActivation, int V, class T>
-__global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> args) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 1) backward_block(const Backward<T> args) {
   using C = Computed<T>;
   constexpr int kRowsAtOnce = kHasActivation ? 4 : RowBlocks::kRowsAThread;
   __shared__ C parts[kThreads * V];
@@ -176,6 +179,7 @@ __global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> arg
   const bool is_live = column < n;
   const std::int64_t last = std::min(args.rows, (block + 1) * args.block_rows);
   C sums[V] = {};
+  std::uint32_t largest = 0;
   for (std::int64_t row = block * args.block_rows + threadIdx.y; is_live && row < last; row += kRowsAtOnce * groups) {
     cuda::Pack<T, V> dy[kRowsAtOnce], saved[kHasActivation ? kRowsAtOnce : 1];
 #pragma unroll
@@ -203,10 +207,16 @@ __global__ void __launch_bounds__(kThreads) backward_block(const Backward<T> arg
         }
         sums[e] += values[e];
       }
-      if constexpr (kHasActivation)
-        cuda::store_pack(args.dx + (row + k * groups) * n + column, cuda::rounded<T, V>(values));
+      if constexpr (kHasActivation) dy[k] = cuda::rounded<T, V>(values);
+      if constexpr (kHasActivation) cuda::store_pack(args.dx + (row + k * groups) * n + column, dy[k]);
+      if constexpr (!std::is_same_v<T, double>) {
+        if (args.scale != nullptr) {
+          for (int e = 0; e < V; ++e) largest = max(largest, magnitude_bits(cuda::read(dy[k].value[e])));
+        }
+      }
     }
   }
+  if (args.scale != nullptr) cuda::finish_fp8_scale(largest, args.scale, args.top_exponent);
   if (args.lines == nullptr) return;
   for (int e = 0; e < V; ++e) parts[(threadIdx.y * lanes + threadIdx.x) * V + e] = sums[e];
   __syncthreads();
@@ -281,6 +291,8 @@ std::size_t workspace_bytes(const Cuda&, const BiasBackwardArgs& args) {
 
 void run(const Cuda& cuda, const BiasBackwardArgs& args) {
   const std::int64_t rows = args.dy.size[0], n = args.dy.size[1];
+  if (args.scale.defined()) cuda::start_fp8_scale(cuda, BiasBackwardArgs::kName, args.scale.data);
+  if (args.scale.defined() && args.dy.numel() == 0) run(cuda, Fp8ScaleArgs{args.dy, args.scale, args.scale_format});
   if (n == 0) return;
   visit_float(args.dy.dtype, BiasBackwardArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -295,6 +307,8 @@ void run(const Cuda& cuda, const BiasBackwardArgs& args) {
                                  args.dx.as<T>(),
                                  args.y.as<T>(),
                                  args.dbias.defined() ? args.workspace.as<C>() : nullptr,
+                                 args.scale.as<float>(),
+                                 fp8_top_exponent(args.scale_format),
                                  rows,
                                  n,
                                  0,

@@ -14,19 +14,36 @@ Cost cost(const Fp8ScaleArgs& args) {
   return {static_cast<double>(args.x.numel()), static_cast<double>(args.x.bytes())};
 }
 Cost cost(const Fp8RoundArgs& args) {
-  return {static_cast<double>(args.x.numel()), static_cast<double>(args.x.bytes() + args.y.bytes())};
+  return {static_cast<double>(args.x.numel()),
+          static_cast<double>(args.x.bytes() + args.y.bytes() + args.transposed.bytes())};
 }
 Cost cost(const Fp8ExpandArgs& args) {
   return {static_cast<double>(args.x.numel()), static_cast<double>(args.x.bytes() + args.y.bytes())};
 }
 
-Fp8Tensor fp8_quantise(const Tensor& x, DType format) {
+Fp8Tensor fp8_quantise(const Tensor& x, DType format, Fp8Orders orders, const Tensor& scale) {
   if (!is_fp8(format)) throw DTypeError(cat("fp8_quantise: expected the format f8e4m3 or f8e5m2, got ", format));
   visit_training_float(x.dtype(), "fp8_quantise", [](auto) {});
+  if (orders.transposed && x.ndim() == 0)
+    throw ShapeError(cat("fp8_quantise: expected at least one axis to transpose, got ", x));
   const Tensor source = contiguous(x);
-  Fp8Tensor result{Tensor::empty(x.shape(), format, x.device()), Tensor::empty({}, DType::f32, x.device())};
-  dispatch(x.device(), Fp8ScaleArgs{source.view(), result.scale.view(), format});
-  dispatch(x.device(), Fp8RoundArgs{source.view(), result.scale.view(), result.values.view()});
+  const std::int64_t n = x.ndim() == 0 ? 1 : x.shape().back(),
+                     rows = x.ndim() == 0 ? 1 : Shape(std::span(x.shape().begin(), x.shape().end() - 1)).numel();
+  const bool is_view = orders.transposed && kernel_type(x.device()) == DeviceType::cpu;
+  Fp8Tensor result;
+  result.scale = scale;
+  if (!scale.defined()) {
+    result.scale = Tensor::empty({2}, DType::f32, x.device());
+    dispatch(x.device(), Fp8ScaleArgs{source.view(), result.scale.view(), format});
+  }
+  if (orders.values || is_view) result.values = Tensor::empty(x.shape(), format, x.device());
+  if (orders.transposed && !is_view) result.transposed = Tensor::empty({n, rows}, format, x.device());
+  const auto as_rows = [&](const Tensor& whole) {
+    return whole.defined() ? castor::reshape(whole, {rows, n}).view() : View{};
+  };
+  dispatch(x.device(), Fp8RoundArgs{as_rows(source), result.scale.view(), as_rows(result.values),
+                                    view_or_absent(result.transposed), scale.defined()});
+  if (is_view) result.transposed = castor::reshape(result.values, {rows, n}).transpose(0, 1);
   return result;
 }
 

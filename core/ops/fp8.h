@@ -44,7 +44,8 @@ CASTOR_HOST_DEVICE T fp8_round(float x, float scale) {
   return store<T>(is_finite ? x * scale : detail::bit_cast<float>(0x7FC00000u));
 }
 
-/// scale = fp8_scale of x's largest magnitude. x: f32|bf16|f16, row-major; scale: f32 [].
+/// scale = {1 / s, s} with s the fp8_scale of x's largest magnitude. x: f32|bf16|f16, row-major; scale: f32 [2]. The
+/// inverse comes first because cuBLASLt wants what it multiplies by at a multiple of 16 bytes.
 struct Fp8ScaleArgs {
   static constexpr const char* kName = "fp8_scale";
   View x, scale;
@@ -54,16 +55,19 @@ Cost cost(const Fp8ScaleArgs& args);
 void run(const Cpu& cpu, const Fp8ScaleArgs& args);
 void run(const Cuda& cuda, const Fp8ScaleArgs& args);
 
-/// y = x * scale, rounded. x: f32|bf16|f16, y: f8e4m3|f8e5m2 of its shape, row-major; scale: f32 [].
+/// y = x * scale[1], rounded, and its transpose, each of which may be absent, in one pass over x. x: f32|bf16|f16
+/// [rows, n], y: f8e4m3|f8e5m2 [rows, n], transposed: [n, rows], row-major; scale: f32 [2].
 struct Fp8RoundArgs {
   static constexpr const char* kName = "fp8_round";
-  View x, scale, y;
+  View x, scale, y, transposed = {};
+  bool from_end = false;  ///< where to begin: what was written or read last is in a GPU's cache
+  DType format() const { return y.defined() ? y.dtype : transposed.dtype; }
 };
 Cost cost(const Fp8RoundArgs& args);
 void run(const Cpu& cpu, const Fp8RoundArgs& args);
 void run(const Cuda& cuda, const Fp8RoundArgs& args);
 
-/// y = x / scale. x: f8e4m3|f8e5m2, y: f32|bf16|f16 of its shape, row-major; scale: f32 [].
+/// y = x * scale[0]. x: f8e4m3|f8e5m2, y: f32|bf16|f16 of its shape, row-major; scale: f32 [2].
 struct Fp8ExpandArgs {
   static constexpr const char* kName = "fp8_expand";
   View x, scale, y;
@@ -74,17 +78,26 @@ void run(const Cuda& cuda, const Fp8ExpandArgs& args);
 
 /// A tensor in 8 bits: values / scale is what it stands for.
 struct Fp8Tensor {
-  Tensor values;  ///< f8e4m3|f8e5m2
-  Tensor scale;   ///< f32 []
+  Tensor values;      ///< f8e4m3|f8e5m2, of the tensor's shape
+  Tensor transposed;  ///< the same values as [last size, the other sizes' product], rows as `values`' columns
+  Tensor scale;       ///< f32 [2]: the scale's inverse, then the scale
+};
+
+/// Which of a tensor's two orders are made. A GPU multiplies 8-bit numbers only along neighbours in memory, so there
+/// each is a tensor of its own; on the CPU `transposed` is a view of the values, which then are always made.
+struct Fp8Orders {
+  bool values = true, transposed = false;
 };
 
 /// x in 8 bits.
-///   x       f32|bf16|f16, any shape and strides
+///   x       f32|bf16|f16, any shape and strides; at least one axis for `transposed`
 ///   format  f8e4m3 (for weights and activations) or f8e5m2 (for gradients)
-/// Throws DTypeError.
-Fp8Tensor fp8_quantise(const Tensor& x, DType format);
+///   orders  what is made; the others stay undefined
+///   scale   if given, what an earlier call found for these values: it is not looked for again
+/// Throws DTypeError, ShapeError.
+Fp8Tensor fp8_quantise(const Tensor& x, DType format, Fp8Orders orders = {}, const Tensor& scale = {});
 
-/// What it stands for, rounded once to `dtype` (f32|bf16|f16; exact in f32 and bf16 but for subnormals).
+/// What its values stand for, rounded once to `dtype` (f32|bf16|f16; exact in f32 and bf16 but for subnormals).
 /// Throws DTypeError.
 Tensor fp8_expand(const Fp8Tensor& x, DType dtype);
 

@@ -31,27 +31,41 @@ void run(const Cpu&, const Fp8ScaleArgs& args) {
       }
     });
   });
-  *args.scale.as<float>() = fp8_scale(largest.load(), fp8_top_exponent(args.format));
+  float* const scale = args.scale.as<float>();
+  scale[1] = fp8_scale(largest.load(), fp8_top_exponent(args.format));
+  scale[0] = 1.0f / scale[1];
 }
 
 void run(const Cpu&, const Fp8RoundArgs& args) {
-  const float scale = *args.scale.as<float>();
+  const float scale = args.scale.as<float>()[1];
   visit_training_float(args.x.dtype, Fp8RoundArgs::kName, [&](auto from) {
     using From = typename decltype(from)::type;
-    visit_fp8(args.y.dtype, [&](auto to) {
+    visit_fp8(args.format(), [&](auto to) {
       using To = typename decltype(to)::type;
       const From* x = args.x.as<From>();
-      To* y = args.y.as<To>();
-      parallel_for(args.x.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      if (args.y.defined()) {
+        To* y = args.y.as<To>();
+        parallel_for(args.x.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
 #pragma GCC ivdep
-        for (std::int64_t i = begin; i < end; ++i) y[i] = fp8_round<To>(load(x[i]), scale);
-      });
+          for (std::int64_t i = begin; i < end; ++i) y[i] = fp8_round<To>(load(x[i]), scale);
+        });
+      }
+      if (!args.transposed.defined()) return;
+      const std::int64_t rows = args.x.size[0], n = args.x.size[1];
+      To* const transposed = args.transposed.as<To>();
+      parallel_for(n, std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(rows, 1)),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t j = begin; j < end; ++j) {
+                       for (std::int64_t i = 0; i < rows; ++i)
+                         transposed[j * rows + i] = fp8_round<To>(load(x[i * n + j]), scale);
+                     }
+                   });
     });
   });
 }
 
 void run(const Cpu&, const Fp8ExpandArgs& args) {
-  const float inverse = 1.0f / *args.scale.as<float>();
+  const float inverse = args.scale.as<float>()[0];
   visit_fp8(args.x.dtype, [&](auto from) {
     using From = typename decltype(from)::type;
     visit_training_float(args.y.dtype, Fp8ExpandArgs::kName, [&](auto to) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "core/ops/matmul.h"
 
@@ -85,6 +86,15 @@ Product merge_axes(const MatmulArgs& args, CanBatch&& can_batch) {
   }
   for (int i = count - 1; i >= 0; --i) product.outer[product.outer_count++] = axes[i];
   return product;
+}
+
+/// The sums of a's rows as an op of their own, for a product that does not make them on its way. In the product's
+/// scratch.
+inline BiasBackwardArgs sums_of_rows(const MatmulArgs& args) {
+  View dy = args.a;
+  std::swap(dy.size[0], dy.size[1]);
+  std::swap(dy.stride[0], dy.stride[1]);
+  return {dy, {}, {}, args.a_sums, args.workspace, Activation::none};
 }
 
 /// Calls f(offsets) with the element offsets of a, b and c for every step of the outer loop.

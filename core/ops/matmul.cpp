@@ -38,9 +38,10 @@ Tensor readable(const Tensor& x) {
   return x.numel() == 0 || fits(columns, rows) || fits(rows, columns) ? x : clone(x);
 }
 
-void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, bool accumulates = false) {
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, bool accumulates = false,
+              const Tensor& a_sums = {}) {
   const Tensor dense_bias = bias.defined() ? contiguous(bias) : bias;
-  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}, accumulates};
+  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}, accumulates, view_or_absent(a_sums)};
   const Tensor workspace = workspace_for(c.device(), args);
   args.workspace = view_or_absent(workspace);
   dispatch(c.device(), args);
@@ -66,7 +67,8 @@ Shape with_last(const Shape& shape, std::int64_t last) {
 Cost cost(const MatmulArgs& args) {
   const double products = static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[args.a.ndim - 1]);
   const std::size_t written = (args.accumulates ? 2 : 1) * args.c.bytes();
-  return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + written)};
+  return {2 * products,
+          static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + args.a_sums.bytes() + written)};
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -140,10 +142,12 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   }
   Tensor flat = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
   dy = {};
-  auto [gradient, dbias] = bias_backward(std::move(flat), saved, activation, needs.bias);
+  // Without an activation the product that reads the gradient for the weight's sums it for the bias's.
+  const bool sums_in_product = activation == Activation::none && needs.bias && needs.weight && flat.is_contiguous();
+  auto [gradient, dbias] = bias_backward(std::move(flat), saved, activation, needs.bias && !sums_in_product);
   gradient = readable(gradient);
+  if (sums_in_product) dbias = Tensor::empty({gradient.size(1)}, gradient.dtype(), gradient.device());
   LinearGradients result;
-  result.bias = std::move(dbias);
   if (needs.x) {
     Tensor dx = Tensor::empty({gradient.size(0), weight.size(1)}, x.dtype(), x.device());
     multiply(gradient, readable(weight), {}, dx);
@@ -151,8 +155,10 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   }
   if (needs.weight) {
     result.weight = Tensor::empty(weight.shape(), weight.dtype(), weight.device());
-    multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight);
+    multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight, false,
+             sums_in_product ? dbias : Tensor{});
   }
+  result.bias = std::move(dbias);
   return result;
 }
 

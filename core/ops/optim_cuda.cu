@@ -5,19 +5,35 @@
 namespace castor {
 namespace {
 
-// A warp a segment: its lanes fetch 32 values at a time, and every lane adds them one after the other.
+// A warp a segment: its lanes fetch 128 values at a time, and every lane adds them one after the other. What bounds it
+// is the chain of additions, so the fetches and shuffles of a full batch are unrolled out of its way.
 __global__ void fold_kernel(const double* values, const std::int64_t* begins, double* out, std::int64_t segments) {
+  constexpr int kAhead = 4;
   const std::int64_t segment = (blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x) / 32;
   if (segment >= segments) return;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t begin = begins[segment], end = begins[segment + 1];
-  double sum = 0;
-  double next = begin + lane < end ? values[begin + lane] : 0;
-  for (std::int64_t at = begin; at < end; at += 32) {
-    const double own = next;
-    if (at + 32 + lane < end) next = values[at + 32 + lane];
-    const int here = static_cast<int>(end - at < 32 ? end - at : 32);
-    for (int i = 0; i < here; ++i) sum += __shfl_sync(0xffffffff, own, i);
+  double sum = 0, next[kAhead];
+  const auto fetch = [&](std::int64_t at) {
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) next[k] = at + 32 * k + lane < end ? values[at + 32 * k + lane] : 0;
+  };
+  fetch(begin);
+  for (std::int64_t at = begin; at < end; at += 32 * kAhead) {
+    double own[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) own[k] = next[k];
+    fetch(at + 32 * kAhead);
+    if (at + 32 * kAhead <= end) {
+#pragma unroll
+      for (int i = 0; i < 32 * kAhead; ++i) sum += __shfl_sync(0xffffffff, own[i / 32], i % 32);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const std::int64_t left = end - at - 32 * k;
+        for (int i = 0; i < 32 && i < left; ++i) sum += __shfl_sync(0xffffffff, own[k], i);
+      }
+    }
   }
   if (lane == 0) out[segment] = sum;
 }

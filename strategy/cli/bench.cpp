@@ -1,6 +1,7 @@
 // Sizes, random tokens, clocks and the table. The step is the trained one: clip 1.0, AdamW, f32 masters, a tied head.
 //
-// Delicate: a step is timed from one read of its loss to the next, which waits for the device; nothing else does.
+// Delicate: a step is timed from one read of its loss to the next, and nothing else waits for the device: the end of a
+// step's update runs while the host prepares the next step, as it does in training.
 #include "strategy/cli/bench.h"
 
 #include <algorithm>
@@ -13,8 +14,10 @@
 #include <ostream>
 
 #include "autograd/optim/adam.h"
+#include "core/base/file.h"
 #include "core/base/json.h"
-#include "core/device/dispatch.h"
+#include "core/base/process_age.h"
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
 #include "dist/comm_meta.h"
@@ -34,8 +37,9 @@ struct Size {
   const char* name;
   std::int64_t layers, heads, width;
 };
-// GPT-2's sizes, and GPT-3's from 2.7B on.
-constexpr std::array<Size, 7> kSizes{{{"124M", 12, 12, 768},
+// GPT-2's sizes, and GPT-3's from 2.7B on; "tiny" runs anywhere in a second.
+constexpr std::array<Size, 8> kSizes{{{"tiny", 2, 2, 32},
+                                      {"124M", 12, 12, 768},
                                       {"350M", 24, 16, 1024},
                                       {"774M", 36, 20, 1280},
                                       {"1.5B", 48, 25, 1600},
@@ -194,15 +198,17 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   strategy->prepare(model, options);
   const double setup = seconds_since(begin);
   std::vector<double> seconds;
-  double loss = 0;
+  double loss = 0, begun = 0;
+  auto last_read = Clock::now();
   for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
     const auto number = static_cast<std::uint64_t>(i * info.world_size + info.rank);
     const autograd::Batch batch = tokens_on(device, arguments, number);
-    const auto start = Clock::now();
+    if (i == 0) begun = process_age_seconds();
     loss = strategy->train_step(batch).losses.at("loss");
-    backend(device).synchronize();
-    if (i >= arguments.warmup) seconds.push_back(seconds_since(start));
+    if (i >= arguments.warmup) seconds.push_back(seconds_since(last_read));
+    last_read = Clock::now();
   }
+  backend(device).synchronize();
   const double step = median(seconds);
   const auto tokens = static_cast<double>(arguments.batch * arguments.context * info.world_size);
   const MemoryStats memory = allocator(device).stats();
@@ -219,6 +225,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["recompute_activation"] = arguments.recompute_activation;
   json["steps"] = arguments.steps;
   json["setup_seconds"] = setup;
+  json["first_forward_after_seconds"] = begun;
   json["step_seconds"] = step;
   json["step_seconds_min"] = *std::min_element(seconds.begin(), seconds.end());
   json["step_seconds_max"] = *std::max_element(seconds.begin(), seconds.end());
@@ -237,8 +244,9 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["memory"]["host"] = {{"peak", host_peak}, {"planned", plan.host.peak_total}};
   OpTimer timer(device);
   if (arguments.ops) {
+    const autograd::Batch batch = tokens_on(device, arguments, 0);
     const ObserverScope observe(timer);
-    strategy->train_step(tokens_on(device, arguments, 0));
+    strategy->train_step(batch);
     for (const auto& [name, op] : timer.sorted()) {
       json["ops"].push_back({{"name", name},
                              {"calls", op.calls},
@@ -246,6 +254,17 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                              {"tflops_per_second", op.flops / op.seconds / 1e12},
                              {"gigabytes_per_second", op.bytes / op.seconds / 1e9}});
     }
+  }
+  if (arguments.trace) {
+    Trace trace(device);
+    {
+      const autograd::Batch batch = tokens_on(device, arguments, 0);
+      const ObserverScope observe(trace);
+      const TraceSpan span("step", "phase", device);
+      strategy->train_step(batch);
+    }
+    write_file_atomically(is_main ? *arguments.trace : cat(*arguments.trace, ".", info.rank),
+                          trace.chrome_json(info.rank));
   }
   if (!is_main) return kExitOk;
   if (arguments.json) {
@@ -265,7 +284,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
       << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
-      << setup << " s, loss " << std::setprecision(3) << loss << "\n"
+      << setup << " s, first forward " << begun << " s after the program's start, loss " << std::setprecision(3) << loss
+      << "\n"
       << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
       << "\n";
   for (int i = 0; i < kCategoryCount; ++i) {
@@ -298,7 +318,7 @@ Subcommand bench_command() {
   command.summary = "time whole training steps of a GPT-2 shaped model on random tokens";
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
-    list.option("--model", arguments->model, "SIZE", "124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
+    list.option("--model", arguments->model, "SIZE", "tiny, 124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
     list.option("--batch", arguments->batch, "N", "sequences of a step");
     list.option("--context", arguments->context, "N", "tokens of a sequence");
     list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N; left out: a GPU where there is one");
@@ -312,6 +332,8 @@ Subcommand bench_command() {
     list.flag("--recompute-activation", arguments->recompute_activation,
               "keep only the input of each activation and compute it again in backward");
     list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
+    list.option("--trace", arguments->trace, "FILE",
+                "after the timed steps, one whose timeline is written there (Chrome's trace format)");
     list.flag("--json", arguments->json, "print JSON");
   };
   command.run = [arguments](Registry& registry, std::ostream& out) { return run_bench(*arguments, registry, out); };

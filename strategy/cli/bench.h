@@ -25,10 +25,12 @@ struct BenchArguments {
   bool recompute = false;             ///< keep only each block's input
   bool recompute_activation = false;  ///< keep the activation's input, not its result
   bool ops = false;                   ///< afterwards, one more step with each op timed by itself
+  std::optional<std::string> trace;   ///< afterwards, one more step whose timeline is written to this file
   bool json = false;
 };
 
-/// Trains and prints to `out`: tokens/s (median of the steps), TFLOP/s, memory by category against the plan. The model
+/// Trains and prints to `out`: tokens/s (median of the steps), TFLOP/s, memory by category against the plan.
+/// Rank R > 0 writes its timeline to the file's name with `.R` behind it. The model
 /// type "Gpt" must be registered. Returns an exit code. Throws ConfigError for a size, device or precision that is
 /// none, OutOfMemory before the first step where the plan says that it does not fit.
 int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out);

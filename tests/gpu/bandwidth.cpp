@@ -10,6 +10,7 @@
 #include "core/ops/cast.h"
 #include "core/ops/conv.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/fp8.h"
 #include "core/ops/index.h"
 #include "core/ops/norm.h"
 #include "core/ops/optim.h"
@@ -71,6 +72,21 @@ void report_activations(std::int64_t rows, std::int64_t n, DType dtype) {
   report(("gelu_tanh, the unfused op" + at).c_str(), 2 * bytes_of(x), [&] { unary(UnaryOp::gelu_tanh, x); });
 }
 
+/// What a linear layer's operands cost before its products in 8 bits.
+void report_fp8(std::int64_t rows, std::int64_t n) {
+  const Tensor x = normal({rows, n}, DType::bf16, 1);
+  const std::string at = cat(" bf16 [", rows, ",", n, "]");
+  const Tensor scale = fp8_quantise(x, DType::f8e4m3).scale;
+  const double values = bytes_of(x) / 2;
+  const auto quantise = [&](Fp8Orders orders, const Tensor& known) {
+    return [&x, orders, known] { fp8_quantise(x, DType::f8e4m3, orders, known); };
+  };
+  report(("fp8, scale and both orders" + at).c_str(), 2 * bytes_of(x) + 2 * values, quantise({true, true}, {}));
+  report(("fp8 of a known scale, both orders" + at).c_str(), bytes_of(x) + 2 * values, quantise({true, true}, scale));
+  report(("fp8 of a known scale, one order" + at).c_str(), bytes_of(x) + values, quantise({true, false}, scale));
+  report(("fp8 of a known scale, transposed" + at).c_str(), bytes_of(x) + values, quantise({false, true}, scale));
+}
+
 void report_images() {
   const auto square = [](std::int64_t stride, std::int64_t padding) {
     return ConvGeometry{{stride, stride}, {padding, padding}, {1, 1}, 1};
@@ -110,6 +126,9 @@ int main(int count, char**) {
     report(cat("bias backward bf16 [32768,", n, "]").c_str(), bytes_of(dy),
            [&] { bias_backward(dy, {}, Activation::none, true); });
   }
+  report_fp8(16384, 1600);
+  report_fp8(16384, 6400);
+  report_fp8(6400, 1600);
   report_images();
   if (count > 1) return 0;
   report_norms(32768, 768, DType::bf16);

@@ -1,8 +1,9 @@
-// The matrix products of GPT-2's layers in bf16: forward with the bias, gradient by data, gradient by weights, beside
-// what the card gives for large squares. For each it also tries all of the library's proposals, which shows what other
-// choices than ours (-1) would win.
+// The matrix products of GPT-2's layers in bf16, and the largest model's in fp8: forward with the bias, gradient by
+// data, gradient by weights, beside what the card gives for large squares. For each it also tries all of the library's
+// proposals, which shows what other choices than ours (-1) would win.
 //
-// usage: gpu_gemm [all]     needs a GPU with 16 GiB free; prints a table; `all`: every proposal's rate and name
+// usage: gpu_gemm [all] [fp8]     needs a GPU with 16 GiB free; prints a table; `all`: every proposal's rate and name;
+// `fp8`: only the products in fp8
 #include <algorithm>
 #include <cstdio>
 #include <string>
@@ -11,6 +12,9 @@
 
 #include "core/device/backend.h"
 #include "core/device/cuda_gemm.h"
+#include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/fp8.h"
 #include "core/ops/random.h"
 #include "tests/gpu/timing.h"
 
@@ -24,10 +28,10 @@ constexpr int kWarmUps = 2, kRounds = 9, kCalls = 3;
 double ceiling = 0;  // TFLOP/s
 bool prints_all = false;
 
-Tensor normal(std::int64_t count, std::uint64_t key) {
+Tensor normal(std::int64_t count, std::uint64_t key, DType dtype = DType::bf16) {
   const Tensor x = Tensor::empty({count}, DType::bf16, kGpu);
   fill_normal(x, {key, 1});
-  return x;
+  return dtype == DType::bf16 ? x : fp8_quantise(x, dtype).values;
 }
 
 CudaGemmProblem product(std::int64_t m, std::int64_t n, std::int64_t k, bool a_is_transposed, bool b_is_transposed) {
@@ -45,7 +49,11 @@ CudaGemmProblem product(std::int64_t m, std::int64_t n, std::int64_t k, bool a_i
 }
 
 void report(const std::string& name, CudaGemmProblem problem) {
-  const Tensor a = normal(problem.m * problem.k, 1), b = normal(problem.k * problem.n, 2), bias = normal(problem.n, 3);
+  const bool is_fp8 = dtype_size(problem.dtype) == 1;
+  const Tensor a = normal(problem.m * problem.k, 1, problem.dtype),
+               b = normal(problem.k * problem.n, 2, is_fp8 ? DType::f8e4m3 : DType::bf16),
+               bias = normal(std::max(problem.m, problem.n), 3);
+  const Tensor scale = full({1}, 1, DType::f32, kGpu);
   const Tensor c = Tensor::empty({problem.m * problem.n}, DType::bf16, kGpu);
   const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(kCudaGemmWorkspace)}, DType::u8, kGpu);
   const double flops =
@@ -64,7 +72,8 @@ void report(const std::string& name, CudaGemmProblem problem) {
       const double ms = test::median_ms(
           [&] {
             run_cuda_gemm({kGpu, backend(kGpu).stream()}, *gemms[i], a.view().data, b.view().data,
-                          problem.has_bias ? bias.view().data : nullptr, c.view().data, workspace.view().data);
+                          problem.has_bias || problem.sums_a ? bias.view().data : nullptr, c.view().data,
+                          workspace.view().data, {scale.view().data, scale.view().data});
           },
           {1, kCalls, 0});
       if (round >= 0) times[i].push_back(ms);
@@ -92,14 +101,28 @@ void report_layer(const std::string& name, std::int64_t tokens, std::int64_t in,
   forward.has_bias = has_bias;
   report(name + " forward", forward);
   report(name + " dx", product(tokens, in, out, false, false));
-  report(name + " dweight", product(out, in, tokens, true, false));
+  CudaGemmProblem dweight = product(out, in, tokens, true, false);
+  report(name + " dweight", dweight);
+  dweight.sums_a = has_bias;
+  if (has_bias) report(name + " dweight, dbias", dweight);
 }
 
-}  // namespace
+void report_fp8_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out) {
+  const auto fp8 = [](std::int64_t m, std::int64_t n, std::int64_t k, DType dtype) {
+    CudaGemmProblem problem = product(m, n, k, false, true);
+    problem.dtype = dtype;
+    return problem;
+  };
+  CudaGemmProblem forward = fp8(tokens, out, in, DType::f8e4m3);
+  forward.has_bias = true;
+  report(name + " fp8 forward", forward);
+  forward.adds_fast = true;
+  report(name + " fp8 fast", forward);
+  report(name + " fp8 dx", fp8(tokens, in, out, DType::f8e5m2));
+  report(name + " fp8 dweight", fp8(out, in, tokens, DType::f8e5m2));
+}
 
-int main(int count, char**) {
-  prints_all = count > 1;
-  std::printf("%s, bf16, normal random numbers\n", test::gpu_name());
+void report_bf16() {
   for (const std::int64_t n : {4096, 8192}) report("square", product(n, n, n, false, true));
   for (const auto& [model, width, tokens] :
        {std::tuple(std::string("124M "), 768, 32768), std::tuple(std::string("350M "), 1024, 32768),
@@ -110,5 +133,32 @@ int main(int count, char**) {
     report_layer(model + "fcproj", tokens, 4 * width, width, true);
     report_layer(model + "head", tokens, width, 50304, false);
   }
+}
+
+void report_fp8() {
+  ceiling = 0;
+  report("fp8 square", [] {
+    CudaGemmProblem problem = product(8192, 8192, 8192, false, true);
+    problem.dtype = DType::f8e4m3;
+    return problem;
+  }());
+  constexpr std::int64_t kTokens = 16384, kWidth = 1600;
+  report_fp8_layer("qkv", kTokens, kWidth, 3 * kWidth);
+  report_fp8_layer("proj", kTokens, kWidth, kWidth);
+  report_fp8_layer("fc", kTokens, kWidth, 4 * kWidth);
+  report_fp8_layer("fcproj", kTokens, 4 * kWidth, kWidth);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  bool only_fp8 = false;
+  for (int i = 1; i < count; ++i) {
+    prints_all = prints_all || std::string(arguments[i]) == "all";
+    only_fp8 = only_fp8 || std::string(arguments[i]) == "fp8";
+  }
+  std::printf("%s, normal random numbers\n", test::gpu_name());
+  if (!only_fp8) report_bf16();
+  report_fp8();
   return 0;
 }

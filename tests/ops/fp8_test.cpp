@@ -1,15 +1,15 @@
 // The 8-bit conversions against a reference that searches the format's table for the nearest value, and the linear
 // layer that multiplies what they give.
-#include "core/ops/fp8.h"
-
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include <doctest/doctest.h>
 
 #include "autograd/graph.h"
 #include "autograd/ops/matmul.h"
 #include "core/ops/cast.h"
+#include "core/ops/fp8_matmul.h"
 #include "core/ops/matmul.h"
 #include "tests/support/op_check.h"
 
@@ -71,11 +71,11 @@ TEST_CASE("a tensor goes to 8 bits and back as the nearest values of the format 
     check.any_threads = true;
     check.run = [=](const Tensors& in) {
       const Fp8Tensor q = fp8_quantise(in[0], format);
-      return Tensors{q.values, q.scale, fp8_expand(q, in[0].dtype())};
+      return Tensors{q.values, q.scale.narrow(0, 1, 1), fp8_expand(q, in[0].dtype())};
     };
     check.reference = [=](const Arrays& in) {
       const double scale = scale_reference(in[0], format);
-      Array y = round_trip_reference(in[0], format), values = y, of_scale(Shape{}, scale);
+      Array y = round_trip_reference(in[0], format), values = y, of_scale(Shape{1}, {scale});
       for (double& value : values.values) value *= scale;
       values.dtype = format;
       of_scale.dtype = DType::f32;
@@ -98,7 +98,7 @@ TEST_CASE("values that are not finite stay visible and do not touch the scale of
     for (const DType format : kFormats) {
       const Fp8Tensor q = fp8_quantise(make_tensor(x, DType::f32, device), format);
       const Array y = to_array(fp8_expand(q, DType::f32));
-      CHECK(to_array(q.scale)[0] == 1);
+      CHECK(to_array(q.scale)[1] == 1);
       CHECK(y[0] == 1);
       CHECK(std::isnan(y[1]));
       CHECK(y[2] == -2);
@@ -109,9 +109,9 @@ TEST_CASE("values that are not finite stay visible and do not touch the scale of
 
 TEST_CASE("tiny and huge tensors get scales that are normal numbers") {
   const Array tiny({2}, {1e-42, 0}), huge({2}, {3e38, -1});
-  CHECK(to_array(fp8_quantise(make_tensor(tiny, DType::f32), DType::f8e4m3).scale)[0] == std::ldexp(1, 126));
+  CHECK(to_array(fp8_quantise(make_tensor(tiny, DType::f32), DType::f8e4m3).scale)[1] == std::ldexp(1, 126));
   const Fp8Tensor q = fp8_quantise(make_tensor(huge, DType::f32), DType::f8e4m3);
-  CHECK(to_array(q.scale)[0] == std::ldexp(1, -120));
+  CHECK(to_array(q.scale)[1] == std::ldexp(1, -120));
   CHECK(to_array(fp8_expand(q, DType::f32))[0] == std::ldexp(1.75, 127));
 }
 
@@ -119,8 +119,96 @@ TEST_CASE("other dtypes are refused") {
   const Tensor x = Tensor::zeros({2}, DType::f32);
   CHECK_THROWS_WITH_AS(fp8_quantise(x, DType::bf16), doctest::Contains("f8e4m3 or f8e5m2, got bf16"), DTypeError);
   CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({2}, DType::i64), DType::f8e4m3), DTypeError);
-  CHECK_THROWS_AS(fp8_expand({x, x}, DType::f32), DTypeError);
+  CHECK_THROWS_AS(fp8_expand({x, {}, x}, DType::f32), DTypeError);
   CHECK_THROWS_AS(fp8_expand(fp8_quantise(x, DType::f8e4m3), DType::f64), DTypeError);
+}
+
+TEST_CASE("both orders of a tensor in 8 bits hold the same values, whichever are made") {
+  for (const Device device : test_devices()) {
+    for (const Shape& shape :
+         {Shape{16, 8}, Shape{3, 5, 7}, Shape{200, 136}, Shape{128, 256}, Shape{136, 9}, Shape{1}}) {
+      for (const DType format : kFormats) {
+        CAPTURE(cat(device, " ", shape, " ", format));
+        const Tensor x = make_tensor(random_array(shape, 5, -3, 3), DType::bf16, device);
+        const Fp8Tensor both = fp8_quantise(x, format, {true, true});
+        const Fp8Tensor transposed = fp8_quantise(x, format, {false, true}, both.scale);
+        const Fp8Tensor values = fp8_quantise(x, format);
+        const Array want = to_array(fp8_expand(values, DType::f32));
+        CHECK(to_array(fp8_expand(both, DType::f32)).values == want.values);
+        const std::int64_t n = shape.back(), rows = x.numel() / n;
+        REQUIRE(both.transposed.shape() == Shape{n, rows});
+        const Array turned = to_array(fp8_expand({contiguous(both.transposed), {}, both.scale}, DType::f32));
+        CHECK(to_array(fp8_expand({contiguous(transposed.transposed), {}, both.scale}, DType::f32)).values ==
+              turned.values);
+        bool is_transpose = true;
+        for (std::int64_t i = 0; i < rows; ++i) {
+          for (std::int64_t j = 0; j < n; ++j) is_transpose = is_transpose && turned[j * rows + i] == want[i * n + j];
+        }
+        CHECK(is_transpose);
+      }
+    }
+  }
+}
+
+TEST_CASE("a product of 8-bit tensors is that of what they stand for, the same bits each time") {
+  for (const Device device : test_devices()) {
+    for (const auto& [m, n, k] :
+         {std::tuple(48, 32, 64), std::tuple(10, 8, 16), std::tuple(256, 192, 1024), std::tuple(3, 5, 7)}) {
+      for (const DType format : kFormats) {
+        for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+          CAPTURE(cat(device, " ", m, "x", n, "x", k, " ", format, " ", dtype));
+          const Fp8Tensor a = fp8_quantise(make_tensor(random_array({m, k}, 1), DType::f32, device), format),
+                          b = fp8_quantise(make_tensor(random_array({n, k}, 2), DType::f32, device), DType::f8e4m3);
+          const Tensor bias = make_tensor(random_array({n}, 3), dtype, device);
+          const Array of_a = to_array(fp8_expand(a, DType::f32)), of_b = to_array(fp8_expand(b, DType::f32)),
+                      of_bias = to_array(bias);
+          Array want(Shape{m, n});
+          for (std::int64_t i = 0; i < m; ++i) {
+            for (std::int64_t j = 0; j < n; ++j) {
+              double sum = of_bias[j];
+              for (std::int64_t l = 0; l < k; ++l) sum += of_a[i * k + l] * of_b[j * k + l];
+              want[i * n + j] = sum;
+            }
+          }
+          const Tensor c = fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias);
+          check_close("product", c, want, dtype, tolerance(dtype));
+          check_same_bits("again", fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias), c);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the pass over a bias's gradient finds the scale that a pass of its own would find") {
+  for (const Device device : test_devices()) {
+    for (const Activation activation : {Activation::none, Activation::gelu_erf}) {
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        for (const Shape& shape : {Shape{40, 64}, Shape{3, 7}, Shape{1000, 24}, Shape{0, 8}}) {
+          CAPTURE(cat(device, " ", dtype, " ", shape, " ", static_cast<int>(activation)));
+          const Tensor dy = make_tensor(random_array(shape, 6, -5, 5), dtype, device),
+                       before = make_tensor(random_array(shape, 7), dtype, device);
+          Tensor scale;
+          const Tensor dx = bias_backward(dy, before, activation, true, nullptr, &scale).first;
+          check_same_bits("scale", scale, fp8_quantise(dx, DType::f8e5m2).scale);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("8-bit products of other sizes and dtypes are refused") {
+  const Fp8Tensor a = fp8_quantise(Tensor::zeros({4, 8}, DType::f32), DType::f8e4m3),
+                  narrow = fp8_quantise(Tensor::zeros({4, 7}, DType::f32), DType::f8e4m3),
+                  gradient = fp8_quantise(Tensor::zeros({4, 8}, DType::f32), DType::f8e5m2);
+  const Fp8Operand left{a.values, a.scale};
+  CHECK_THROWS_WITH_AS(fp8_matmul(left, {narrow.values, narrow.scale}, DType::bf16), doctest::Contains("b [n, k]"),
+                       ShapeError);
+  CHECK_THROWS_AS(fp8_matmul(left, left, DType::bf16, Tensor::zeros({5}, DType::bf16)), ShapeError);
+  CHECK_THROWS_WITH_AS(fp8_matmul(left, {gradient.values, gradient.scale}, DType::bf16),
+                       doctest::Contains("b of f8e4m3"), DTypeError);
+  CHECK_THROWS_AS(fp8_matmul(left, left, DType::bf16, Tensor::zeros({4}, DType::f32)), DTypeError);
+  CHECK_THROWS_AS(fp8_matmul(left, left, DType::f64), DTypeError);
+  CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({}, DType::f32), DType::f8e4m3, {true, true}), ShapeError);
 }
 
 TEST_CASE("a linear layer in 8 bits is a linear layer of the rounded operands, forward and backward") {
@@ -131,32 +219,37 @@ TEST_CASE("a linear layer in 8 bits is a linear layer of the rounded operands, f
         const auto rounded = [](const Tensor& t, DType format) {
           return fp8_expand(fp8_quantise(t, format), t.dtype());
         };
+        // The GPU's own units add in another order.
+        const auto check_product = [&](const char* what, const Tensor& got, const Tensor& want) {
+          device.is_cuda() ? check_close(what, got, to_array(want), dtype, tolerance(dtype))
+                           : check_same_bits(what, got, want);
+        };
         const auto made = [&](const Shape& shape, std::uint64_t seed) {
           return make_tensor(random_array(shape, seed), dtype, device);
         };
-        const Tensor x = made({2, 5, 16}, 1), w = made({8, 16}, 2), b = made({8}, 3), dy = made({2, 5, 8}, 4);
+        const Tensor x = made({2, 8, 16}, 1), w = made({32, 16}, 2), b = made({32}, 3), dy = made({2, 8, 32}, 4);
         autograd::Variable vx(x, true), vw(w, true), vb(b, true);
         const autograd::Variable y = autograd::linear_fp8(vx, vw, vb, activation);
         autograd::backward({y}, {clone(dy)}, nullptr);
 
         const Tensor x8 = rounded(x, DType::f8e4m3), w8 = rounded(w, DType::f8e4m3);
         Tensor saved;
-        check_same_bits("y", y.data(), linear(x8, w8, b, activation, &saved));
+        check_product("y", y.data(), linear(x8, w8, b, activation, &saved));
         // The gradient behind the activation is what is rounded; the bias's is not.
         const LinearGradients plain = linear_backward(clone(dy), x8, w8, saved, activation);
         check_same_bits("db", vb.grad(), plain.bias);
-        const Tensor one = make_tensor(Array({8, 8},
+        const Tensor one = make_tensor(Array({32, 32},
                                              [] {
-                                               std::vector<double> unit(64, 0.0);
-                                               for (std::size_t i = 0; i < 8; ++i) unit[i * 9] = 1;
+                                               std::vector<double> unit(1024, 0.0);
+                                               for (std::size_t i = 0; i < 32; ++i) unit[i * 33] = 1;
                                                return unit;
                                              }()),
                                        dtype, device);
         const Tensor behind = linear_backward(clone(dy), dy, one, saved, activation, {true, false, false}).x;
         const LinearGradients of_rounded =
             linear_backward(rounded(behind, DType::f8e5m2), x8, w8, {}, Activation::none, {true, true, false});
-        check_same_bits("dx", vx.grad(), of_rounded.x);
-        check_same_bits("dw", vw.grad(), of_rounded.weight);
+        check_product("dx", vx.grad(), of_rounded.x);
+        check_product("dw", vw.grad(), of_rounded.weight);
         CHECK_FALSE(to_array(plain.weight).values == to_array(of_rounded.weight).values);
       }
     }

@@ -7,6 +7,7 @@
 #include "core/base/error.h"
 #include "core/device/backend_cpu.h"
 #include "core/device/backend_cuda.h"
+#include "core/device/cuda_clock.h"
 #include "tests/support/fake_cuda/fake_launch.h"
 
 namespace castor {
@@ -30,6 +31,8 @@ class FakeCudaBackend final : public CpuBackend {
 
 // What backends.cpp asks of CUDA: there is no GPU but the fake one, and that somebody installs.
 int cuda_device_count() { return 0; }
+
+std::unique_ptr<QueueClock> make_cuda_clock(Device) { return nullptr; }
 
 std::unique_ptr<Backend> make_page_locked_backend() { return std::make_unique<CpuBackend>(); }
 

@@ -8,6 +8,7 @@
 #include "core/ops/conv.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/fp8.h"
+#include "core/ops/fp8_matmul.h"
 #include "core/ops/index.h"
 #include "core/ops/matmul.h"
 #include "core/ops/norm.h"
@@ -42,6 +43,7 @@ void run(const Cuda& cuda, const ScatterAddArgs& args) { run(fake_launch(cuda), 
 void run(const Cuda& cuda, const Fp8ScaleArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const Fp8RoundArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const Fp8ExpandArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const Fp8MatmulArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const MatmulArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormBackwardArgs& args) { run(fake_launch(cuda), args); }
@@ -87,6 +89,7 @@ std::size_t workspace_bytes(const Cuda&, const ConvBackwardWeightArgs& args) {
   return workspace_bytes(Cpu{kCpu}, args);
 }
 std::size_t workspace_bytes(const Cuda&, const IndexAddArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
+std::size_t workspace_bytes(const Cuda&, const Fp8MatmulArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
 std::size_t workspace_bytes(const Cuda&, const MatmulArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
 
 }  // namespace castor
