@@ -144,8 +144,16 @@ class BackwardWeightEntry final : public ConvEntry {
     const Descriptors d(problem);
     const dnnl::convolution_backward_weights::desc description(dnnl::algorithm::convolution_direct, d.x, d.any_weight,
                                                                d.y, d.stride, d.dilation, d.padding, d.padding);
-    const dnnl::convolution_backward_weights::primitive_desc chosen(description, user_scratchpad(), engine(),
-                                                                    forward_description(d, {}));
+    const auto forward = forward_description(d, {});  // lives as long as implementations are looked for
+    dnnl::convolution_backward_weights::primitive_desc chosen(description, user_scratchpad(), engine(), forward);
+    // oneDNN 2.6.3 gathers the pixels that a stride leaves as whole vectors of channels, in room for as many as there
+    // are: with fewer than a multiple of 8 it writes past its scratchpad.
+    constexpr std::int64_t kVector = 8;
+    const bool is_strided = problem.stride_height > 1 || problem.stride_width > 1;
+    while (is_strided && problem.in_channels % kVector != 0 &&
+           std::string_view(chosen.impl_info_str()) == "jit_1x1:avx2") {
+      if (!chosen.next_impl()) throw dnnl::error(dnnl_unimplemented, "no implementation stays in its scratchpad");
+    }
     primitive_ = dnnl::convolution_backward_weights(chosen);
     prepare(d, chosen, chosen.diff_weights_desc(), DNNL_ARG_SRC, DNNL_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_DST);
   }
