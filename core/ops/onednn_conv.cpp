@@ -3,8 +3,7 @@
 //
 // Delicate: a gradient by data with stride 1 is itself a convolution, of dy with the kernel turned by 180 degrees and
 // its channel axes swapped. oneDNN's forward kernels are faster than its backward ones on processors with AVX-512, so
-// that form is used there. And one kernel of oneDNN 2.7 writes past its scratchpad; see GatheredEntry.
-#include <algorithm>
+// that form is used there.
 #include <dnnl.hpp>
 #include <string>
 
@@ -145,64 +144,19 @@ class BackwardWeightEntry final : public ConvEntry {
     const Descriptors d(problem);
     const dnnl::convolution_backward_weights::desc description(dnnl::algorithm::convolution_direct, d.x, d.any_weight,
                                                                d.y, d.stride, d.dilation, d.padding, d.padding);
-    const dnnl::convolution_backward_weights::primitive_desc chosen(description, user_scratchpad(), engine(),
-                                                                    forward_description(d, {}));
+    const auto forward = forward_description(d, {});  // lives as long as implementations are looked for
+    dnnl::convolution_backward_weights::primitive_desc chosen(description, user_scratchpad(), engine(), forward);
+    // oneDNN 2.6.3 gathers the pixels that a stride leaves as whole vectors of channels, in room for as many as there
+    // are: with fewer than a multiple of 8 it writes past its scratchpad.
+    constexpr std::int64_t kVector = 8;
+    const bool is_strided = problem.stride_height > 1 || problem.stride_width > 1;
+    while (is_strided && problem.in_channels % kVector != 0 &&
+           std::string_view(chosen.impl_info_str()) == "jit_1x1:avx2") {
+      if (!chosen.next_impl()) throw dnnl::error(dnnl_unimplemented, "no implementation stays in its scratchpad");
+    }
     primitive_ = dnnl::convolution_backward_weights(chosen);
     prepare(d, chosen, chosen.diff_weights_desc(), DNNL_ARG_SRC, DNNL_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_DST);
   }
-};
-
-/// oneDNN 2.7's 1x1 kernels for AVX2 gather the pixels of a stride in their scratchpad, eight channels wide, but ask
-/// for as many as there are: with fewer the gradient by weights writes into what lies behind it, which
-/// tests/ops/conv_bounds_test.cpp shows. Such pixels are gathered here, and oneDNN sees a stride of 1.
-class GatheredEntry final : public Conv {
- public:
-  explicit GatheredEntry(const ConvProblem& p) : problem_(p), entry_(gathered(p)) {
-    bytes_ = aligned(static_cast<std::size_t>(p.batch * p.out_height * p.out_width * p.in_channels) * sizeof(float));
-    implementation_ = std::string(entry_.implementation()) + " of gathered x";
-  }
-
-  static bool is_for(const ConvProblem& p) {
-    return p.kernel_height == 1 && p.kernel_width == 1 && (p.stride_height > 1 || p.stride_width > 1) &&
-           p.in_channels / p.groups < 8;
-  }
-  static ConvProblem gathered(const ConvProblem& p) {
-    ConvProblem result = p;
-    result.in_height = p.out_height;
-    result.in_width = p.out_width;
-    result.stride_height = result.stride_width = 1;
-    result.padding_height = result.padding_width = 0;
-    return result;
-  }
-
-  std::size_t workspace_bytes() const override { return bytes_ + entry_.workspace_bytes(); }
-  std::string_view implementation() const override { return implementation_; }
-
-  void run(void* x, void* weight, void*, void* y, void* workspace) override {
-    gather(static_cast<const float*>(x), static_cast<float*>(workspace));
-    entry_.run(workspace, weight, nullptr, y, static_cast<char*>(workspace) + bytes_);
-  }
-
- private:
-  void gather(const float* from, float* to) const {
-    const ConvProblem& p = problem_;
-    for (std::int64_t row = 0; row < p.batch * p.out_height; ++row) {
-      const std::int64_t image = row / p.out_height, h = row % p.out_height * p.stride_height - p.padding_height;
-      for (std::int64_t column = 0; column < p.out_width; ++column, to += p.in_channels) {
-        const std::int64_t w = column * p.stride_width - p.padding_width;
-        if (h < 0 || h >= p.in_height || w < 0 || w >= p.in_width) {
-          std::fill_n(to, p.in_channels, 0.0f);
-        } else {
-          std::copy_n(from + ((image * p.in_height + h) * p.in_width + w) * p.in_channels, p.in_channels, to);
-        }
-      }
-    }
-  }
-
-  ConvProblem problem_;
-  BackwardWeightEntry entry_;
-  std::size_t bytes_;
-  std::string implementation_;
 };
 
 /// The gradient by data as a forward convolution with turned weights.
@@ -309,10 +263,8 @@ Conv& conv_backward_data(const ConvProblem& problem, ConvAlgorithm algorithm) {
 Conv& conv_backward_weights(const ConvProblem& problem) {
   thread_local Cache<Conv> cache;
   return cache.find_or_make(key_of(problem), [&] {
-    return make_or_throw("backward-by-weights", problem, [&]() -> std::unique_ptr<Conv> {
-      if (GatheredEntry::is_for(problem)) return std::make_unique<GatheredEntry>(problem);
-      return std::make_unique<BackwardWeightEntry>(problem);
-    });
+    return make_or_throw("backward-by-weights", problem,
+                         [&] { return std::make_unique<BackwardWeightEntry>(problem); });
   });
 }
 
