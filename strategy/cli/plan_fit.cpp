@@ -102,13 +102,14 @@ class Search {
 
   // True if it fits without recomputation and with whole micro-batches.
   bool try_rung(const Rung& rung) {
-    for (std::int64_t split = 1; split <= 8; split *= 2) {
-      for (const bool recomputes : {false, true}) {
-        if (recomputes && !may_recompute_) continue;
+    const bool places_by_room = rung.type == "gemini";
+    for (const bool recomputes : {false, true}) {
+      if (recomputes && !may_recompute_) continue;
+      for (std::int64_t split = 1; split <= 8; split *= 2) {
         ConfigNode changed = task_.config;
         std::string text;
         if (!rung.type.empty()) text = set_plugin(*changed.find("strategy"), rung);
-        if (split > 1 && !split_batches(changed, split, text)) return false;
+        if (split > 1 && !split_batches(changed, split, text)) break;
         if (recomputes) {
           changed.find("model")->set("recompute", true);
           add_word(text, "model.recompute=true");
@@ -116,7 +117,9 @@ class Search {
         if (text.empty()) continue;  // the config as it is, which does not fit
         const Result result = attempt(changed, text, task_.world_size);
         if (result == Result::kTooLarge) return false;
-        if (result == Result::kFits) return split == 1 && !recomputes;
+        if (result != Result::kFits) continue;
+        if (split == 1 && !recomputes) return true;
+        if (!places_by_room) break;  // smaller micro-batches only cost more, but for what room they leave
       }
     }
     return false;
