@@ -100,9 +100,11 @@ class Search {
  private:
   enum class Result { kFits, kActivations, kTooLarge };  // kActivations: without activations it would fit
 
-  // True if it fits without recomputation and with whole micro-batches.
+  // True if the rungs after it can only be dearer: one that keeps everything in its place fits with whole micro-batches
+  // and without recomputation, or one that places by room fits at all.
   bool try_rung(const Rung& rung) {
     const bool places_by_room = rung.type == "gemini";
+    bool fits = false;
     for (const bool recomputes : {false, true}) {
       if (recomputes && !may_recompute_) continue;
       for (std::int64_t split = 1; split <= 8; split *= 2) {
@@ -118,11 +120,13 @@ class Search {
         const Result result = attempt(changed, text, task_.world_size);
         if (result == Result::kTooLarge) return false;
         if (result != Result::kFits) continue;
+        fits = true;
+        if (places_by_room) continue;  // smaller steps leave room, so that less moves
         if (split == 1 && !recomputes) return true;
-        if (!places_by_room) break;  // smaller micro-batches only cost more, but for what room they leave
+        break;  // still smaller micro-batches only cost more
       }
     }
-    return false;
+    return places_by_room && fits;
   }
 
   Result attempt(const ConfigNode& changed, const std::string& text, std::int64_t ranks) {
