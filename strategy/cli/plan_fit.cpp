@@ -101,18 +101,21 @@ class Search {
  private:
   enum class Result { kFits, kActivations, kTooLarge };  // kActivations: without activations it would fit
 
-  // True if it fits without recomputation and with whole micro-batches.
+  // True if the rungs after it can only be dearer: one that keeps everything in its place fits with whole micro-batches
+  // and without recomputation, or one that places by room fits at all.
   bool try_rung(const Rung& rung) {
-    for (std::int64_t split = 1; split <= 8; split *= 2) {
-      for (const bool recomputes : {false, true}) {
-        if (recomputes && !may_recompute_) continue;
+    const bool places_by_room = rung.type == "gemini";
+    bool fits = false;
+    for (const bool recomputes : {false, true}) {
+      if (recomputes && !may_recompute_) continue;
+      for (std::int64_t split = 1; split <= 8; split *= 2) {
         ConfigNode changed = task_.config;
         std::string text;
         if (!rung.type.empty()) {
           text = set_plugin(*changed.find("strategy"), rung);
           if (const std::string moved = clip_to_plugin(changed); !moved.empty()) add_word(text, moved);
         }
-        if (split > 1 && !split_batches(changed, split, text)) return false;
+        if (split > 1 && !split_batches(changed, split, text)) break;
         if (recomputes) {
           changed.find("model")->set("recompute", true);
           add_word(text, "model.recompute=true");
@@ -120,10 +123,14 @@ class Search {
         if (text.empty()) continue;  // the config as it is, which does not fit
         const Result result = attempt(changed, text, task_.world_size);
         if (result == Result::kTooLarge) return false;
-        if (result == Result::kFits) return split == 1 && !recomputes;
+        if (result != Result::kFits) continue;
+        fits = true;
+        if (places_by_room) continue;  // smaller steps leave room, so that less moves
+        if (split == 1 && !recomputes) return true;
+        break;  // still smaller micro-batches only cost more
       }
     }
-    return false;
+    return places_by_room && fits;
   }
 
   Result attempt(const ConfigNode& changed, const std::string& text, std::int64_t ranks) {
