@@ -1,7 +1,8 @@
 // Counts what a CUDA program asks of the driver that costs a step its speed: memory from the system, and waits of the
 // host for the device. Loaded before the program (LD_PRELOAD), it sees every library in it: each of them, static
 // copies of the CUDA runtime too, finds the driver's functions by name, through dlsym and then cuGetProcAddress, and
-// gets counting ones here. At the end of the process the counts are written to the file that CALL_COUNTS names.
+// gets counting ones here. At the end of the process the counts are written to the file that CALL_COUNTS names. Waits
+// are counted from the last allocation on: those of a start, which differ from run to run, lie before it.
 //
 // Delicate: a counting function forwards six integer registers, which is what any of these functions takes at most on
 // x86-64, so it needs no declaration of them and no CUDA header. dlsym itself is replaced, and its real one is found by
@@ -51,9 +52,16 @@ std::array<std::atomic<std::uint64_t>, kCalls.size()> counts{};
 std::array<std::atomic<Function>, kCalls.size()> real{};
 std::atomic<Function> real_lookup = nullptr;
 
+bool is_kind(std::size_t call, const char* kind) { return std::strcmp(kCalls[call].kind, kind) == 0; }
+
 template <std::size_t kCall>
 int counted(Word a, Word b, Word c, Word d, Word e, Word f) {
   counts[kCall].fetch_add(1, std::memory_order_relaxed);
+  if (is_kind(kCall, "allocations")) {
+    for (std::size_t i = 0; i < kCalls.size(); ++i) {
+      if (is_kind(i, "synchronisations")) counts[i] = 0;
+    }
+  }
   return real[kCall].load()(a, b, c, d, e, f);
 }
 

@@ -145,8 +145,9 @@ TEST_CASE("a linear layer in fp8 gives the same bits each time, and the CPU's up
     const std::vector<Tensor> cpu = layer(x, weight, dy, true), gpu = layer(x, weight, dy, false),
                               again = layer(x, weight, dy, false);
     for (std::size_t i = 0; i < cpu.size(); ++i) {
-      // The tensor units keep 13 bits below the largest term of some dozens at a time: of sums near 10, about 1e-3.
-      check_same(cat("product ", i), {cpu[i], gpu[i]}, {1, 2e-3});
+      // The tensor units keep some 13 bits of a running sum before it goes to f32; these reach 16: 2e-3 for each of
+      // the few additions between.
+      check_same(cat("product ", i), {cpu[i], gpu[i]}, {1, 8e-3});
       check_same(cat("again ", i), {to_device(gpu[i], kCpu), again[i]});
     }
   }
