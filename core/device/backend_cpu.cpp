@@ -13,11 +13,18 @@
 
 namespace castor {
 
+namespace {
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+}  // namespace
+
 void* CpuBackend::allocate(std::size_t bytes) {
-  constexpr std::size_t kHugePage = std::size_t{2} << 20;
   if (SharedHeap* heap = SharedHeap::current(); heap != nullptr && bytes >= kHugePage) {
     if (void* shared = heap->allocate(bytes)) return shared;
   }
+  return allocate_private(bytes);
+}
+
+void* CpuBackend::allocate_private(std::size_t bytes) {
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : 512;
   void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (data != nullptr && bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);

@@ -23,6 +23,10 @@ class CpuBackend : public Backend {
   void wait_on_host(const Event&) override {}
   std::unique_ptr<SideQueue> open_queue() override { return nullptr; }
   std::size_t total_bytes() const override;
+
+ protected:
+  /// As `allocate`, never from the heap that other processes can read.
+  static void* allocate_private(std::size_t bytes);
 };
 
 }  // namespace castor

@@ -222,7 +222,7 @@ class CudaBackend final : public Backend {
 class PageLockedBackend final : public CpuBackend {
  public:
   void* allocate(std::size_t bytes) override {
-    void* data = CpuBackend::allocate(bytes);
+    void* data = allocate_private(bytes);
     if (data == nullptr) return nullptr;
     // Pages that many threads have touched lock in a fraction of the time that the driver alone would take.
     constexpr std::int64_t kPage = 4096, kGrain = 4096;
