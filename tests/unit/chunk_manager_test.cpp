@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include "core/base/error.h"
 #include "core/ops/cast.h"
 #include "dist/chunk/chunk_search.h"
 #include "dist/comm_thread.h"
@@ -30,7 +31,7 @@ std::vector<autograd::Variable> parameters_on_meta(int count, std::int64_t eleme
   std::vector<autograd::Variable> parameters;
   for (int i = 0; i < count; ++i) {
     parameters.emplace_back(Tensor::empty({elements}, dtype, meta), true);
-    parameters.back().set_name("p" + std::to_string(i));
+    parameters.back().set_name(cat("p", i));
   }
   return parameters;
 }

@@ -292,7 +292,7 @@ TEST_CASE("canonical JSON keeps the bits of doubles and the order of keys") {
   CHECK(dump_double(-0.0) == "-0.0");
   CHECK(dump_double(1e300) == "1e+300");
   for (const double value : {1.0 / 3, 5e-324, 1.7976931348623157e308, 123456789.123456789, -2.2250738585072014e-308}) {
-    const Json text = parse_json("[" + dump_double(value) + "]", "m");
+    const Json text = parse_json(cat("[", dump_double(value), "]"), "m");
     CHECK(text[0].get<double>() == value);
   }
   Json value;

@@ -67,7 +67,7 @@ Run make_run(const OptimizerCase& c, std::int64_t cut, DType dtype = DType::f32)
   std::vector<Part> parameters;
   for (std::size_t i = 0; i < shapes().size(); ++i) {
     Variable variable(tensor(numbers(shapes()[i].numel(), i), shapes()[i], dtype), true);
-    variable.set_name("p" + std::to_string(i));
+    variable.set_name(cat("p", i));
     run.variables.push_back(variable);
     parameters.push_back({variable, 0});
   }
@@ -165,7 +165,7 @@ TEST_CASE("16-bit weights are trained through f32 masters and are the masters' r
     }
     for (std::size_t i = 0; i < shapes().size(); ++i) {
       CHECK(same_bits(half.variables[i].data(), cast(full.variables[i].data(), DType::bf16)));
-      CHECK(same_bits(half.stepper->named_states().at("p" + std::to_string(i) + "/master").tensor,
+      CHECK(same_bits(half.stepper->named_states().at(cat("p", i, "/master")).tensor,
                       full.variables[i].data()));
     }
   }

@@ -98,7 +98,7 @@ TEST_CASE("an address that is not a shared heap's maps nothing") {
   std::string other_mark = heap.address();
   other_mark.back() = other_mark.back() == '0' ? '1' : '0';
   CHECK(PeerHeap::map(other_mark) == nullptr);
-  CHECK(PeerHeap::map("2" + heap.address()) == nullptr);
+  CHECK(PeerHeap::map(cat("2", heap.address())) == nullptr);
 }
 
 TEST_CASE("what is given back to a shared heap costs nothing, even while others map it") {

@@ -48,7 +48,7 @@ Run plain_run(std::unique_ptr<Optimizer> optimizer, const std::vector<int>& grou
   std::vector<Part> parameters;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     Variable variable(tensor({1, 2}, {2}), true);
-    variable.set_name("w" + std::to_string(i));
+    variable.set_name(cat("w", i));
     variable.set_grad(tensor({1, -1}, {2}));
     run.variables.push_back(variable);
     parameters.push_back({variable, groups[i]});
