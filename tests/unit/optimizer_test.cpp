@@ -165,8 +165,7 @@ TEST_CASE("16-bit weights are trained through f32 masters and are the masters' r
     }
     for (std::size_t i = 0; i < shapes().size(); ++i) {
       CHECK(same_bits(half.variables[i].data(), cast(full.variables[i].data(), DType::bf16)));
-      CHECK(same_bits(half.stepper->named_states().at(cat("p", i, "/master")).tensor,
-                      full.variables[i].data()));
+      CHECK(same_bits(half.stepper->named_states().at(cat("p", i, "/master")).tensor, full.variables[i].data()));
     }
   }
 }
