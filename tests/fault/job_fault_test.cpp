@@ -175,15 +175,15 @@ TEST_CASE("a restart goes on from its own job's checkpoints, never from those th
   const TempDir folder;
   TrainingJobOptions other = job_with(kPlugins[0]);
   other.work_dir = (folder.path() / "work").string();
-  other.overrides.push_back("randomness.seed=6");
-  other.overrides.push_back("train_cfg.max_epochs=30");
+  other.overrides.emplace_back("randomness.seed=6");
+  other.overrides.emplace_back("train_cfg.max_epochs=30");
   TrainingJob before(other);
   REQUIRE(before.wait(kLongest) == 0);
   TrainingJobOptions options = job_with(kPlugins[0]);
   options.work_dir = other.work_dir;
   options.max_restarts = 1;
   options.misdeed = "throws";
-  options.overrides.push_back("default_hooks.checkpoint.interval=100");
+  options.overrides.emplace_back("default_hooks.checkpoint.interval=100");
   TrainingJob job(options);
   CHECK(job.wait(kLongest) != 0);  // it throws again, at the same iteration: both attempts began at the first
   const std::string output = job.output();
@@ -260,7 +260,7 @@ TEST_CASE("a full disk ends the job with an error that says so, and the last who
   {
     TrainingJobOptions options = job_with(kPlugins[1]);
     options.work_dir = join_path(disk, "work");
-    options.overrides.push_back("default_hooks.checkpoint.max_keep_ckpts=-1");
+    options.overrides.emplace_back("default_hooks.checkpoint.max_keep_ckpts=-1");
     TrainingJob job(options);
     const auto code = job.wait(kLongest);
     const std::string output = job.output();
