@@ -39,7 +39,8 @@ constexpr std::array<Floor, 7> kFloors{{
 }};
 
 // A folder includes those before it and itself. "graph" stands for the files at autograd's top.
-constexpr std::array<std::string_view, 4> kCoreOrder{"base", "device", "tensor", "ops"};
+// "pch" has what the compiler reads ahead for every target; nobody includes it.
+constexpr std::array<std::string_view, 5> kCoreOrder{"pch", "base", "device", "tensor", "ops"};
 constexpr std::array<std::string_view, 4> kAutogradOrder{"graph", "ops", "nn", "optim"};
 
 // Folders of strategy: plugins, which do not include each other, and those that serve them all.
