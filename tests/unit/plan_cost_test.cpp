@@ -151,13 +151,13 @@ TEST_CASE(
     double offload;
     double tokens_a_second;
   };
-  const Measured measured[] = {{"124M", {12, 12, 768}, 32, false, 0, 554e3},
-                               {"350M", {24, 16, 1024}, 32, false, 0, 211e3},
-                               {"1.5B", {48, 25, 1600}, 16, false, 0, 51.3e3},
-                               {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 14.6e3},
-                               {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 8.31e3},
-                               {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 4.68e3}};
-  for (const Measured& measured : measured) {
+  const Measured all[] = {{"124M", {12, 12, 768}, 32, false, 0, 554e3},
+                          {"350M", {24, 16, 1024}, 32, false, 0, 211e3},
+                          {"1.5B", {48, 25, 1600}, 16, false, 0, 51.3e3},
+                          {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 14.6e3},
+                          {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 8.31e3},
+                          {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 4.68e3}};
+  for (const Measured& measured : all) {
     CAPTURE(measured.name);
     const auto plugin = gemini([&](auto& c) {
       c.shard_param_frac = 0;
