@@ -2,8 +2,8 @@
 // they are nine tenths of what a file of this tree makes the compiler read.
 //
 // Delicate: only what never changes belongs here; a header of the tree would rebuild everything whenever it is edited.
-// Files include what they use all the same: this header is not theirs, and other tools read them without it. It has no guard
-// of its own, which compilers refuse in a file that they compile alone.
+// Files include what they use all the same: this header is not theirs, and other tools read them without it. It has no
+// guard of its own, which compilers refuse in a file that they compile alone.
 #include <algorithm>
 #include <array>
 #include <atomic>
