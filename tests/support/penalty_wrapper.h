@@ -34,7 +34,7 @@ class PenaltyWrapper final : public strategy::ColossalAIModelWrapper {
   strategy::BoostedModel::Losses losses(const autograd::Batch& batch) override {
     return model().run(batch, [this](autograd::TrainableModel& module, const autograd::Batch& here) {
       auto losses = module.loss(here);
-      const autograd::Variable& first = module.named_parameters().front().second;
+      const autograd::Variable first = module.named_parameters().front().second;
       losses["penalty_loss"] = autograd::affine(autograd::sum(first * first), config_.weight, 0);
       return losses;
     });
