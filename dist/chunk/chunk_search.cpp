@@ -47,7 +47,7 @@ ChunkSize search_chunk_size(std::span<const std::int64_t> sizes, std::int64_t sm
     const std::int64_t fullest = std::max(pack(sizes, capacity).fullest, smallest);
     capacity = smallest + (fullest - smallest + step - 1) / step * step;
     const ChunkSize found = pack(sizes, capacity).size;
-    if (best.elements == 0 || found.waste <= best.waste) best = found;
+    if (best.elements == 0 || found.waste <= std::max(best.waste, kFullEnough)) best = found;
     if (capacity == smallest) return best;
   }
 }

@@ -35,7 +35,7 @@ class GeminiPlugin final : public Plugin {
     std::optional<double> host_memory_gib;
     bool master_weights = true;
     double min_chunk_size_m = 32;
-    double search_range_m = 32;
+    double search_range_m = 96;
     std::optional<std::int64_t> hidden_dim;
     bool enable_async_reduce = true;
     autograd::GradScalerConfig grad_scaler;
@@ -93,8 +93,7 @@ void describe(V& v, GeminiPlugin::Config& c) {
           "keep f32 copies of 16-bit weights; without them updates smaller than their rounding are lost");
   v.field("min_chunk_size_m", c.min_chunk_size_m, "2^20 elements: the smallest chunk", more_than(0));
   v.field("search_range_m", c.search_range_m,
-          "2^20 elements: how much larger chunks may be, for fuller ones; 96 fills those of all GPT-2 to 99.5 %",
-          at_least(0));
+          "2^20 elements: how much larger chunks may be where no smaller size is filled to 99.5 %", at_least(0));
   v.field("hidden_dim", c.hidden_dim, "step of the search in elements; null: 1024", at_least(1));
   v.field("enable_async_reduce", c.enable_async_reduce, "reduce gradients while backward goes on");
   describe_grad_scaler(v, c.grad_scaler);

@@ -2,7 +2,7 @@
 // stderr: what the size found wastes, as slots of equal size and as memory.
 //
 // Delicate: chunks are not padded to their size (dist/flat_layout.h), so the unused tail of a slot is no memory; it is
-// printed because other libraries measure themselves by it. Arguments: --range N, in 2^20 elements (32, the default of
+// printed because other libraries measure themselves by it. Arguments: --range N, in 2^20 elements (96, the default of
 // search_range_m).
 #include "dist/chunk/chunk_search.h"
 
@@ -25,7 +25,7 @@ constexpr double kGoal = 100;  // a second
 
 int run(int argc, char** argv) {
   bench::Timing timing{"", "1/s", 1, 1, 7, 10};
-  std::int64_t range = 32;
+  std::int64_t range = 96;
   const std::vector<std::string> arguments = bench::read_arguments(argc, argv, timing);
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i] != "--range" || i + 1 == arguments.size())

@@ -198,6 +198,10 @@ TEST_CASE("the search finds the size that wastes least, and one chunk where ever
   CHECK(found.chunks == 2);
   CHECK(found.waste == 0);
   CHECK(search_chunk_size(sizes, 1000, 200, 100).elements == 1200);
+  // 1000 holds 998 of each chunk, full enough; 1996 would waste nothing, but hold twice as much at once.
+  const std::vector<std::int64_t> nearly = {998, 998, 998, 998};
+  CHECK(search_chunk_size(nearly, 1000, 996, 1).elements == 1000);
+  CHECK(search_chunk_size(nearly, 1004, 992, 1).elements == 1996);
   CHECK(search_chunk_size(sizes, 5000, 500, 100).elements == 3000);
   CHECK(search_chunk_size(sizes, 5000, 500, 100).chunks == 1);
   const std::vector<std::int64_t> with_large = {300, 4000, 300, 300, 300};
