@@ -138,7 +138,6 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
     }
     BoostedOptimizer* boosted = strategy->optim_wrapper() == nullptr ? nullptr : &strategy->optim_wrapper()->boosted();
     plan.checkpoint_bytes = Snapshot::bytes_of(state_tensors(strategy->model(), boosted, true, true));
-    plan.copy_mode = CheckpointSaver::copy_mode(plan.checkpoint_bytes);
   }
   plan.ops = recorder.sorted();
   for (const OpTotal& op : plan.ops) {
@@ -166,6 +165,12 @@ bool Plan::fits() const {
   return is_within(memory.peak_total, limits.device_bytes) && is_within(host.peak_total, limits.host_bytes);
 }
 
+CopyMode Plan::copy_mode() const {
+  if (!limits.host_bytes) return CheckpointSaver::copy_mode(checkpoint_bytes);
+  const std::int64_t left = *limits.host_bytes - static_cast<std::int64_t>(host.peak_total);
+  return CheckpointSaver::copy_mode(checkpoint_bytes, static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0)));
+}
+
 std::string plan_text(const Plan& plan) {
   std::ostringstream out;
   out << "plan for " << plan.target << ": " << scaled(static_cast<double>(plan.parameters), "parameters")
@@ -186,8 +191,8 @@ std::string plan_text(const Plan& plan) {
   }
   out << std::left << std::setw(14) << "checkpoint" << std::right << std::setw(12) << bytes_text(plan.checkpoint_bytes)
       << "  (asynchronous saves "
-      << (plan.copy_mode == CopyMode::whole ? "copy it at once"
-                                            : "copy a tensor only before it changes: the host is short of memory")
+      << (plan.copy_mode() == CopyMode::whole ? "copy it at once"
+                                              : "copy a tensor only before it changes: the host is short of memory")
       << ")";
   return out.str();
 }
@@ -222,7 +227,7 @@ nlohmann::ordered_json plan_json(const Plan& plan) {
   if (plan.disk_bytes > 0) json["disk"] = {{"bytes", plan.disk_bytes}, {"traffic", plan.disk_traffic}};
   if (plan.limits.device_bytes || plan.limits.host_bytes) json["fits"] = plan.fits();
   json["checkpoint"] = {{"bytes", plan.checkpoint_bytes},
-                        {"asynchronous_copy", plan.copy_mode == CopyMode::whole ? "whole" : "on_write"}};
+                        {"asynchronous_copy", plan.copy_mode() == CopyMode::whole ? "whole" : "on_write"}};
   return json;
 }
 

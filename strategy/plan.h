@@ -51,10 +51,12 @@ struct Plan {
   std::int64_t disk_traffic = 0;             ///< read and written there in a step
   MemoryLimits limits;                       ///< what the plan was asked to fit
   std::optional<StepForecast> forecast;      ///< for PrepareOptions of the run that was planned
-  CopyMode copy_mode = CopyMode::whole;      ///< what an asynchronous save does on this host, as it is now
 
   /// True unless a limit is given that is exceeded.
   bool fits() const;
+  /// What an asynchronous save does: with the host's memory that the limits leave, or without a limit on this host as
+  /// it is now.
+  CopyMode copy_mode() const;
 };
 
 /// Makes the strategy to plan on a device; of several ranks one of a group on paper (dist/comm_meta.h).

@@ -86,10 +86,12 @@ std::exception_ptr background_failure(const std::string& folder) {
 
 }  // namespace
 
-CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) {
-  return static_cast<double>(bytes) <= static_cast<double>(free_host_bytes()) * kRoomShare ? CopyMode::whole
-                                                                                           : CopyMode::on_write;
+CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes, std::uint64_t free_bytes) {
+  const bool has_room = static_cast<double>(bytes) <= static_cast<double>(free_bytes) * kRoomShare;
+  return has_room ? CopyMode::whole : CopyMode::on_write;
 }
+
+CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) { return copy_mode(bytes, free_host_bytes()); }
 
 void CheckpointSaver::reserve(std::uint64_t bytes) {
   if (is_reserved_ && room_.bytes().size() >= bytes) return;

@@ -139,6 +139,9 @@ TEST_CASE("limits of device and host say whether a run fits") {
   CHECK(json.at("fits") == false);
   CHECK(json.at("host").at("optimizer").at("peak").get<std::int64_t>() > 4 << 20);
   CHECK(plan("tiny.yaml", large_host).json().at("fits") == true);
+  // Copies for saves have what the limit leaves of the host's memory, and not what this machine has.
+  CHECK(json.at("checkpoint").at("asynchronous_copy") == "on_write");
+  CHECK(plan("tiny.yaml", large_host).json().at("checkpoint").at("asynchronous_copy") == "whole");
 }
 
 TEST_CASE("a target has its own memory, kernels and rates") {
