@@ -9,7 +9,9 @@
 
 #include <sched.h>
 
+#include "build_config.h"
 #include "core/base/error.h"
+#include "core/device/backend.h"
 
 namespace castor::strategy {
 namespace {
@@ -62,11 +64,17 @@ Range range_of(const std::string& flag, const std::string& text, const char* exp
 Range processes_of(const RunArguments& arguments) {
   const std::string flag = "--nproc-per-node";
   const std::string text = arguments.nproc_per_node.value_or("1");
-  if (text == "auto" || text == "cpu") return {usable_cpus(), usable_cpus()};
-  if (text == "gpu") {
-    refuse(flag, "this version's ranks compute on the CPU, so there are no GPUs to count; give a number, cpu or auto");
+  if (text == "auto" || text == "cpu" || text == "gpu") {
+    const int gpus = text == "cpu" ? 0 : visible_gpus();
+    if (text == "gpu" && gpus == 0) {
+      refuse(flag, kHasCuda ? "CUDA sees no GPU here; give a number, cpu or auto, or see CUDA_VISIBLE_DEVICES"
+                            : "this build has no CUDA and sees no GPUs; give a number or cpu, or configure with "
+                              "-Dcuda=enabled");
+    }
+    const int ranks = gpus > 0 ? gpus : usable_cpus();
+    return {ranks, ranks};
   }
-  return range_of(flag, text, "a number, MIN:MAX, cpu or auto", kMostProcesses);
+  return range_of(flag, text, "a number, MIN:MAX, cpu, gpu or auto", kMostProcesses);
 }
 
 void set_sizes(const RunArguments& arguments, dist::RunJobOptions& options) {
@@ -209,9 +217,10 @@ Subcommand run_command(std::function<int(const dist::RunJobOptions&)> run_job) {
   command.summary = "start a program as the ranks of a job, with torchrun's flags and environment variables";
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
-    list.option("--nproc-per-node,--nproc_per_node", arguments->nproc_per_node, "N|MIN:MAX|cpu|auto",
-                "ranks on this machine; cpu and auto: one for each CPU that may be used; MIN:MAX: MAX, and fewer in a "
-                "restart after the same rank has failed first twice (default 1)");
+    list.option("--nproc-per-node,--nproc_per_node", arguments->nproc_per_node, "N|MIN:MAX|cpu|gpu|auto",
+                "ranks on this machine; cpu: one for each CPU that may be used; gpu: one for each GPU; auto: gpu where "
+                "there are GPUs, else cpu; MIN:MAX: MAX, and fewer in a restart after the same rank has failed first "
+                "twice (default 1)");
     list.option("--nnodes", arguments->nnodes, "N|MIN:MAX",
                 "machines; each runs this command with its own --node-rank; with MIN:MAX the job starts, and starts "
                 "again, on those that are there (default 1)");

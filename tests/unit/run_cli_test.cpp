@@ -147,8 +147,8 @@ TEST_CASE("run over several machines needs a rank, a place and a secret") {
 
 TEST_CASE("run refuses what it cannot do, by the flag's name") {
   CHECK(refused({"--nproc-per-node", "2"}, "PROGRAM is missing"));
-  CHECK(refused({"--nproc-per-node", "gpu", "x"}, "there are no GPUs to count; give a number, cpu or auto"));
-  CHECK(refused({"--nproc-per-node", "two", "x"}, "a number, MIN:MAX, cpu or auto expected, got 'two'"));
+  CHECK(refused({"--nproc-per-node", "gpu", "x"}, "--nproc-per-node: this build has no CUDA and sees no GPUs"));
+  CHECK(refused({"--nproc-per-node", "two", "x"}, "a number, MIN:MAX, cpu, gpu or auto expected, got 'two'"));
   CHECK(refused({"--nproc-per-node", "2:4", "x"}, "--nproc-per-node: ranks become fewer in a restart only"));
   CHECK(refused({"--nproc-per-node", "4:2", "x"}, "--nproc-per-node: MIN is above MAX in '4:2'"));
   CHECK(refused({"--rdzv-conf", "join_timeout=9", "x"}, "--rdzv-conf: is for jobs of several machines"));
