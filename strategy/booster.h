@@ -90,6 +90,7 @@ struct SaveModelOptions {
   std::int64_t size_per_shard = 1024;  ///< MiB of tensors in a file, with `shard`
   std::optional<DType> dtype = {};     ///< what floating-point weights are saved as; none: as they are, masters in f32
   bool use_safetensors = true;         ///< false is refused: pickles are read but not written
+  bool use_async = false;              ///< write while training goes on, as the weights are now
 };
 
 /// While it lives, gradients stay on their rank: Booster::no_sync.
@@ -139,7 +140,8 @@ class Booster {
   ///   options  world_size and rank are set here
   std::unique_ptr<DataLoader> prepare_dataloader(std::shared_ptr<const Dataset> dataset, SamplerOptions options) const;
 
-  // All ranks call the following. What is written appears whole or not at all.
+  // All ranks call the following. What is written appears whole or not at all. With use_async a failure is thrown by
+  // the next call that saves or loads, or by saver().wait().
   /// The weights for any tool that knows safetensors: the file `path`, or with `shard` the folder; an earlier one is
   /// replaced. Of 16-bit weights the f32 masters. Throws IoError; ConfigError for what is refused.
   void save_model(BoostedModel& model, const std::string& path, const SaveModelOptions& options = {});
@@ -147,7 +149,7 @@ class Booster {
   /// fits, or if `strict` and anything does not fit; IoError.
   LoadReport load_model(BoostedModel& model, const std::string& path, bool strict = true);
   /// States, masters, hyper-parameters and counts as the folder `path`, in pieces by the rank that has them.
-  void save_optimizer(BoostedOptimizer& optimizer, const std::string& path);
+  void save_optimizer(BoostedOptimizer& optimizer, const std::string& path, bool use_async = false);
   /// The same under any plugin and number of ranks. Throws FormatError, before anything is changed, for another
   /// optimizer's or model's.
   void load_optimizer(BoostedOptimizer& optimizer, const std::string& path);
@@ -158,6 +160,7 @@ class Booster {
 
  private:
   bool is_main() const { return rank() == 0; }
+  void save_together(SaveRequest request);
   std::unique_ptr<Sharding> make_sharding(autograd::TrainableModel& model, const autograd::Initializers& fills,
                                           const BoostOptions& options);
   BoostedOptimizerOptions optimizer_options(BoostedModel& model, const BoostOptions& options);

@@ -23,7 +23,27 @@ void put_in_place(const std::string& from, const std::string& to) {
   sync_directory(directory_of(to));
 }
 
+/// Makes of the checkpoint `pieces` the one file or folder `path` for other tools, by way of the folder `whole`.
+void export_pieces(const std::string& pieces, const std::string& whole, const std::string& path,
+                   const SaveModelOptions& options) {
+  const formats::TensorSource source = formats::open_tensor_source(pieces);
+  formats::ExportOptions how;
+  how.max_shard_bytes =
+      options.shard ? static_cast<std::uint64_t>(options.size_per_shard) * kMebibyte : ~std::uint64_t{0};
+  how.replace = true;
+  formats::export_weights(formats::list_weights(source, {}, options.dtype, /*masters=*/true), whole, how);
+  put_in_place(options.shard ? whole : join_path(whole, formats::kExportName), path);
+  remove_tree(whole);
+  remove_tree(pieces);
+}
+
 }  // namespace
+
+void Booster::save_together(SaveRequest request) {
+  SaveGroup(comm_).together([&] {
+    if (is_main() || request.ranks != nullptr) saver_.save(std::move(request));
+  });
+}
 
 void Booster::save_model(BoostedModel& model, const std::string& path, const SaveModelOptions& options) {
   if (!options.use_safetensors) {
@@ -49,22 +69,11 @@ void Booster::save_model(BoostedModel& model, const std::string& path, const Sav
   for (const auto& [other, first] : model.module().aliases()) request.aliases[other] = first;
   request.state = "{}\n";
   request.ranks = save_ranks_.get();
-  SaveGroup group(comm_);
-  group.together([&] {
-    if (is_main() || request.ranks != nullptr) saver_.save(std::move(request));
-  });
-  group.together([&] {
-    if (!is_main()) return;
-    const formats::TensorSource source = formats::open_tensor_source(pieces);
-    formats::ExportOptions how;
-    how.max_shard_bytes =
-        options.shard ? static_cast<std::uint64_t>(options.size_per_shard) * kMebibyte : ~std::uint64_t{0};
-    how.replace = true;
-    formats::export_weights(formats::list_weights(source, {}, options.dtype, /*masters=*/true), whole, how);
-    put_in_place(options.shard ? whole : join_path(whole, formats::kExportName), path);
-    remove_tree(whole);
-    remove_tree(pieces);
-  });
+  request.asynchronous = options.use_async;
+  request.committed = [whole, path, options](const std::string& written) {
+    export_pieces(written, whole, path, options);
+  };
+  save_together(std::move(request));
 }
 
 LoadReport Booster::load_model(BoostedModel& model, const std::string& path, bool strict) {
@@ -76,7 +85,7 @@ LoadReport Booster::load_model(BoostedModel& model, const std::string& path, boo
   return report;
 }
 
-void Booster::save_optimizer(BoostedOptimizer& optimizer, const std::string& path) {
+void Booster::save_optimizer(BoostedOptimizer& optimizer, const std::string& path, bool use_async) {
   if (optimizer.window_position() != 0) {
     throw InternalError(cat("save_optimizer: called after ", optimizer.window_position(),
                             " micro-steps of a window, whose sums are not saved; save after step"));
@@ -89,9 +98,8 @@ void Booster::save_optimizer(BoostedOptimizer& optimizer, const std::string& pat
   request.tensors = optimizer_tensors(optimizer, is_main());
   request.state = dump_json(state, 2) + "\n";
   request.ranks = save_ranks_.get();
-  SaveGroup(comm_).together([&] {
-    if (is_main() || request.ranks != nullptr) saver_.save(std::move(request));
-  });
+  request.asynchronous = use_async;
+  save_together(std::move(request));
 }
 
 void Booster::load_optimizer(BoostedOptimizer& optimizer, const std::string& path) {

@@ -198,11 +198,15 @@ TEST_CASE("a run saved piece by piece goes on under another plugin with the bits
         Booster booster(booster_options(precision, plugin, comm));
         Boosted run = booster.boost(kMixed, boost_options());
         loop(booster, run, 0, 2);
-        for (int twice = 0; twice < 2; ++twice) {  // the second replaces the first
-          booster.save_model(*run.model, weights);
-          booster.save_optimizer(*run.optimizer, states);
+        for (const bool use_async : {false, true}) {  // the second replaces the first
+          SaveModelOptions saving;
+          saving.use_async = use_async;
+          booster.save_model(*run.model, weights, saving);
+          booster.save_optimizer(*run.optimizer, states, use_async);
           booster.save_lr_scheduler(*run.lr_schedulers.front(), schedule);
         }
+        loop(booster, run, 2, 4);  // changes nothing of what is still being written
+        booster.saver().wait();
       });
       std::vector<std::string> left;
       for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
