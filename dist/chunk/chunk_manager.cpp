@@ -1,4 +1,4 @@
-// Chunks and their moves; see chunk_manager.h.
+// Chunks, where they lie and how they are gathered; see chunk_manager.h. Their gradients: chunk_gradients.cpp.
 #include "dist/chunk/chunk_manager.h"
 
 #include <algorithm>
@@ -6,20 +6,16 @@
 
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
+#include "dist/chunk/chunk.h"
 #include "dist/comm_meta.h"
 #include "dist/gradient_buckets.h"
 
 namespace castor::dist {
 namespace {
 
-// Reductions on their way at a time: one travels while the next one's gradients are computed.
-constexpr std::size_t kMostReducing = 2;
 // Ops that must have begun after a chunk's last use before it may be dropped: an op may still be taking addresses when
 // the next one is counted.
 constexpr std::uint64_t kOpsInFlight = 2;
-
-bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
 
 }  // namespace
 
@@ -27,52 +23,6 @@ std::string_view chunk_state_name(ChunkState state) {
   constexpr std::string_view kNames[] = {"away", "arriving", "gathered", "collecting", "reducing"};
   return kNames[static_cast<std::size_t>(state)];
 }
-
-struct ChunkManager::Chunk final : StoragePager {
-  Chunk(ChunkManager& its_manager, std::size_t its_number) : manager(its_manager), number(its_number) {}
-  void touch() override { manager.touch(*this); }
-
-  ChunkManager& manager;
-  std::size_t number;
-  std::string label;
-  FlatArray array;
-  std::vector<autograd::Variable> variables;  // by slot
-  bool is_trained = false;
-  ChunkHome home;
-  autograd::StateHome* states_in = nullptr;
-  ChunkState state = ChunkState::kAway;
-  std::shared_ptr<Storage> storage;
-  Tensor whole;                 // over the storage
-  Tensor piece;                 // this rank's weights, or the window's gradients in their place
-  Tensor sum;                   // f32, of this rank's piece
-  Tensor gradient;              // of the finished window
-  std::vector<bool> delivered;  // by slot
-  std::size_t delivered_count = 0;
-  std::optional<Work> work;  // the gather or the reduction that is on its way
-  std::uint64_t last_op = 0;
-  std::int64_t last_access = -1;
-};
-
-// While it lives the manager's own uses of storages are not accesses.
-class ChunkManager::Moving {
- public:
-  explicit Moving(ChunkManager& manager) : manager_(manager), was_moving_(manager.is_moving_) {
-    if (was_moving_) return;
-    manager_.ops_at_move_ = manager_.ops();
-    manager_.is_moving_ = true;
-  }
-  ~Moving() {
-    if (was_moving_) return;
-    manager_.own_ops_ = dispatched_ops() - manager_.ops_at_move_;
-    manager_.is_moving_ = false;
-  }
-  Moving(const Moving&) = delete;
-  Moving& operator=(const Moving&) = delete;
-
- private:
-  ChunkManager& manager_;
-  bool was_moving_;
-};
 
 // Ops of this thread but the manager's.
 std::uint64_t ChunkManager::ops() const { return is_moving_ ? ops_at_move_ : dispatched_ops() - own_ops_; }
@@ -95,7 +45,7 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
       const autograd::Variable& parameter = parameters_[i];
       if (parameter.requires_grad() != is_trained) continue;
       const DType dtype = parameter.dtype();
-      if (dtype != DType::f32 && !is_half(dtype)) {
+      if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16) {
         throw DTypeError(
             cat(options_.owner, ": '", parameter.name(), "' must be f32, bf16 or f16, got ", parameter.data()));
       }
@@ -309,138 +259,6 @@ void ChunkManager::drop(Chunk& chunk, const char* reason) {
   chunk.storage->drop(reason);
   gathered_bytes_ -= bytes(chunk.number);
   chunk.state = ChunkState::kAway;
-}
-
-// ------------------------------------------------------------------------------------------------ gradients
-
-void ChunkManager::begin_pass(bool is_training) {
-  accesses_.clear();
-  is_training_ = is_training;
-}
-
-void ChunkManager::begin_micro_step(std::int64_t position) { position_ = position; }
-
-void ChunkManager::deliver(const autograd::Variable& leaf, Tensor gradient) {
-  const auto found = place_.find(leaf.identity());
-  if (found == place_.end()) return;
-  const auto [number, s] = found->second;
-  Chunk& chunk = *chunks_[number];
-  if (!chunk.is_trained) return;
-  if (chunk.delivered[s])
-    throw InternalError(cat(options_.owner, ": '", leaf.name(), "' got two gradients in one backward"));
-  touch(chunk);  // its other parameters may still be used
-  {
-    const Moving moving(*this);
-    const FlatSlot& slot = chunk.array.slots[s];
-    copy_into(gradient, chunk.whole.narrow(0, slot.offset, slot.count).reshape(leaf.shape()));
-  }
-  chunk.state = ChunkState::kCollecting;
-  chunk.delivered[s] = true;
-  if (++chunk.delivered_count == chunk.delivered.size()) start_reduce(chunk);
-}
-
-void ChunkManager::end_micro_step() {
-  const Moving moving(*this);
-  for (const auto& each : chunks_) {
-    Chunk& chunk = *each;
-    if (!chunk.is_trained || chunk.state == ChunkState::kReducing || chunk.delivered_count == chunk.delivered.size())
-      continue;
-    if (chunk.state == ChunkState::kArriving) {
-      std::exchange(chunk.work, std::nullopt)->wait();
-      chunk.state = ChunkState::kGathered;
-    }
-    if (chunk.state == ChunkState::kAway) give_memory(chunk);
-    for (std::size_t s = 0; s < chunk.delivered.size(); ++s) {
-      if (!chunk.delivered[s])
-        chunk.whole.narrow(0, chunk.array.slots[s].offset, chunk.array.slots[s].count).fill_zero();
-    }
-    start_reduce(chunk);
-  }
-  while (!reducing_.empty()) finish_oldest_reduce();
-  for (const auto& chunk : chunks_) {
-    chunk->delivered.assign(chunk->delivered.size(), false);
-    chunk->delivered_count = 0;
-  }
-  known_ = std::exchange(accesses_, {});
-}
-
-void ChunkManager::start_reduce(Chunk& chunk) {
-  const Moving moving(*this);
-  while (reducing_.size() >= kMostReducing) finish_oldest_reduce();
-  if (!chunk.sum.defined()) {
-    const CategoryScope category(Category::gradients);
-    chunk.sum = Tensor::empty({chunk.piece.numel()}, DType::f32, device_);
-  }
-  chunk.delivered_count = chunk.delivered.size();
-  chunk.work = reduce_group_->start(Collective::reduce_scatter(pieces_of(chunk.whole, chunk.array, options_.replicas),
-                                                               chunk.sum, cat("gradients of ", chunk.label),
-                                                               ReduceOp::kSum, position_ > 0));
-  chunk.state = ChunkState::kReducing;
-  reducing_.push_back(chunk.number);
-  ++traffic_.reductions;
-  if (!options_.overlaps_reduce) finish_oldest_reduce();
-}
-
-void ChunkManager::finish_oldest_reduce() { finish_reduce(*chunks_[reducing_.front()]); }
-
-void ChunkManager::finish_reduce(Chunk& chunk) {
-  const Moving moving(*this);
-  std::exchange(chunk.work, std::nullopt)->wait();
-  std::erase(reducing_, chunk.number);
-  drop(chunk, "its gradients were reduced");
-  if (!options_.accumulates) make_gradient(chunk, comm_.world_size());
-}
-
-void ChunkManager::make_gradient(Chunk& chunk, std::int64_t micro_batches) {
-  const CategoryScope category(Category::gradients);
-  if (micro_batches > 1 && chunk.sum.numel() > 0)
-    unary_inplace(UnaryOp::affine, chunk.sum, 1.0 / static_cast<double>(micro_batches), 0);
-  const DType dtype = chunk.array.dtype;
-  if (is_half(dtype) && options_.keeps_masters) {
-    // The weights are the masters' rounding: until the step writes them anew their place is the gradient's.
-    if (before_change_) before_change_(chunk.piece);
-    copy_across(cast(chunk.sum, dtype), chunk.piece);
-    chunk.gradient = chunk.piece;
-  } else {
-    const Tensor gradient = cast(chunk.sum, dtype);
-    chunk.gradient = gradient;
-    if (chunk.home.states != device_) {
-      chunk.gradient = Tensor::empty(gradient.shape(), dtype, chunk.home.states);
-      copy_across(gradient, chunk.gradient);
-    }
-  }
-  if (!options_.accumulates) chunk.sum = {};
-}
-
-void ChunkManager::finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) {
-  const Moving moving(*this);
-  std::size_t part = 0;
-  for (const auto& each : chunks_) {
-    Chunk& chunk = *each;
-    if (!chunk.is_trained) continue;
-    if (options_.accumulates) {
-      make_gradient(chunk, micro_batches);
-    } else if (micro_batches != comm_.world_size()) {
-      throw InternalError(cat(options_.owner, ": a window of ", micro_batches, " micro-batches on ", comm_.world_size(),
-                              " ranks needs sums that are kept between micro-steps"));
-    }
-    const std::int64_t begin = piece_begin(chunk);
-    for (const FlatStretch& stretch : chunk.array.stretches(shard())) {
-      parts[part++].gradient = chunk.gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
-    }
-    chunk.gradient = {};
-  }
-}
-
-void ChunkManager::publish() {
-  for (const auto& chunk : chunks_) {
-    if (!chunk->is_trained) continue;
-    if (chunk->state == ChunkState::kArriving) {
-      std::exchange(chunk->work, std::nullopt)->wait();
-      chunk->state = ChunkState::kGathered;
-    }
-    if (chunk->state == ChunkState::kGathered) drop(*chunk, "its weights were stepped");
-  }
 }
 
 void ChunkManager::drop_all() {
