@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "autograd/graph.h"
@@ -117,8 +118,10 @@ UpdateResult BoostedOptimizer::step_window() {
   const double loss_scale = scaler_ ? scaler_->scale() : 1.0;
   const double scale = options_.counts_items ? loss_scale / items_factor(micro_batches) : loss_scale;
   double factor = 1.0 / scale;
-  if (scaler_ || (clip && clip->type == "norm")) {
-    const double norm = stepper_.gradient_norm() / scale;
+  if (has_norms()) {
+    squares_ = stepper_.gradient_squares();
+    squares_scale_ = scale;
+    const double norm = std::sqrt(std::accumulate(squares_.begin(), squares_.end(), 0.0)) / scale;
     result.grad_norm = norm;
     if (scaler_) {
       result.loss_scale = loss_scale;
@@ -142,6 +145,14 @@ UpdateResult BoostedOptimizer::step_window() {
   stepper_.step(factor);
   sharding_->publish_weights();
   return result;
+}
+
+std::map<std::string, double> BoostedOptimizer::gradient_norms() const {
+  std::map<std::string, double> norms;
+  if (squares_.empty()) return norms;
+  const std::vector<std::string> names = stepper_.gradient_names();
+  for (std::size_t i = 0; i < names.size(); ++i) norms[names[i]] = std::sqrt(squares_.at(i)) / squares_scale_;
+  return norms;
 }
 
 void BoostedOptimizer::check_skips() const {

@@ -94,6 +94,11 @@ class BoostedOptimizer {
   autograd::Stepper& stepper() { return stepper_; }
   Sharding& sharding() { return *sharding_; }
   const Sharding& sharding() const { return *sharding_; }
+  /// The norm of each parameter's gradient of the last window that was stepped or skipped, before clipping; empty where
+  /// no norm is needed: without fp16 and without a limit on it.
+  std::map<std::string, double> gradient_norms() const;
+  /// True where every window's norms are computed.
+  bool has_norms() const { return scaler_ || (options_.clip && options_.clip->type == "norm"); }
   /// Null unless losses are scaled.
   autograd::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
   /// True before the window whose skip would be the last that is allowed.
@@ -115,6 +120,8 @@ class BoostedOptimizer {
   autograd::Stepper stepper_;
   std::optional<autograd::GradScaler> scaler_;
   std::int64_t window_count_ = 0;  // micro-steps whose gradients are summed so far
+  std::vector<double> squares_;    // of each parameter's gradient, times the scale's
+  double squares_scale_ = 1;
   bool is_deferred_ = false;
   bool is_sent_ = true;  // what they are summed from has left this rank
   bool has_warned_ = false;

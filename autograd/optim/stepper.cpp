@@ -217,10 +217,23 @@ std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
 }
 
 double Stepper::gradient_norm() const {
+  double total = 0;
+  for (const double sum : gradient_squares()) total += sum;
+  return std::sqrt(total);
+}
+
+std::vector<std::string> Stepper::gradient_names() const {
+  if (reducer_ != nullptr) return reducer_->names();
+  std::vector<std::string> names;
+  for (const Part& part : parts_) names.push_back(part.variable.name());
+  return names;
+}
+
+std::vector<double> Stepper::gradient_squares() const {
   const std::vector<BlockSums> found = sum_blocks();
   if (!parts_.empty() && parts_.front().variable.device().is_meta()) {
     for (const BlockSums& sums : found) fold_segments(sums.all, sums.begins);
-    return 0;
+    return {};
   }
   if (reducer_ != nullptr) {
     std::vector<std::int64_t> offsets = {0};
@@ -235,16 +248,14 @@ double Stepper::gradient_norm() const {
         first = i;
       }
     }
-    return std::sqrt(reducer_->sum_blocks(runs));
+    return reducer_->sum_blocks(runs);
   }
   std::vector<double> of_part(parts_.size(), 0.0);
   for (const BlockSums& sums : found) {
     const std::vector<double> folded = fold_segments(sums.all, sums.begins).to_vector<double>();
     for (std::size_t i = 0; i < sums.parts.size(); ++i) of_part[sums.parts[i]] = folded[i];
   }
-  double total = 0;
-  for (const double sum : of_part) total += sum;
-  return std::sqrt(total);
+  return of_part;
 }
 
 void Stepper::restore_weights() {

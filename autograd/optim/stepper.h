@@ -56,9 +56,11 @@ class StatsReducer {
   virtual ~StatsReducer() = default;
   /// The statistics of one pass over a whole parameter: `add` adds those of this process's part to a carry.
   virtual Stats reduce(std::size_t part, const std::function<void(Stats& carry)>& add) = 0;
-  /// The sum over all parameters, in their order, of the sum of their blocks, in order.
+  /// Of each parameter, in their order, the sum of its blocks, in order.
   ///   runs  of this process's blocks; those that no run has are 0
-  virtual double sum_blocks(const std::vector<BlockRun>& runs) = 0;
+  virtual std::vector<double> sum_blocks(const std::vector<BlockRun>& runs) = 0;
+  /// The parameters' names, in their order.
+  virtual const std::vector<std::string>& names() const = 0;
 };
 
 /// A state of a part, for checkpoints.
@@ -92,6 +94,10 @@ class Stepper {
   /// The L2 norm of all gradients, of every owner, over fixed blocks in parameter order; the input of clipping. 0 on
   /// meta.
   double gradient_norm() const;
+  /// The sum of squares of each parameter's gradient, of every owner, which the norm is made of; empty on meta.
+  std::vector<double> gradient_squares() const;
+  /// Whose they are, in the same order.
+  std::vector<std::string> gradient_names() const;
 
   /// Called before a step changes a part and its states; for those who still read them (a checkpoint in writing).
   using BeforeUpdate = std::function<void(const Part& part, const std::map<std::string, Tensor>& states)>;

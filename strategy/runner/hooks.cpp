@@ -44,6 +44,13 @@ std::string position(const RunProgress& p) {
 }  // namespace
 
 void LoggerHook::before_run(RunControl& run) {
+  OptimWrapper* const wrapper = run.strategy().optim_wrapper();
+  if (config_.parameter_norms && wrapper != nullptr && !wrapper->boosted().has_norms()) {
+    throw ConfigError(
+        "default_hooks.logger.parameter_norms: norms are computed only where they are limited; set "
+        "optim_wrapper.clip_grad, or the plugin's max_norm where it has one",
+        "default_hooks.logger.parameter_norms");
+  }
   if (!run.strategy().is_main()) return;
   const std::string folder = join_path(run.log_dir(), "vis_data");
   make_directories(folder);
@@ -99,6 +106,10 @@ void LoggerHook::after_train_iter(RunControl& run) {
   if (p.last.update.grad_norm) {
     text += cat("  grad_norm: ", number(*p.last.update.grad_norm, 4));
     means["grad_norm"] = *p.last.update.grad_norm;
+  }
+  if (config_.parameter_norms) {
+    for (const auto& [name, norm] : run.strategy().optim_wrapper()->boosted().gradient_norms())
+      means["grad_norm/" + name] = norm;
   }
   logger().info(text);
   write_scalars(run, means);

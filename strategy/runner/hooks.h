@@ -19,6 +19,7 @@ class LoggerHook final : public Hook {
  public:
   struct Config {
     std::int64_t interval = 10;
+    bool parameter_norms = false;
   };
   explicit LoggerHook(const Config& config) : config_(config) {}
   void before_run(RunControl& run) override;
@@ -39,6 +40,9 @@ class LoggerHook final : public Hook {
 template <class V>
 void describe(V& v, LoggerHook::Config& c) {
   v.field("interval", c.interval, "iterations between two lines; values are means over them", at_least(1));
+  v.field("parameter_norms", c.parameter_norms,
+          "scalars.json also says the norm of each parameter's gradient in the last iteration, before clipping, as "
+          "grad_norm/NAME; needs a limit on the norm, or fp16");
 }
 
 /// Saves the training state every `interval` epochs or iterations, at the end, and after a validation that is among the

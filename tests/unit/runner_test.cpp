@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <functional>
@@ -154,6 +155,28 @@ TEST_CASE("the log file has the peers' lines, the plan and its audit") {
   CHECK(plan.at("parameter_order") == Json({"first.weight", "first.bias", "second.weight", "second.bias"}));
   CHECK(plan.at("memory").at("total").at("peak").get<double>() > 0);
   CHECK(read_text_file(join_path(run.log_dir(), "plan_audit.txt")).find("activations") != std::string::npos);
+}
+
+TEST_CASE("parameter_norms says each parameter's gradient norm, of which the whole norm is made, where there is one") {
+  const std::string logger = "default_hooks.logger={type: LoggerHook, interval: 1, parameter_norms: true}";
+  const Run run({logger, "optim_wrapper.clip_grad={max_norm: 0.5}"});
+  std::int64_t checked = 0;
+  for (const Json& line : run.scalars()) {
+    if (!line.contains("grad_norm")) continue;
+    double squares = 0;
+    std::set<std::string> names;
+    for (const auto& [name, value] : line.items()) {
+      if (!name.starts_with("grad_norm/")) continue;
+      names.insert(name.substr(10));
+      squares += value.get<double>() * value.get<double>();
+    }
+    CHECK(names == std::set<std::string>{"first.bias", "first.weight", "second.bias", "second.weight"});
+    CHECK(std::sqrt(squares) == doctest::Approx(line.at("grad_norm").get<double>()).epsilon(1e-12));
+    ++checked;
+  }
+  CHECK(checked == 9);
+  CHECK_THROWS_WITH_AS(Run({logger, "optim_wrapper.clip_grad=null"}),
+                       doctest::Contains("norms are computed only where they are limited"), ConfigError);
 }
 
 TEST_CASE("the log goes where log_kwargs says") {
