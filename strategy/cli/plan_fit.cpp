@@ -91,7 +91,9 @@ class Search {
       // A rung that fits as it is leaves nothing to those that only move more.
       if (try_rung(rung)) break;
     }
-    for (std::int64_t more = 2; more <= 64 && !best_; more *= 2) {
+    activations_exceed_ = false;
+    // More ranks hold less each, but for the activations of their own micro-batches.
+    for (std::int64_t more = 2; more <= 64 && !best_ && !activations_exceed_; more *= 2) {
       const std::int64_t ranks = more * task_.world_size;
       attempt(task_.config, cat("--world-size ", ranks), ranks);
     }
@@ -138,6 +140,8 @@ class Search {
       Plan plan = Runner(changed, task_.what, registry_).plan(ranks, task_.limits, task_.target);
       if (!plan.fits()) {
         const auto activations = plan.memory.at_peak[static_cast<std::size_t>(Category::activations)];
+        activations_exceed_ =
+            task_.limits.device_bytes && activations > static_cast<std::size_t>(*task_.limits.device_bytes);
         const bool is_too_large =
             !task_.limits.device_bytes ||
             plan.memory.peak_total - activations > static_cast<std::size_t>(*task_.limits.device_bytes);
@@ -156,6 +160,7 @@ class Search {
   const Registry& registry_;
   const Machine& machine_;
   bool may_recompute_ = false;
+  bool activations_exceed_ = false;  // the device's limit, by themselves, in the last attempt
   std::optional<FittingChange> best_;
 };
 
