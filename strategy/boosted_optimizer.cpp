@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "autograd/graph.h"
@@ -121,7 +120,7 @@ UpdateResult BoostedOptimizer::step_window() {
   if (has_norms()) {
     squares_ = stepper_.gradient_squares();
     squares_scale_ = scale;
-    const double norm = std::sqrt(std::accumulate(squares_.begin(), squares_.end(), 0.0)) / scale;
+    const double norm = autograd::Stepper::norm_of(squares_) / scale;
     result.grad_norm = norm;
     if (scaler_) {
       result.loss_scale = loss_scale;

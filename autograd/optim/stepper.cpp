@@ -216,9 +216,11 @@ std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
   return found;
 }
 
-double Stepper::gradient_norm() const {
+double Stepper::gradient_norm() const { return norm_of(gradient_squares()); }
+
+double Stepper::norm_of(const std::vector<double>& squares) {
   double total = 0;
-  for (const double sum : gradient_squares()) total += sum;
+  for (const double sum : squares) total += sum;
   return std::sqrt(total);
 }
 

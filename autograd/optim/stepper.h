@@ -96,6 +96,8 @@ class Stepper {
   double gradient_norm() const;
   /// The sum of squares of each parameter's gradient, of every owner, which the norm is made of; empty on meta.
   std::vector<double> gradient_squares() const;
+  /// The norm that they make together.
+  static double norm_of(const std::vector<double>& squares);
   /// Whose they are, in the same order.
   std::vector<std::string> gradient_names() const;
 

@@ -1,11 +1,9 @@
-// The runner from a config to a work folder: both loops, validation, schedules, what is logged and saved, and how a run
-// that is stopped or cannot write ends. The model and the data are tiny (tests/support/tiny_run.h).
+// The runner from a config to a work folder: both loops, validation, schedules and what is saved. The model and the
+// data are tiny (tests/support/tiny_training.h). What is logged: runner_log_test; ends before their time:
+// runner_end_test.
 #include "strategy/runner/runner.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -19,106 +17,20 @@
 
 #include "core/base/error.h"
 #include "core/base/file.h"
-#include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "strategy/checkpoint.h"
 #include "strategy/cli/test.h"
 #include "tests/support/muted_output.h"
 #include "tests/support/temp_dir.h"
-#include "tests/support/tiny_run.h"
+#include "tests/support/tiny_training.h"
 
 namespace castor::strategy {
 namespace {
 
-using Overrides = std::vector<std::string>;
-
-/// Calls back at every point of a run.
-class WatchingHook final : public Hook {
- public:
-  using Watch = std::function<void(const char*, RunControl&)>;
-  explicit WatchingHook(const Watch& watch) : watch_(watch) {}
-  void before_run(RunControl& run) override { watch_("before_run", run); }
-  void after_train_iter(RunControl& run) override { watch_("iter", run); }
-  void after_train_epoch(RunControl& run) override { watch_("epoch", run); }
-  void after_val(RunControl& run) override { watch_("val", run); }
-  void after_test(RunControl& run) override { watch_("test", run); }
-  void after_run(RunControl& run) override { watch_("after_run", run); }
-
- private:
-  const Watch& watch_;
-};
-
-/// A runner sets the process's logger; this takes it back.
-struct ProcessLogReset {
-  ~ProcessLogReset() { set_process_logger(nullptr); }
-};
-
-/// One work folder, and what a run leaves there.
-struct Run {
-  /// Trains a tiny config. `watch`, if given, sees every hook call.
-  explicit Run(const Overrides& overrides = {}, WatchingHook::Watch watch = {}) : watching(std::move(watch)) {
-    test::add_tiny_types(registry);
-    registry.hooks.add<NoOptions>(
-        "WatchingHook", "calls a test back",
-        [this](const NoOptions&) -> std::unique_ptr<Hook> { return std::make_unique<WatchingHook>(watching); });
-    config = test::tiny_config(folder.path().string(), overrides);
-    if (watching) config.set("custom_hooks", ConfigNode(ConfigNode::List{TypedConfig("WatchingHook").node}));
-    was_finished = train(config);
-  }
-  /// Trains another config with this one's types.
-  bool train(const ConfigNode& other) const {
-    const test::MutedOutput muted;
-    const ProcessLogReset reset;
-    return Runner(other, "tiny.yaml", registry).train();
-  }
-  std::map<std::string, double> measure(const ConfigNode& other) const {
-    const test::MutedOutput muted;
-    const ProcessLogReset reset;
-    return Runner(other, "tiny.yaml", registry).test();
-  }
-
-  std::string path(const std::string& name) const { return (folder.path() / name).string(); }
-  /// The folder of the log: the only one whose name begins with a digit.
-  std::string log_dir() const {
-    std::vector<std::string> found;
-    for (const DirectoryEntry& entry : list_directory(folder.path().string())) {
-      if (entry.kind == FileKind::directory && entry.name[0] == '2') found.push_back(entry.name);
-    }
-    REQUIRE(found.size() == 1);
-    return path(found[0]);
-  }
-  std::string log() const { return read_text_file(join_path(log_dir(), file_name_of(log_dir()) + ".log")); }
-  std::vector<Json> scalars() const {
-    std::vector<Json> lines;
-    std::istringstream text(read_text_file(join_path(log_dir(), "vis_data/scalars.json")));
-    for (std::string line; std::getline(text, line);) lines.push_back(parse_json(line, "scalars.json"));
-    return lines;
-  }
-  /// The values of one scalar over the lines that have it.
-  std::vector<double> scalar(const std::string& name) const {
-    std::vector<double> values;
-    for (const Json& line : scalars()) {
-      if (line.contains(name)) values.push_back(line.at(name).get<double>());
-    }
-    return values;
-  }
-  /// The saved folders.
-  std::set<std::string> saved() const {
-    std::set<std::string> names;
-    for (const DirectoryEntry& entry : list_directory(folder.path().string())) {
-      if (entry.name[0] != '2' && entry.name != kLastCheckpointFile) names.insert(entry.name);
-    }
-    return names;
-  }
-  std::string weights(const std::string& name) const { return read_text_file(path(name + "/" + kWeightsFile)); }
-
-  test::TempDir folder = test::TempDir::in_memory();
-  Registry registry;
-  ConfigNode config;
-  bool was_finished = false;
-  WatchingHook::Watch watching;
-};
+using test::Overrides;
+using test::ProcessLogReset;
+using test::Run;
 
 TEST_CASE("a run by epoch validates after each, logs every line, and saves the last weights") {
   const Run run;
@@ -137,53 +49,6 @@ TEST_CASE("a run by epoch validates after each, logs every line, and saves the l
   CHECK(lines.at(3).at("step") == 1);
   CHECK(lines.back().at("epoch") == 3);
   CHECK(exists(join_path(run.log_dir(), kConfigFile)));
-}
-
-TEST_CASE("the log file has the peers' lines, the plan and its audit") {
-  const Run run({"log_level=INFO", "experiment_name=small", "optim_wrapper.clip_grad={max_norm: 1}"});
-  const std::string log = run.log();
-  for (const char* part : {"castor - INFO - ", "experiment small_", "seed 5", "system environment",
-                           "\n  processor: ", "\n  launcher: none", "plan for cpu", "plan against actual after step 1",
-                           "Epoch(train) [1][1/3]  lr: 1.0000e-02  eta: ", "Epoch(train) [3][3/3]",
-                           "grad_norm: ", "Epoch(val) [2]  accuracy/top1: ", "checkpoint saved to "}) {
-    CHECK_MESSAGE(log.find(part) != std::string::npos, part);
-  }
-  const Json plan = read_json_file(join_path(run.log_dir(), "plan.json"));
-  CHECK(plan.at("parameters") == 8 * 16 + 16 + 16 * 3 + 3);
-  CHECK(plan.at("micro_batch") == 4);
-  CHECK(plan.at("flops").get<double>() > 0);
-  CHECK(plan.at("parameter_order") == Json({"first.weight", "first.bias", "second.weight", "second.bias"}));
-  CHECK(plan.at("memory").at("total").at("peak").get<double>() > 0);
-  CHECK(read_text_file(join_path(run.log_dir(), "plan_audit.txt")).find("activations") != std::string::npos);
-}
-
-TEST_CASE("parameter_norms says each parameter's gradient norm, of which the whole norm is made, where there is one") {
-  const std::string logger = "default_hooks.logger={type: LoggerHook, interval: 1, parameter_norms: true}";
-  const Run run({logger, "optim_wrapper.clip_grad={max_norm: 0.5}"});
-  std::int64_t checked = 0;
-  for (const Json& line : run.scalars()) {
-    if (!line.contains("grad_norm")) continue;
-    double squares = 0;
-    std::set<std::string> names;
-    for (const auto& [name, value] : line.items()) {
-      if (!name.starts_with("grad_norm/")) continue;
-      names.insert(name.substr(10));
-      squares += value.get<double>() * value.get<double>();
-    }
-    CHECK(names == std::set<std::string>{"first.bias", "first.weight", "second.bias", "second.weight"});
-    CHECK(std::sqrt(squares) == doctest::Approx(line.at("grad_norm").get<double>()).epsilon(1e-12));
-    ++checked;
-  }
-  CHECK(checked == 9);
-  CHECK_THROWS_WITH_AS(Run({logger, "optim_wrapper.clip_grad=null"}),
-                       doctest::Contains("norms are computed only where they are limited"), ConfigError);
-}
-
-TEST_CASE("the log goes where log_kwargs says") {
-  const test::TempDir elsewhere;
-  const std::string file = (elsewhere.path() / "run.log").string();
-  const Run run({"strategy.log_kwargs={log_level: INFO, log_file: " + file + "}", "log_level=INFO"});
-  CHECK(read_text_file(file).find("Epoch(train) [3][3/3]") != std::string::npos);
 }
 
 TEST_CASE("a run by iteration validates at its interval and at the end, and saves where asked") {
@@ -330,80 +195,6 @@ TEST_CASE("env_cfg sets the compute threads and raises the limit of open files")
   getrlimit(RLIMIT_NOFILE, &after);
   CHECK(after.rlim_cur == std::min<rlim_t>(300, before.rlim_max));
   setrlimit(RLIMIT_NOFILE, &before);
-}
-
-TEST_CASE("a stop ends the run after the running iteration, saves what was trained and says so") {
-  std::int64_t validations = 0;
-  const Run run({"log_level=WARNING"}, [&](const char* point, RunControl& control) {
-    if (point == std::string("iter") && control.progress().iter == 4) request_stop(SIGINT);
-    validations += point == std::string("val") ? 1 : 0;
-  });
-  clear_stop_request();
-  CHECK_FALSE(run.was_finished);
-  CHECK(validations == 1);
-  CHECK(run.saved() == std::set<std::string>{"iter_4"});
-  CHECK(find_last_checkpoint(run.folder.path().string()) == run.path("iter_4"));
-  CHECK(run.log().find("stopped at iteration 4 of 9") != std::string::npos);
-  CHECK(run.scalar("loss").size() == 4);
-}
-
-TEST_CASE("a stop during validation gives no result, moves no schedule and saves") {
-  std::int64_t validations = 0;
-  const Run run({"param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1}"},
-                [&](const char* point, RunControl& control) {
-                  if (point == std::string("epoch") && control.progress().epoch == 3) request_stop(SIGTERM);
-                  validations += point == std::string("val") ? 1 : 0;
-                });
-  clear_stop_request();
-  CHECK_FALSE(run.was_finished);
-  CHECK(validations == 2);
-  CHECK(run.saved() == std::set<std::string>{"epoch_3"});
-}
-
-TEST_CASE("a work folder that cannot be made ends in an IoError before anything is trained") {
-  const test::TempDir folder = test::TempDir::in_memory();
-  write_file_atomically((folder.path() / "file").string(), "not a folder");
-  Registry registry;
-  test::add_tiny_types(registry);
-  Runner runner(test::tiny_config((folder.path() / "file" / "work").string()), "tiny.yaml", registry);
-  const ProcessLogReset reset;
-  try {
-    runner.train();
-    FAIL("trained");
-  } catch (const IoError& error) {
-    CHECK(error.code == ENOTDIR);
-    CHECK(std::string(error.what()).find("a part of the path is a file where a folder is needed: check the path") !=
-          std::string::npos);
-  }
-}
-
-TEST_CASE(
-    "a disk that refuses the weights ends the run with an IoError that says what to do, and holds no half of them") {
-  const test::TempDir folder = test::TempDir::in_memory();
-  // No file may grow beyond 48 KiB: the log fits, the weights do not.
-  rlimit before{};
-  getrlimit(RLIMIT_FSIZE, &before);
-  rlimit small = before;
-  small.rlim_cur = 48 << 10;
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  setrlimit(RLIMIT_FSIZE, &small);
-  int code = 0;
-  std::string text;
-  try {
-    const Run types({"train_cfg.max_epochs=1", "default_hooks.checkpoint={type: CheckpointHook, save_last: false}"});
-    types.train(test::tiny_config(folder.path().string(), {"model.width=2000"}));
-  } catch (const IoError& error) {
-    code = error.code;
-    text = error.what();
-  }
-  setrlimit(RLIMIT_FSIZE, &before);
-  std::signal(SIGXFSZ, handler);
-  CHECK(code == EFBIG);
-  CHECK(text.find("model.safetensors") != std::string::npos);
-  CHECK(text.find("the file would exceed the size limit") != std::string::npos);
-  const std::vector<DirectoryEntry> left = list_directory(folder.path().string());
-  REQUIRE(left.size() == 1);
-  CHECK(left[0].name[0] == '2');  // the log's folder
 }
 
 TEST_CASE("a test measures the last saved weights, or those of load_from, and leaves its results in the log folder") {
