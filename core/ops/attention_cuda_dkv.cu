@@ -102,8 +102,12 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
       if constexpr (Shape::kHoldsKeys) {
         load_operand(held_k, k_tile + group_offset, kKeyPanel);
         load_operand(held_v, v_tile + group_offset, kKeyPanel);
-        k_ring.release(tiles);
       }
+      bool has_keys = true;  // k_ring's slot is still this warpgroup's
+      const auto release_keys = [&] {
+        if (has_keys) k_ring.release(tiles);
+        has_keys = false;
+      };
       for (int head = 0; head < s.group; ++head) {
         for (int i = begin; i < own; ++i, ++turn) {  // queries that see earlier warpgroups' keys only
           q_ring.wait_full(turn);
@@ -197,10 +201,11 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
           hold(dv);
           hold(weights);
           hold(ds);
+          if constexpr (Shape::kHoldsKeys) release_keys();
           q_ring.release_each(turn);
         }
       }
-      if constexpr (!Shape::kHoldsKeys) k_ring.release(tiles);
+      release_keys();
       ++tiles;
       const float scale[2] = {s.scale, s.scale}, one[2] = {1, 1};
       T *dk_rows[2], *dv_rows[2];

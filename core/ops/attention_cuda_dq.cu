@@ -136,7 +136,6 @@ __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __g
         std::uint32_t ds[kKeys / 16][4], q[kDim / 16][4], dout[kDim / 16][4];
         load_operand(q, q_tile + group_offset, kQueryPanel);
         load_operand(dout, dout_tile + group_offset, kQueryPanel);
-        q_ring.release(tiles);
         const auto begin_scores = [&](std::uint32_t count) {
           const int offset = k_ring.slot(count) * Shape::kTileBytes;
           hold(scores);
@@ -172,6 +171,7 @@ __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __g
         wait_products<0>();
         hold(scores);
         hold(dp);
+        q_ring.release(tiles);
         v_ring.release(turn);
         finish_scores(own - 1);
         as_operand<T>(scores, ds);

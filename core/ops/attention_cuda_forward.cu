@@ -153,10 +153,8 @@ __global__ void __launch_bounds__(ForwardShape<kDim, kComputing>::kThreads, 1)
         float scores[kKeys / 2] = {};
         std::uint32_t weights[kKeys / 16][4];
         std::uint32_t held_q[Shape::kHoldsQueries ? kDim / 16 : 1][4] = {};
-        if constexpr (Shape::kHoldsQueries) {
+        if constexpr (Shape::kHoldsQueries)
           load_operand(held_q, q_tile + place.warpgroup * kGroupRows * kRowBytes, kRows * kRowBytes);
-          q_ring.release(tiles);
-        }
         const auto begin_scores = [&](std::uint32_t count) {
           k_ring.wait_full(count);
           const std::uint64_t k = further(k0, k_ring.slot(count) * Shape::kTileBytes);
@@ -185,6 +183,7 @@ __global__ void __launch_bounds__(ForwardShape<kDim, kComputing>::kThreads, 1)
         begin_scores(turn);
         wait_products<0>();
         hold(scores);
+        if constexpr (Shape::kHoldsQueries) q_ring.release(tiles);
         k_ring.release(turn);
         finish_scores(own - 1);
         as_operand<T>(scores, weights);

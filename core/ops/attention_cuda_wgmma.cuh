@@ -231,6 +231,9 @@ __device__ void product_of_rows(float (&c)[kAccumulators], const std::uint32_t (
 /// A warpgroup's 64 rows of 16 kSteps columns, from the tile at `address` into the registers of a left operand. What
 /// stays on the left for many products is better there: products of 64 by 64 from shared memory alone would need all
 /// its bandwidth.
+/// The tile may be given back once a product of these registers is done, and not before: an arrival at a barrier does
+/// not wait for loads that are still on their way, and the next tile then came first (where the GPU had put the block
+/// aside between the two for another process).
 template <int kSteps>
 __device__ void load_operand(std::uint32_t (&a)[kSteps][4], std::uint32_t address, std::uint32_t panel_bytes) {
   const std::uint32_t lane = threadIdx.x % 32, row = threadIdx.x % kWarpgroup / 32 * 16 + lane % 16;

@@ -186,19 +186,20 @@ __global__ void __launch_bounds__(kColumns == kNarrow ? 256 : cuda::kTeamThreads
   __syncthreads();
   C* const shared = reinterpret_cast<C*>(shared_bytes);
   C* const line = args.sums + blockIdx.x * 2 * n;
-  for (int next = 0; next < groups; ++next) {
-    if (next == group) {
-      C* const to = next == groups - 1 ? line : shared;
-      cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
-        const int at = begin + i;
-        for (int e = 0; e < V; ++e) {
-          to[at + e] = next > 0 ? shared[at + e] + dweight[k][e] : dweight[k][e];
-          to[n + at + e] = next > 0 ? shared[n + at + e] + dbias[k][e] : dbias[k][e];
-        }
-      });
-    }
+  const auto add_group = [&](C* to) {
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+      const int at = begin + i;
+      for (int e = 0; e < V; ++e) {
+        to[at + e] = group > 0 ? shared[at + e] + dweight[k][e] : dweight[k][e];
+        to[n + at + e] = group > 0 ? shared[n + at + e] + dbias[k][e] : dbias[k][e];
+      }
+    });
+  };
+  for (int next = 0; next < groups - 1; ++next) {
+    if (next == group) add_group(shared);
     __syncthreads();
   }
+  if (group == groups - 1) add_group(args.sums + blockIdx.x * 2 * n);
 }
 
 template <class T>
