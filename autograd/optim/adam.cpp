@@ -34,6 +34,16 @@ std::vector<StateSpec> Adam::states(const Shape& shape) const {
 }
 
 void Adam::apply(const Range& range, const StepContext& context, const Stats&) const {
+  apply_all({&range, 1}, context);
+}
+
+void Adam::apply_all(std::span<const Range> ranges, const StepContext& context) const {
+  std::vector<AdamStep> steps;
+  for (const Range& range : ranges) steps.push_back(step_of(range, context));
+  adam_steps(steps);
+}
+
+AdamStep Adam::step_of(const Range& range, const StepContext& context) const {
   const AdamOptions options{.lr = value(range.group, "lr"),
                             .beta1 = value(range.group, "beta1"),
                             .beta2 = value(range.group, "beta2"),
@@ -43,8 +53,8 @@ void Adam::apply(const Range& range, const StepContext& context, const Stats&) c
                             .is_bias_corrected = config_.bias_correction};
   const double factor = config_.maximize ? -context.gradient_scale : context.gradient_scale;
   const Tensor largest = config_.amsgrad ? required_state(range, "max_exp_avg_sq") : Tensor{};
-  adam_step(step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,
-            adam_scalars(options, context.step, factor));
+  return {step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,
+          adam_scalars(options, context.step, factor)};
 }
 
 }  // namespace castor::autograd

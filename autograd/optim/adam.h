@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "autograd/optim/optimizer.h"
+#include "core/ops/optim.h"
 
 namespace castor::autograd {
 
@@ -81,12 +82,15 @@ class Adam : public Optimizer {
   explicit Adam(const AdamConfig& config = {}, std::vector<ParamGroup> groups = {});
   const char* type_name() const override { return "Adam"; }
   std::vector<StateSpec> states(const Shape& shape) const override;
-  void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
+  void apply(const Range& range, const StepContext& context, const Stats& stats) const final;
+  void apply_all(std::span<const Range> ranges, const StepContext& context) const final;
 
  protected:
   Adam(const char* type, const AdamConfig& config, std::vector<ParamGroup> groups, bool decoupled);
 
  private:
+  AdamStep step_of(const Range& range, const StepContext& context) const;
+
   AdamConfig config_;
   bool is_decoupled_;
 };

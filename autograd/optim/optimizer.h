@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -94,6 +95,8 @@ class Optimizer {
   virtual void finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const;
   /// Updates the range's parameter, copy and cut states, when all passes are finished.
   virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
+  /// The same for ranges of any parameters on one device, where there are no statistics passes.
+  virtual void apply_all(std::span<const Range> ranges, const StepContext& context) const;
 
   std::vector<ParamGroup>& groups() { return groups_; }
   const std::vector<ParamGroup>& groups() const { return groups_; }

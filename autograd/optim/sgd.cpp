@@ -18,7 +18,15 @@ std::vector<StateSpec> SGD::states(const Shape& shape) const {
   return {{kMomentumBuffer, shape, DType::f32}};
 }
 
-void SGD::apply(const Range& range, const StepContext& context, const Stats&) const {
+void SGD::apply(const Range& range, const StepContext& context, const Stats&) const { apply_all({&range, 1}, context); }
+
+void SGD::apply_all(std::span<const Range> ranges, const StepContext& context) const {
+  std::vector<SgdStep> steps;
+  for (const Range& range : ranges) steps.push_back(step_of(range, context));
+  sgd_steps(steps);
+}
+
+SgdStep SGD::step_of(const Range& range, const StepContext& context) const {
   SgdScalars scalars;
   scalars.gradient_factor = static_cast<float>(config_.maximize ? -context.gradient_scale : context.gradient_scale);
   scalars.lr = static_cast<float>(value(range.group, "lr"));
@@ -28,7 +36,7 @@ void SGD::apply(const Range& range, const StepContext& context, const Stats&) co
       static_cast<float>(value(range.group, "weight_decay"));
   scalars.is_nesterov = config_.nesterov;
   scalars.is_first_step = context.step == 1;
-  sgd_step(step_tensors(range), momentum_buffer(*this, range, scalars.momentum), scalars);
+  return {step_tensors(range), momentum_buffer(*this, range, scalars.momentum), scalars};
 }
 
 }  // namespace castor::autograd

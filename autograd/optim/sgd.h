@@ -2,6 +2,7 @@
 #pragma once
 
 #include "autograd/optim/optimizer.h"
+#include "core/ops/optim.h"
 
 namespace castor::autograd {
 
@@ -47,8 +48,11 @@ class SGD final : public Optimizer {
   const char* type_name() const override { return "SGD"; }
   std::vector<StateSpec> states(const Shape& shape) const override;
   void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
+  void apply_all(std::span<const Range> ranges, const StepContext& context) const override;
 
  private:
+  SgdStep step_of(const Range& range, const StepContext& context) const;
+
   SGDConfig config_;
 };
 

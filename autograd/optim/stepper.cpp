@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -13,6 +14,9 @@ namespace castor::autograd {
 namespace {
 
 constexpr const char* kMaster = "master";
+// Parts of a GPU that are stepped together: a launch for each would cost more than small ones take. Not all at once:
+// the GPU begins while the next ones are gathered.
+constexpr std::size_t kTogether = 64;
 
 Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
 
@@ -144,6 +148,15 @@ std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const
   return ranges;
 }
 
+// Whether a part may be stepped together with others: what it needs lies on one GPU, stays there and is there already.
+bool Stepper::joins_others(std::size_t index) const {
+  const Part& part = parts_[index];
+  const Tensor weights = weights_of(part);
+  const bool is_there = place_of(part) == weights.device() && part.states_in == nullptr;
+  const bool has_f32 = weights.dtype() == DType::f32 || states_[index].contains(kMaster);
+  return weights.device().is_cuda() && is_there && has_f32 && optimizer_.stats_passes() == 0;
+}
+
 void Stepper::step(double gradient_scale) {
   ++step_count_;
   StepContext context{step_count_, gradient_scale};
@@ -155,14 +168,24 @@ void Stepper::step(double gradient_scale) {
   if (side_copies_ == nullptr && !stepped.empty())
     side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[stepped.front()]).device());
   std::optional<Fetching> next;
+  std::vector<Range> together;
+  const auto apply_together = [&] {
+    optimizer_.apply_all(together, context);
+    together.clear();
+  };
   for (std::size_t n = 0; n < stepped.size(); ++n) {
     const std::size_t i = stepped[n];
     if (n == 0) side_copies_->begin();
     Fetching fetching = next ? *std::exchange(next, std::nullopt) : fetch(i);
     if (side_copies_->overlaps() && n + 1 < stepped.size()) next = fetch(stepped[n + 1]);
     const Work work{side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
-    const std::vector<Range> ranges = ranges_of(i, work);
+    std::vector<Range> ranges = ranges_of(i, work);
     if (before_update_) before_update_(parts_[i], states_[i]);
+    if (joins_others(i)) {
+      std::move(ranges.begin(), ranges.end(), std::back_inserter(together));
+      if (together.size() >= kTogether) apply_together();
+      continue;
+    }
     Stats finished;
     for (int pass = 0; pass < optimizer_.stats_passes(); ++pass) {
       const auto add = [&](Stats& carry) {
@@ -180,6 +203,7 @@ void Stepper::step(double gradient_scale) {
     for (const Range& range : ranges) optimizer_.apply(range, context, finished);
     if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[i]));
   }
+  apply_together();
   if (side_copies_ != nullptr) side_copies_->end();
 }
 
@@ -208,10 +232,14 @@ std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
   for (std::size_t d = 0; d < found.size(); ++d) {
     BlockSums& sums = found[d];
     sums.all = Tensor::empty({sums.begins.back()}, DType::f64, devices[d]);
+    std::vector<BlockSquares> wanted;
     for (std::size_t i = 0; i < sums.parts.size(); ++i) {
       const std::int64_t begin = sums.begins[i], count = sums.begins[i + 1] - begin;
-      block_squares(gradients[sums.parts[i]], sums.all.narrow(0, begin, count));
+      wanted.push_back({gradients[sums.parts[i]], sums.all.narrow(0, begin, count)});
+      // On the host a gradient may have an address only until the next one gets its own.
+      if (!devices[d].is_cuda()) block_squares(std::exchange(wanted, {}));
     }
+    block_squares(wanted);
   }
   return found;
 }

@@ -128,6 +128,7 @@ class Stepper {
   struct BlockSums;
   std::vector<BlockSums> sum_blocks() const;
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
+  bool joins_others(std::size_t index) const;
 
   Optimizer& optimizer_;
   std::vector<Part> parts_;

@@ -12,16 +12,29 @@ namespace castor {
 using namespace optim_checks;
 
 Cost cost(const BlockSquaresArgs& args) {
-  return {2.0 * static_cast<double>(args.x.numel()), streamed_bytes({&args.x, &args.sums}, {})};
+  Cost all;
+  for (const auto& [x, sums] : args.pairs) {
+    all.flops += 2.0 * static_cast<double>(x.numel());
+    all.bytes += streamed_bytes({&x, &sums}, {});
+  }
+  return all;
 }
 Cost cost(const AdamArgs& args) {
-  return {14.0 * static_cast<double>(args.parameter.numel()),
-          streamed_bytes({&args.gradient, &args.copy},
-                         {&args.parameter, &args.exp_avg, &args.exp_avg_sq, &args.max_exp_avg_sq})};
+  Cost all;
+  for (const AdamArgs::Range& range : args.ranges) {
+    all.flops += 14.0 * static_cast<double>(range.parameter.numel());
+    all.bytes += streamed_bytes({&range.gradient, &range.copy},
+                                {&range.parameter, &range.exp_avg, &range.exp_avg_sq, &range.max_exp_avg_sq});
+  }
+  return all;
 }
 Cost cost(const SgdArgs& args) {
-  return {7.0 * static_cast<double>(args.parameter.numel()),
-          streamed_bytes({&args.gradient, &args.copy}, {&args.parameter, &args.momentum_buffer})};
+  Cost all;
+  for (const SgdArgs::Range& range : args.ranges) {
+    all.flops += 7.0 * static_cast<double>(range.parameter.numel());
+    all.bytes += streamed_bytes({&range.gradient, &range.copy}, {&range.parameter, &range.momentum_buffer});
+  }
+  return all;
 }
 Cost cost(const LambSquaresArgs& args) {
   return {18.0 * static_cast<double>(args.parameter.numel()),
@@ -31,20 +44,26 @@ Cost cost(const LambArgs& args) {
   return {16.0 * static_cast<double>(args.parameter.numel()),
           streamed_bytes({&args.gradient, &args.copy}, {&args.parameter, &args.exp_avg, &args.exp_avg_sq})};
 }
-void block_squares(const Tensor& x, const Tensor& sums) {
+void block_squares(std::span<const BlockSquares> all) {
   constexpr const char* kOp = "sum_squares";
-  check_gradient_dtype(kOp, x);
-  if (!x.is_contiguous())
-    throw ShapeError(cat(kOp, ": expected a row-major tensor, got ", x, " with strides ", x.strides()));
-  if (sums.numel() != block_count(x.numel()) || sums.dtype() != DType::f64 || !sums.is_contiguous())
-    throw ShapeError(cat(kOp, ": ", x, " has ", block_count(x.numel()), " blocks, got ", sums, " for their sums"));
-  if (x.numel() > 0) dispatch(common_device(kOp, {&x, &sums}), BlockSquaresArgs{x.view(), sums.view()});
+  std::vector<BlockSquaresArgs::Pair> pairs;
+  for (const auto& [x, sums] : all) {
+    check_gradient_dtype(kOp, x);
+    if (!x.is_contiguous())
+      throw ShapeError(cat(kOp, ": expected a row-major tensor, got ", x, " with strides ", x.strides()));
+    if (sums.numel() != block_count(x.numel()) || sums.dtype() != DType::f64 || !sums.is_contiguous())
+      throw ShapeError(cat(kOp, ": ", x, " has ", block_count(x.numel()), " blocks, got ", sums, " for their sums"));
+    common_device(kOp, {&all.front().x, &x, &sums});
+    if (x.numel() > 0) pairs.push_back({x.view(), sums.view()});
+  }
+  if (!pairs.empty()) dispatch(all.front().x.device(), BlockSquaresArgs{pairs});
 }
 
 double sum_squares(const Tensor& x, double carry) {
   if (x.numel() == 0) return carry;
   const Tensor sums = block_sums_for(x.numel(), x.device());
-  block_squares(x, sums);
+  const BlockSquares one{x, sums};
+  block_squares({&one, 1});
   return add_in_order(sums, carry);
 }
 
@@ -85,28 +104,38 @@ AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double g
           static_cast<float>(l2)};
 }
 
-void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-               const Tensor& max_exp_avg_sq, const AdamScalars& scalars) {
+void adam_steps(std::span<const AdamStep> steps) {
   constexpr const char* kOp = AdamArgs::kName;
-  check_tensors(kOp, tensors);
-  check_defined(kOp, "exp_avg", exp_avg);
-  check_defined(kOp, "exp_avg_sq", exp_avg_sq);
-  check_state(kOp, "exp_avg", exp_avg, tensors.parameter);
-  check_state(kOp, "exp_avg_sq", exp_avg_sq, tensors.parameter);
-  check_state(kOp, "max_exp_avg_sq", max_exp_avg_sq, tensors.parameter);
-  const Device device = common_device(
-      kOp, {&tensors.parameter, &tensors.gradient, &tensors.copy, &exp_avg, &exp_avg_sq, &max_exp_avg_sq});
-  dispatch(device, AdamArgs{tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
-                            exp_avg.view(), exp_avg_sq.view(), view_or_absent(max_exp_avg_sq), scalars});
+  std::vector<AdamArgs::Range> ranges;
+  for (const AdamStep& step : steps) {
+    const StepTensors& tensors = step.tensors;
+    check_tensors(kOp, tensors);
+    check_defined(kOp, "exp_avg", step.exp_avg);
+    check_defined(kOp, "exp_avg_sq", step.exp_avg_sq);
+    check_state(kOp, "exp_avg", step.exp_avg, tensors.parameter);
+    check_state(kOp, "exp_avg_sq", step.exp_avg_sq, tensors.parameter);
+    check_state(kOp, "max_exp_avg_sq", step.max_exp_avg_sq, tensors.parameter);
+    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy,
+                        &step.exp_avg, &step.exp_avg_sq, &step.max_exp_avg_sq});
+    ranges.push_back({tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
+                      step.exp_avg.view(), step.exp_avg_sq.view(), view_or_absent(step.max_exp_avg_sq), step.scalars});
+  }
+  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), AdamArgs{ranges});
 }
 
-void sgd_step(const StepTensors& tensors, const Tensor& momentum_buffer, const SgdScalars& scalars) {
+void sgd_steps(std::span<const SgdStep> steps) {
   constexpr const char* kOp = SgdArgs::kName;
-  check_tensors(kOp, tensors);
-  check_state(kOp, "the momentum buffer", momentum_buffer, tensors.parameter);
-  const Device device = common_device(kOp, {&tensors.parameter, &tensors.gradient, &tensors.copy, &momentum_buffer});
-  dispatch(device, SgdArgs{tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
-                           view_or_absent(momentum_buffer), scalars});
+  std::vector<SgdArgs::Range> ranges;
+  for (const SgdStep& step : steps) {
+    const StepTensors& tensors = step.tensors;
+    check_tensors(kOp, tensors);
+    check_state(kOp, "the momentum buffer", step.momentum_buffer, tensors.parameter);
+    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy,
+                        &step.momentum_buffer});
+    ranges.push_back({tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
+                      view_or_absent(step.momentum_buffer), step.scalars});
+  }
+  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), SgdArgs{ranges});
 }
 
 LambSquares lamb_squares(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,

@@ -2,6 +2,9 @@
 // tensor, so the same kernels serve whole, sharded and offloaded parameters. One pass reads the gradient, updates
 // parameter and states, and writes the compute copy in 16 bits.
 //
+// Small parameters are many, and each launch on a GPU costs as much as stepping a small one: SGD, Adam and the sums of
+// squares take several ranges at once.
+//
 // Delicate: every update is a function of its element alone, in explicit fused steps; statistics are taken over blocks
 // of kStatisticsBlock elements of the logical tensor and block results add in f64, in order. So any cut at block
 // boundaries, any instruction set and any number of threads give the same bits. Scalars are computed once, in f64, and
@@ -30,20 +33,27 @@ struct StepTensors {
 
 // ---------------------------------------------------------------------------------------------- sums of squares
 
-/// sums[i] = sum of x's squares over block i, f32 in kFoldLanes chains (core/ops/lane_fold.h), then f64.
-///   x     f32|bf16|f16 [count], row-major, starting at a block boundary
+/// For each pair: sums[i] = sum of x's squares over block i, f32 in kFoldLanes chains (core/ops/lane_fold.h), then f64.
+///   x     f32|bf16|f16 [count], row-major, starting at a block boundary; count > 0
 ///   sums  f64 [ceil(count / kStatisticsBlock)]
 struct BlockSquaresArgs {
   static constexpr const char* kName = "block_squares";
-  View x, sums;
+  struct Pair {
+    View x, sums;
+  };
+  std::span<const Pair> pairs;
 };
 Cost cost(const BlockSquaresArgs& args);
 void run(const Cpu& cpu, const BlockSquaresArgs& args);
 void run(const Cuda& cuda, const BlockSquaresArgs& args);
 
-/// sums[i] = the sum of x's squares over block i. Throws as sum_squares.
-///   sums  f64 [block_count(x.numel())], row-major, on x's device
-void block_squares(const Tensor& x, const Tensor& sums);
+/// A tensor, and where the sums of its blocks go.
+struct BlockSquares {
+  Tensor x;     ///< as sum_squares takes it
+  Tensor sums;  ///< f64 [block_count(x.numel())], row-major, on x's device
+};
+/// sums[i] = the sum of x's squares over block i, for all of them, which are on one device. Throws as sum_squares.
+void block_squares(std::span<const BlockSquares> all);
 /// Blocks that `count` elements make.
 constexpr std::int64_t block_count(std::int64_t count) { return (count + kStatisticsBlock - 1) / kStatisticsBlock; }
 
@@ -94,19 +104,33 @@ AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double g
 /// g = gradient_factor * gradient + decay p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 /// p = keep p - step_size m / (sqrt(v) root_factor + epsilon). With `max_exp_avg_sq`, it keeps and uses the largest v
 /// (amsgrad).
+/// For each range.
 struct AdamArgs {
   static constexpr const char* kName = "adam";
-  View parameter, gradient, copy, exp_avg, exp_avg_sq, max_exp_avg_sq;
-  AdamScalars scalars;
+  struct Range {
+    View parameter, gradient, copy, exp_avg, exp_avg_sq, max_exp_avg_sq;
+    AdamScalars scalars;
+  };
+  std::span<const Range> ranges;
 };
 Cost cost(const AdamArgs& args);
 void run(const Cpu& cpu, const AdamArgs& args);
 void run(const Cuda& cuda, const AdamArgs& args);
 
-/// One Adam step on a range; states f32 [count], row-major; an undefined max_exp_avg_sq = no amsgrad.
-/// Throws ShapeError (counts differ, not row-major), DTypeError, DeviceError.
-void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-               const Tensor& max_exp_avg_sq, const AdamScalars& scalars);
+/// An Adam step on a range.
+struct AdamStep {
+  StepTensors tensors;
+  Tensor exp_avg, exp_avg_sq;  ///< f32 [count], row-major
+  Tensor max_exp_avg_sq;       ///< likewise, or undefined: no amsgrad
+  AdamScalars scalars;
+};
+/// All of them, on one device. Throws ShapeError (counts differ, not row-major), DTypeError, DeviceError.
+void adam_steps(std::span<const AdamStep> steps);
+inline void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                      const Tensor& max_exp_avg_sq, const AdamScalars& scalars) {
+  const AdamStep step{tensors, exp_avg, exp_avg_sq, max_exp_avg_sq, scalars};
+  adam_steps({&step, 1});
+}
 
 // ---------------------------------------------------------------------------------------------- SGD
 
@@ -122,17 +146,31 @@ struct SgdScalars {
 
 /// g = gradient_factor * gradient + weight_decay p, limited; b = momentum b + (1 - dampening) g (b = g at the first
 /// step); u = b, or g + momentum b with nesterov, or g without a buffer; p -= lr (u + late_decay p).
+/// For each range.
 struct SgdArgs {
   static constexpr const char* kName = "sgd";
-  View parameter, gradient, copy, momentum_buffer;
-  SgdScalars scalars;
+  struct Range {
+    View parameter, gradient, copy, momentum_buffer;
+    SgdScalars scalars;
+  };
+  std::span<const Range> ranges;
 };
 Cost cost(const SgdArgs& args);
 void run(const Cpu& cpu, const SgdArgs& args);
 void run(const Cuda& cuda, const SgdArgs& args);
 
-/// One SGD step on a range; `momentum_buffer` f32 [count] or undefined. Errors as adam_step.
-void sgd_step(const StepTensors& tensors, const Tensor& momentum_buffer, const SgdScalars& scalars);
+/// An SGD step on a range; `momentum_buffer` f32 [count] or undefined.
+struct SgdStep {
+  StepTensors tensors;
+  Tensor momentum_buffer;
+  SgdScalars scalars;
+};
+/// All of them, on one device. Errors as adam_steps.
+void sgd_steps(std::span<const SgdStep> steps);
+inline void sgd_step(const StepTensors& tensors, const Tensor& momentum_buffer, const SgdScalars& scalars) {
+  const SgdStep step{tensors, momentum_buffer, scalars};
+  sgd_steps({&step, 1});
+}
 
 // ---------------------------------------------------------------------------------------------- Lamb
 
@@ -175,7 +213,7 @@ struct LambSquares {
 LambSquares lamb_squares(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                          const LambScalars& scalars, LambSquares carry = {});
 
-/// One Lamb step on a range, with step_size = lr times the trust ratio |p| / |u|. Errors as adam_step.
+/// One Lamb step on a range, with step_size = lr times the trust ratio |p| / |u|. Errors as adam_steps.
 void lamb_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq, const LambScalars& scalars,
                double step_size);
 
@@ -279,7 +317,7 @@ double adafactor_update_squares(const Tensor& gradient, const AdafactorMoments& 
                                 std::int64_t offset, const AdafactorScalars& scalars, double carry = 0);
 
 /// One Adafactor step on a range; `exp_avg` f32 [count] or undefined; writes moments.exp_avg_sq if that is used. Errors
-/// as adam_step.
+/// as adam_steps.
 void adafactor_step(const StepTensors& tensors, const Tensor& exp_avg, const AdafactorMoments& moments,
                     const FactoredShape& shape, std::int64_t offset, const AdafactorScalars& scalars);
 

@@ -88,9 +88,11 @@ struct LambUpdate {
 }  // namespace
 
 void run(const Cpu&, const BlockSquaresArgs& args) {
-  for_each_block(args.x.numel(), [&](std::int64_t begin, std::int64_t count, float* scratch) {
-    args.sums.as<double>()[begin / kStatisticsBlock] = squares_of(gradient_block(args.x, begin, count, scratch), count);
-  });
+  for (const auto& [x, sums] : args.pairs) {
+    for_each_block(x.numel(), [&x = x, &sums = sums](std::int64_t begin, std::int64_t count, float* scratch) {
+      sums.as<double>()[begin / kStatisticsBlock] = squares_of(gradient_block(x, begin, count, scratch), count);
+    });
+  }
 }
 
 void run(const Cpu&, const FoldSegmentsArgs& args) {
@@ -104,21 +106,25 @@ void run(const Cpu&, const FoldSegmentsArgs& args) {
 }
 
 void run(const Cpu&, const AdamArgs& args) {
-  float* p = args.parameter.as<float>();
-  float* mean = args.exp_avg.as<float>();
-  float* square = args.exp_avg_sq.as<float>();
-  if (args.max_exp_avg_sq.defined()) {
-    update_all(AdamUpdate<true>{args.scalars, p, mean, square, args.max_exp_avg_sq.as<float>()}, args.gradient,
-               args.copy, args.parameter.numel());
-  } else {
-    update_all(AdamUpdate<false>{args.scalars, p, mean, square, nullptr}, args.gradient, args.copy,
-               args.parameter.numel());
+  for (const AdamArgs::Range& range : args.ranges) {
+    float* p = range.parameter.as<float>();
+    float* mean = range.exp_avg.as<float>();
+    float* square = range.exp_avg_sq.as<float>();
+    if (range.max_exp_avg_sq.defined()) {
+      update_all(AdamUpdate<true>{range.scalars, p, mean, square, range.max_exp_avg_sq.as<float>()}, range.gradient,
+                 range.copy, range.parameter.numel());
+    } else {
+      update_all(AdamUpdate<false>{range.scalars, p, mean, square, nullptr}, range.gradient, range.copy,
+                 range.parameter.numel());
+    }
   }
 }
 
 void run(const Cpu&, const SgdArgs& args) {
-  const SgdUpdate update{args.scalars, args.parameter.as<float>(), args.momentum_buffer.as<float>()};
-  update_all(update, args.gradient, args.copy, args.parameter.numel());
+  for (const SgdArgs::Range& range : args.ranges) {
+    const SgdUpdate update{range.scalars, range.parameter.as<float>(), range.momentum_buffer.as<float>()};
+    update_all(update, range.gradient, range.copy, range.parameter.numel());
+  }
 }
 
 void run(const Cpu&, const LambSquaresArgs& args) {

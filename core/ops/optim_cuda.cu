@@ -1,5 +1,7 @@
 // SGD, Adam and Lamb on CUDA, and the sums of squares: optim_element.h over the walk of optim_cuda.cuh, with the CPU's
 // bits.
+#include <vector>
+
 #include "core/ops/optim_cuda.cuh"
 
 namespace castor {
@@ -83,7 +85,9 @@ struct LambDirection {
 }  // namespace
 
 void run(const Cuda& cuda, const BlockSquaresArgs& args) {
-  cuda::sum_blocks_of(cuda, BlockSquaresArgs::kName, cuda::AnyGradient(args.x), args.sums, args.x.numel());
+  std::vector<cuda::SquaresJob<cuda::AnyGradient>> jobs;
+  for (const auto& [x, sums] : args.pairs) jobs.push_back({cuda::AnyGradient(x), sums.as<double>(), x.numel()});
+  cuda::sum_blocks_of_all(cuda, BlockSquaresArgs::kName, jobs);
 }
 
 void run(const Cuda& cuda, const FoldSegmentsArgs& args) {
@@ -96,16 +100,28 @@ void run(const Cuda& cuda, const FoldSegmentsArgs& args) {
 }
 
 void run(const Cuda& cuda, const AdamArgs& args) {
-  const cuda::States<4> states{{args.parameter.as<float>(), args.exp_avg.as<float>(), args.exp_avg_sq.as<float>(),
-                                args.max_exp_avg_sq.as<float>()}};
-  cuda::step(cuda, AdamArgs::kName, AdamUpdate{args.scalars, args.max_exp_avg_sq.defined()}, states, args.gradient,
-             args.copy, args.parameter.numel());
+  std::vector<cuda::StepJob<4, AdamUpdate>> jobs;
+  for (const AdamArgs::Range& range : args.ranges) {
+    jobs.push_back({{range.scalars, range.max_exp_avg_sq.defined()},
+                    {{range.parameter.as<float>(), range.exp_avg.as<float>(), range.exp_avg_sq.as<float>(),
+                      range.max_exp_avg_sq.as<float>()}},
+                    range.gradient,
+                    range.copy,
+                    range.parameter.numel()});
+  }
+  cuda::step_all(cuda, AdamArgs::kName, jobs);
 }
 
 void run(const Cuda& cuda, const SgdArgs& args) {
-  const cuda::States<2> states{{args.parameter.as<float>(), args.momentum_buffer.as<float>()}};
-  cuda::step(cuda, SgdArgs::kName, SgdUpdate{args.scalars, args.momentum_buffer.defined()}, states, args.gradient,
-             args.copy, args.parameter.numel());
+  std::vector<cuda::StepJob<2, SgdUpdate>> jobs;
+  for (const SgdArgs::Range& range : args.ranges) {
+    jobs.push_back({{range.scalars, range.momentum_buffer.defined()},
+                    {{range.parameter.as<float>(), range.momentum_buffer.as<float>()}},
+                    range.gradient,
+                    range.copy,
+                    range.parameter.numel()});
+  }
+  cuda::step_all(cuda, SgdArgs::kName, jobs);
 }
 
 void run(const Cuda& cuda, const LambSquaresArgs& args) {

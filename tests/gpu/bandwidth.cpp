@@ -157,6 +157,8 @@ int main(int count, char**) {
     report("adamw, f32 states, bf16 gradient and copy, 2^28", 6 * bytes_of(p) + 2 * bytes_of(g), [&] {
       adam_step({p, g, copy}, m, v, {}, scalars);
     });
+    const BlockSquares squares{g, Tensor::empty({block_count(count)}, DType::f64, kGpu)};
+    report("squares by block, bf16 2^28", bytes_of(g), [&] { block_squares({&squares, 1}); });
     report("sum of all, f32 2^28", bytes_of(p), [&] { sum(p); });
     const Tensor rows = Tensor(g.storage(), {count / 1024, 1024}, {1024, 1}, 0, DType::bf16);
     report("sum over rows (bias gradient), bf16 [2^18,1024]", bytes_of(rows), [&] { sum(rows, {0}); });

@@ -176,6 +176,65 @@ TEST_CASE("optimizer steps and sums of squares have the CPU's bits in every dtyp
   }
 }
 
+TEST_CASE("many ranges stepped and summed together have the bits of each by itself, whatever their sizes and dtypes") {
+  constexpr int kRanges = 300;  // more than one launch takes
+  struct Item {
+    Tensor parameter, gradient, copy, mean, square, largest, sums;
+    StepTensors tensors() const { return {parameter, gradient, copy}; }
+  };
+  const auto items = [&](bool on_cpu) {
+    std::vector<Item> all;
+    for (int i = 0; i < kRanges; ++i) {
+      const std::int64_t count = i % 7 == 0 ? 0 : i % 5 == 0 ? 1 + 37 * i : 1024 * (i % 4) + i % 3;
+      constexpr DType kDTypes[] = {DType::bf16, DType::f32, DType::f16};
+      const auto seed = static_cast<std::uint64_t>(10 * i);
+      // Of every second range neither address is a multiple of a word's.
+      const auto make = [&](DType dtype, std::uint64_t more) {
+        const Twin twin = make_twin({count + 1}, dtype, {false, 0.1, 2}, Layout::dense, seed + more);
+        return (on_cpu ? twin.cpu : twin.gpu).narrow(0, i % 2, count);
+      };
+      Item& item = all.emplace_back();
+      item.parameter = make(DType::f32, 0);
+      if (i % 11 != 0) item.gradient = make(kDTypes[i % 3], 1);
+      if (i % 3 != 1) item.copy = make(i % 2 == 0 ? DType::bf16 : DType::f16, 2);
+      item.mean = make(DType::f32, 3);
+      item.square = make(DType::f32, 4);
+      if (i % 4 == 0) item.largest = make(DType::f32, 5);
+      item.sums = Tensor::zeros({block_count(count)}, DType::f64, on_cpu ? kCpu : kGpu);
+    }
+    return all;
+  };
+  const std::vector<Item> one = items(true), together = items(false);
+  std::vector<AdamStep> adam;
+  std::vector<SgdStep> sgd;
+  std::vector<BlockSquares> squares;
+  for (int i = 0; i < kRanges; ++i) {
+    const Item &a = one[static_cast<std::size_t>(i)], &b = together[static_cast<std::size_t>(i)];
+    const AdamScalars scalars = adam_scalars({.lr = 0.01 * (i % 2 + 1)}, 3, 0.5);
+    adam_step(a.tensors(), a.mean, a.square, a.largest, scalars);
+    sgd_step(a.tensors(), a.mean, {0.5f, 0.1f, 0.9f, 0.1f, 0.01f * static_cast<float>(i % 5), true, false});
+    adam.push_back({b.tensors(), b.mean, b.square, b.largest, scalars});
+    sgd.push_back({b.tensors(), b.mean, {0.5f, 0.1f, 0.9f, 0.1f, 0.01f * static_cast<float>(i % 5), true, false}});
+    const BlockSquares mine{a.parameter, a.sums};
+    block_squares({&mine, 1});
+    squares.push_back({b.parameter, b.sums});
+  }
+  adam_steps(adam);
+  sgd_steps(sgd);
+  block_squares(squares);
+  for (int i = 0; i < kRanges; ++i) {
+    const Item &a = one[static_cast<std::size_t>(i)], &b = together[static_cast<std::size_t>(i)];
+    for (const auto& [x, y] : {std::pair(a.parameter, b.parameter),
+                               {a.copy, b.copy},
+                               {a.mean, b.mean},
+                               {a.square, b.square},
+                               {a.largest, b.largest},
+                               {a.sums, b.sums}}) {
+      if (x.defined()) check_same(cat("range ", i, " of ", x.numel()), {x, y});
+    }
+  }
+}
+
 TEST_CASE("steps with factored moments have the CPU's bits, residuals too") {
   for (const DType gradient : {DType::f32, DType::bf16, DType::f16}) {
     for (const FactoredShape& shape :

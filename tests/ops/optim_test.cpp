@@ -234,6 +234,40 @@ TEST_CASE("lamb scales adam's direction by a ratio of norms of the whole paramet
   check_close("lamb's mean", x.first, m, DType::f32, 4e-6);
 }
 
+TEST_CASE("ranges stepped together have the bits of each by itself") {
+  std::vector<Whole> one, together;
+  std::vector<AdamStep> adam;
+  std::vector<SgdStep> sgd;
+  std::vector<BlockSquares> squares;
+  for (int i = 0; i < 12; ++i) {
+    const std::int64_t count = i == 4 ? 0 : 300 * i + 1;
+    one.push_back(make_whole(count, kGradientDTypes[i % 3], i % 2 == 0 ? DType::bf16 : DType::f16,
+                             static_cast<std::uint64_t>(10 * i)));
+    together.push_back(clone_of(one.back()));
+    const Whole &a = one.back(), &b = together.back();
+    const AdamScalars scalars = adam_scalars({.lr = 0.01 * (i + 1)}, 2);
+    adam_step(tensors_of(a), a.first, a.second, i % 3 == 0 ? a.third : Tensor{}, scalars);
+    sgd_step(tensors_of(a), a.third, {0.5f, 0.1f, 0.9f, 0.1f, 0.01f, true, false});
+    adam.push_back({tensors_of(b), b.first, b.second, i % 3 == 0 ? b.third : Tensor{}, scalars});
+    sgd.push_back({tensors_of(b), b.third, {0.5f, 0.1f, 0.9f, 0.1f, 0.01f, true, false}});
+    squares.push_back({b.gradient, Tensor::zeros({block_count(count)}, DType::f64)});
+  }
+  adam_steps(adam);
+  sgd_steps(sgd);
+  block_squares(squares);
+  for (std::size_t i = 0; i < one.size(); ++i) {
+    check_same(cat("range ", i), together[i], one[i]);
+    double sum = 0;
+    for (const double block : squares[i].sums.to_vector<double>()) sum += block;
+    CHECK(sum == sum_squares(one[i].gradient));
+  }
+  adam_steps({});
+  block_squares({});
+  const Tensor elsewhere = Tensor::empty({8}, DType::f32, make_meta({DeviceType::cpu, "", 0}));
+  const AdamStep far{{elsewhere, elsewhere, {}}, elsewhere, elsewhere, {}, {}};
+  CHECK_THROWS_AS(adam_steps(std::vector<AdamStep>{adam[1], far}), DeviceError);
+}
+
 TEST_CASE("optimizer steps run on meta and on empty ranges") {
   const Device meta = make_meta({DeviceType::cpu, "", 0});
   for (const Device device : {meta, kCpu}) {
