@@ -73,10 +73,20 @@ __device__ Pack<T, V> load_pack(const T* from, bool is_unit) {
   return pack;
 }
 
+/// To global memory. Words of 16 bytes are spelled out, because the compiler breaks some of them up (nvcc 13.0), which
+/// makes four partial writes of one.
 template <int V, class T>
 __device__ void store_pack(T* to, const Pack<T, V>& pack) {
   using Word = typename WordOf<sizeof(T) * V>::type;
-  *reinterpret_cast<Word*>(to) = std::bit_cast<Word>(pack);
+  const Word word = std::bit_cast<Word>(pack);
+  if constexpr (sizeof(Word) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+  } else {
+    *reinterpret_cast<Word*>(to) = word;
+  }
 }
 
 template <int V, class F, class R, class... A, std::size_t... K>
