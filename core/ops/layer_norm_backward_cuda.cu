@@ -1,11 +1,13 @@
 // Gradients of layer and rms norm on CUDA. Blocks walk through the rows side by side; their warps keep the sums for
 // dweight and dbias of their columns in registers while they make dx row by row, the next rows on their way to shared
 // memory, join the sums and leave one line in the workspace; a second kernel adds the lines in f64. So memory sees x,
-// dy, dsum and dx once.
+// dy, dsum and dx once. Rows of 16 bits cost as many instructions as memory allows, so narrow ones keep what dx is made
+// of in registers from the row's sums to dx.
 //
 // Delicate: which rows meet when depends on the shape alone. The warps of one row meet at a barrier of their own. Rows
 // of more than 16384 numbers, rows that are no multiple of 16 bytes, and f64 go through kernels of their own, which
-// read x and dy twice. Reading a row's statistics a row ahead made it slower on an H100.
+// read x and dy twice. More rows on their way than two a team made it slower on an H200.
+#include "core/ops/line_sums_cuda.cuh"
 #include "core/ops/norm.h"
 #include "core/ops/row_packs_cuda.cuh"
 
@@ -17,29 +19,36 @@ using cuda::RowTeam;
 template <class T>
 using Computed = decltype(load(T{}));
 
-using cuda::kNarrow;
+constexpr std::int64_t kBlocks = 132;             // what a large GPU holds at a time
+constexpr std::int64_t kMostRows = 1 << 30;       // that are counted in 32 bits
+constexpr int kShortSteps = 1, kMiddleSteps = 2;  // packs of a row that a lane has; rows of more have kSumBlock a warp
 
-constexpr std::size_t kMostShared = 200 << 10;  // bytes of a block
+/// Threads that the registers of so many steps leave room for.
+template <int kSteps>
+constexpr int kMostThreads = kSteps == kShortSteps ? 896 : 512;
+template <int kSteps>
+constexpr bool kHoldsTerms = kSteps <= kMiddleSteps;
+/// Rows that a team has on their way: what fits in shared memory.
+template <class T, int kSteps>
+constexpr int kStages = sizeof(T) == 4 && kSteps > kMiddleSteps ? 1 : 2;
 
 /// How rows are given to blocks that copy ahead. Teams of `warps` warps, `groups` of them a block, take neighbouring
 /// rows, so that all running blocks walk through memory side by side. Each warp copies its columns of the rows to come
-/// to shared memory, `stages` of them, while it works on a row.
+/// to shared memory while it works on a row. The plan depends on the shape alone.
 struct RowPlan {
   std::int64_t blocks;
   unsigned warps, groups;
-  int stages;
-  std::size_t stage_bytes;  ///< of a warp
+  std::size_t shared_bytes;  ///< for the stages, and afterwards for the sums of all groups
 
-  /// `most_blocks` are what the multiprocessors of a large GPU hold at a time; the plan depends on nothing else of it.
-  RowPlan(std::int64_t rows, std::int64_t n, std::int64_t columns, std::int64_t most_blocks, std::size_t operands,
-          std::size_t element) {
+  RowPlan(std::int64_t rows, std::int64_t n, std::int64_t columns, unsigned threads, std::size_t stages,
+          std::size_t operand_bytes) {
     warps = static_cast<unsigned>((n + columns - 1) / columns);
-    groups = std::max(1u, 8 / warps);
-    blocks = std::min<std::int64_t>(most_blocks, (rows + groups - 1) / groups);
-    stage_bytes = operands * static_cast<std::size_t>(columns) * element;
-    stages = 2 * stage_bytes * warps * groups <= kMostShared ? 2 : 1;
+    groups = threads / (32 * warps);
+    blocks = std::min(kBlocks, (rows + kLayerNormRows - 1) / kLayerNormRows);
+    const std::size_t copies = stages * operand_bytes * static_cast<std::size_t>(columns) * warps,
+                      sums = 2 * sizeof(float) * static_cast<std::size_t>(n);
+    shared_bytes = groups * std::max(copies, sums);
   }
-  std::size_t shared_bytes() const { return stage_bytes * warps * groups * static_cast<std::size_t>(stages); }
   dim3 threads() const { return dim3(32, warps, groups); }
 };
 
@@ -87,119 +96,152 @@ __device__ void write_dx(const Backward<T>& args, const RowTerms<Computed<T>>& t
   args.dx[at] = cuda::write<T>(value);
 }
 
-/// Rows in words of 16 bytes, kColumns of them a warp. A lane reads from shared memory what it copied there itself.
-template <class T, int V, int kColumns, int kStages>
-__global__ void __launch_bounds__(kColumns == kNarrow ? 256 : cuda::kTeamThreads, kColumns == kNarrow ? 2 : 1)
-    backward_blocks(const Backward<T> args, int stage_bytes) {
+/// The lanes' a added up in lanes 0 to 15, their b in the others.
+template <class C>
+__device__ C add_two(int lane, C a, C b) {
+  constexpr unsigned kAll = 0xFFFFFFFFu;
+  const bool is_upper = lane >= 16;
+  C sum = (is_upper ? b : a) + __shfl_xor_sync(kAll, is_upper ? a : b, 16);
+  for (int width = 8; width > 0; width /= 2) sum += __shfl_xor_sync(kAll, sum, width);
+  return sum;
+}
+
+template <class T, int V>
+__device__ cuda::Pack<T, V> ones() {
+  cuda::Pack<T, V> pack;
+  for (int e = 0; e < V; ++e) pack.value[e] = cuda::write<T>(1.0f);
+  return pack;
+}
+
+/// Rows in words of 16 bytes, kSteps of them a lane. A lane reads from shared memory what it copied there itself.
+template <class T, int kSteps, bool kHasDsum>
+__global__ void __launch_bounds__(kMostThreads<kSteps>, 1) backward_blocks(const Backward<T> args) {
   using C = Computed<T>;
+  constexpr int V = cuda::kPackWidth<T>, kColumns = kSteps * 32 * V;
+  constexpr int kStageBytes = (kHasDsum ? 3 : 2) * kColumns * static_cast<int>(sizeof(T));
+  constexpr int kAhead = kStages<T, kSteps>, kHeld = kHoldsTerms<kSteps> ? kSteps : 1;
   using Row = cuda::Pack<T, V>;
-  constexpr int kSteps = kColumns / (32 * V);
   extern __shared__ __align__(16) char shared_bytes[];
-  __shared__ float2 parts[2][cuda::kMostWarps];
+  __shared__ __align__(8) C parts[2][kMostThreads<kSteps> / 32][2];
   const RowTeam team;
   const int n = static_cast<int>(args.n), begin = team.warp * kColumns + team.lane * V;
   const int groups = static_cast<int>(blockDim.z), group = static_cast<int>(threadIdx.z);
   const int left = min(n, (team.warp + 1) * kColumns) - begin;
-  char* const stages = shared_bytes + team.slot * kStages * stage_bytes + team.lane * 16;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * groups + group,
-                     step = static_cast<std::int64_t>(gridDim.x) * groups;
-  const bool has_weight = args.weight != nullptr, has_dsum = args.dsum != nullptr;
-  const auto copy_row = [&](std::int64_t row, int stage) {
-    if (row < args.rows) {
-      T* const to = reinterpret_cast<T*>(stages + stage * stage_bytes);
-      const T *const x = args.x + row * n + begin, *const dy = args.dy + row * n + begin;
+  char* const stages = shared_bytes + team.slot * kAhead * kStageBytes + team.lane * 16;
+  const int rows = static_cast<int>(args.rows), first = static_cast<int>(blockIdx.x) * groups + group,
+            step = static_cast<int>(gridDim.x) * groups, stride = step * n;
+  const bool has_weight = args.weight != nullptr;
+  std::int64_t at = static_cast<std::int64_t>(first) * n + begin;
+  const auto copy_row = [&](int row, std::int64_t from, int stage) {
+    if (row < rows) {
+      T* const to = reinterpret_cast<T*>(stages + stage * kStageBytes);
+      const T *const x = args.x + from, *const dy = args.dy + from;
       cuda::for_lane<kSteps, V>(left, [&](int, int i) {
         cuda::copy_ahead(to + i, x + i);
         cuda::copy_ahead(to + kColumns + i, dy + i);
       });
-      if (has_dsum) {
-        const T* const dsum = args.dsum + row * n + begin;
+      if constexpr (kHasDsum) {
+        const T* const dsum = args.dsum + from;
         cuda::for_lane<kSteps, V>(left, [&](int, int i) { cuda::copy_ahead(to + 2 * kColumns + i, dsum + i); });
       }
     }
     cuda::end_copies();
   };
+  C next_mean = C(0), next_rstd = C(0);
+  const auto read_statistics = [&](int row) {
+    if (row >= rows) return;
+    next_rstd = args.rstd[row];
+    if (args.mean != nullptr) next_mean = args.mean[row];
+  };
+  read_statistics(first);
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) copy_row(first + stage * step, stage);
-  const T* const weights = args.weight + begin;
+  for (int k = 0; k < kAhead; ++k) copy_row(first + k * step, at + k * stride, k);
+  Row held_weight[kHeld];
+  const auto weight_at = [&](int i) { return has_weight ? cuda::pack_at<V>(args.weight + begin + i) : ones<T, V>(); };
+  if constexpr (kHoldsTerms<kSteps>) {
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) { held_weight[k] = weight_at(i); });
+  }
   const C share = C(1) / static_cast<C>(n);
   C dweight[kSteps][V] = {}, dbias[kSteps][V] = {};
-  int turn = 0;
-  for (std::int64_t row = first; row < args.rows; row += step, ++turn) {
-    const int stage = turn % kStages;
-    const C mean = args.mean != nullptr ? args.mean[row] : C(0), rstd = args.rstd[row];
-    cuda::wait_copies<kStages - 1>();
-    const T* const x_row = reinterpret_cast<const T*>(stages + stage * stage_bytes);
-    T* const dx_row = args.dx + row * n + begin;
-    const C offset = -mean * rstd;  // of xhat = x * rstd + offset
-    C average = C(0), slope = C(0);
+  int turn = 0;  // 0 or 1
+  for (int row = first; row < rows; row += step, at += stride, turn = 1 - turn) {
+    const int stage = turn % kAhead;
+    const C rstd = next_rstd, offset = -next_mean * rstd;  // xhat = x * rstd + offset
+    read_statistics(row + step);
+    cuda::wait_copies<kAhead - 1>();
+    const T* const x_row = reinterpret_cast<const T*>(stages + stage * kStageBytes);
+    C xhat[kHeld][V], g[kHeld][V];
+    const auto make_terms = [&](int k, int i) {
+      const auto x = cuda::numbers(cuda::pack_at<V>(x_row + i)),
+                 d = cuda::numbers(cuda::pack_at<V>(x_row + kColumns + i));
+      const auto weight = cuda::numbers(kHoldsTerms<kSteps> ? held_weight[k % kHeld] : weight_at(i));
+      for (int e = 0; e < V; ++e) {
+        xhat[k % kHeld][e] = math::fma(x.value[e], rstd, offset);
+        g[k % kHeld][e] = d.value[e] * weight.value[e];
+      }
+      return d;
+    };
+    C a = C(0), b = C(0);
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+      const auto d = make_terms(k, i);
+      for (int e = 0; e < V; ++e) {
+        a += g[k % kHeld][e];
+        b = math::fma(g[k % kHeld][e], xhat[k % kHeld][e], b);
+        dweight[k][e] = math::fma(d.value[e], xhat[k % kHeld][e], dweight[k][e]);
+        dbias[k][e] += d.value[e];
+      }
+    });
     if (args.dx != nullptr) {
-      C a = C(0), b = C(0);
-      cuda::for_lane<kSteps, V>(left, [&](int, int i) {
-        const Row x = cuda::pack_at<V>(x_row + i), dy = cuda::pack_at<V>(x_row + kColumns + i);
-        Row weight{};
-        if (has_weight) weight = cuda::pack_at<V>(weights + i);
-        for (int e = 0; e < V; ++e) {
-          C g = cuda::read(dy.value[e]);
-          if (has_weight) g *= cuda::read(weight.value[e]);
-          a += g;
-          b = math::fma(g, math::fma(cuda::read(x.value[e]), rstd, offset), b);
-        }
-      });
-      a = cuda::join_lanes(a, cuda::AddLanes{});
-      b = cuda::join_lanes(b, cuda::AddLanes{});
+      const C sum = add_two(team.lane, a, b);
       if (team.warps > 1) {
         // Two lines of parts, so that a warp may be a row ahead of one that still reads.
-        if (team.lane == 0) parts[turn % 2][team.slot] = {a, b};
+        auto* const line = parts[turn];
+        if (team.lane % 16 == 0) line[team.slot][team.lane / 16] = sum;
         cuda::meet_team(group, 32 * team.warps);
         a = b = C(0);
-        for (int w = 0; w < team.warps; ++w) {
-          const float2 part = parts[turn % 2][team.slot - team.warp + w];
+#pragma unroll 1
+        for (int slot = team.slot - team.warp, w = 0; w < team.warps; ++w, ++slot) {
+          const float2 part = *reinterpret_cast<const float2*>(line[slot]);
           a += part.x;
           b += part.y;
         }
+      } else {
+        a = __shfl_sync(0xFFFFFFFFu, sum, 0);
+        b = __shfl_sync(0xFFFFFFFFu, sum, 16);
       }
-      if (args.mean != nullptr) average = a * share * rstd;
-      slope = b * share * rstd;
+      const C average = args.mean != nullptr ? a * share * rstd : C(0), slope = b * share * rstd;
+      cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+        if constexpr (!kHoldsTerms<kSteps>) make_terms(k, i);
+        C dx[V];
+        for (int e = 0; e < V; ++e)
+          dx[e] = math::fma(g[k % kHeld][e], rstd, math::fma(-xhat[k % kHeld][e], slope, -average));
+        if constexpr (kHasDsum) {
+          const auto dsum = cuda::numbers(cuda::pack_at<V>(x_row + 2 * kColumns + i));
+          for (int e = 0; e < V; ++e) dx[e] += dsum.value[e];
+        }
+        cuda::store_pack(args.dx + at + i, cuda::rounded<T, V>(dx));
+      });
     }
-    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
-      const Row x = cuda::pack_at<V>(x_row + i), dy = cuda::pack_at<V>(x_row + kColumns + i);
-      Row weight{}, dsum{};
-      C dx[V];
-      if (has_weight) weight = cuda::pack_at<V>(weights + i);
-      if (has_dsum) dsum = cuda::pack_at<V>(x_row + 2 * kColumns + i);
-      for (int e = 0; e < V; ++e) {
-        const C xhat = math::fma(cuda::read(x.value[e]), rstd, offset), d = cuda::read(dy.value[e]);
-        const C g = has_weight ? d * cuda::read(weight.value[e]) : d;
-        dx[e] = math::fma(g, rstd, math::fma(-xhat, slope, -average));
-        if (has_dsum) dx[e] += cuda::read(dsum.value[e]);
-        dweight[k][e] = math::fma(d, xhat, dweight[k][e]);
-        dbias[k][e] += d;
-      }
-      if (args.dx != nullptr) cuda::store_pack(dx_row + i, cuda::rounded<T, V>(dx));
-    });
-    copy_row(row + kStages * step, stage);
+    copy_row(row + kAhead * step, at + kAhead * stride, stage);
   }
   if (args.sums == nullptr) return;
-  // The groups' sums, one after another, in the memory of the stages.
+  // The groups' sums meet in order, in the memory of the stages.
   cuda::wait_copies<0>();
   __syncthreads();
   C* const shared = reinterpret_cast<C*>(shared_bytes);
-  C* const line = args.sums + blockIdx.x * 2 * n;
-  const auto add_group = [&](C* to) {
-    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
-      const int at = begin + i;
-      for (int e = 0; e < V; ++e) {
-        to[at + e] = group > 0 ? shared[at + e] + dweight[k][e] : dweight[k][e];
-        to[n + at + e] = group > 0 ? shared[n + at + e] + dbias[k][e] : dbias[k][e];
-      }
-    });
-  };
-  for (int next = 0; next < groups - 1; ++next) {
-    if (next == group) add_group(shared);
-    __syncthreads();
+  cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+    C* const to = shared + group * 2 * n + begin + i;
+    for (int e = 0; e < V; e += 4) {
+      *reinterpret_cast<float4*>(to + e) = {dweight[k][e], dweight[k][e + 1], dweight[k][e + 2], dweight[k][e + 3]};
+      *reinterpret_cast<float4*>(to + n + e) = {dbias[k][e], dbias[k][e + 1], dbias[k][e + 2], dbias[k][e + 3]};
+    }
+  });
+  __syncthreads();
+  for (int i = team.slot * 32 + team.lane; i < 2 * n; i += 32 * team.warps * groups) {
+    C sum = shared[i];
+    for (int other = 1; other < groups; ++other) sum += shared[other * 2 * n + i];
+    args.sums[static_cast<std::int64_t>(blockIdx.x) * 2 * n + i] = sum;
   }
-  if (group == groups - 1) add_group(args.sums + blockIdx.x * 2 * n);
 }
 
 template <class T>
@@ -231,58 +273,37 @@ __global__ void __launch_bounds__(256) sum_columns(const Backward<T> args) {
   args.sums[blockIdx.x * 2 * n + n + column] = dbias;
 }
 
-/// dweight and dbias from the workspace's lines: threadIdx.y adds every 32nd line, then the 32 sums meet in order.
-template <class T>
-__global__ void __launch_bounds__(1024)
-    add_lines(const Computed<T>* sums, std::int64_t lines, std::int64_t n, T* dweight, T* dbias) {
-  using C = Computed<T>;
-  __shared__ double parts[32][33];
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + threadIdx.x;
-  double part = 0;
-  if (column < 2 * n) {
-#pragma unroll 8
-    for (std::int64_t line = threadIdx.y; line < lines; line += 32)
-      part += static_cast<double>(sums[line * 2 * n + column]);
-  }
-  parts[threadIdx.y][threadIdx.x] = part;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= 2 * n) return;
-  double total = 0;
-  for (int k = 0; k < 32; ++k) total += parts[k][threadIdx.x];
-  T* const to = column < n ? dweight : dbias;
-  if (to != nullptr) to[column < n ? column : column - n] = cuda::write<T>(static_cast<C>(total));
-}
-
 template <class F>
 void visit_float(DType dtype, const char* op, F&& f) {
   dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
 }
 
 /// Returns the number of blocks, at most one for each line of the workspace.
-template <int kColumns, class T>
-std::int64_t launch_blocks(const Backward<T>& args, std::int64_t most_blocks, const Cuda& cuda) {
-  RowPlan plan(args.rows, args.n, kColumns, most_blocks, args.dsum != nullptr ? 3 : 2, sizeof(T));
-  plan.blocks = std::min(plan.blocks, (args.rows + kLayerNormRows - 1) / kLayerNormRows);
-  const auto launch = [&](auto kernel) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(plan.shared_bytes())),
-               LayerNormBackwardArgs::kName, cuda.device);
-    kernel<<<static_cast<unsigned>(plan.blocks), plan.threads(), plan.shared_bytes(), stream_of(cuda)>>>(
-        args, static_cast<int>(plan.stage_bytes));
-  };
-  constexpr int V = cuda::kPackWidth<T>;
-  plan.stages == 2 ? launch(backward_blocks<T, V, kColumns, 2>) : launch(backward_blocks<T, V, kColumns, 1>);
+template <int kSteps, bool kHasDsum, class T>
+std::int64_t launch_blocks(const Backward<T>& args, const Cuda& cuda) {
+  const RowPlan plan(args.rows, args.n, kSteps * 32 * cuda::kPackWidth<T>, kMostThreads<kSteps>, kStages<T, kSteps>,
+                     (kHasDsum ? 3 : 2) * sizeof(T));
+  const auto kernel = backward_blocks<T, kSteps, kHasDsum>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes)),
+      LayerNormBackwardArgs::kName, cuda.device);
+  kernel<<<static_cast<unsigned>(plan.blocks), plan.threads(), plan.shared_bytes, stream_of(cuda)>>>(args);
   return plan.blocks;
+}
+
+template <int kSteps, class T>
+std::int64_t launch_blocks(const Backward<T>& args, const Cuda& cuda) {
+  return args.dsum != nullptr ? launch_blocks<kSteps, true>(args, cuda) : launch_blocks<kSteps, false>(args, cuda);
 }
 
 /// Returns the number of lines it leaves in the workspace.
 template <class T>
 std::int64_t launch_backward(const Backward<T>& args, bool fits, const Cuda& cuda) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (fits && args.n <= cuda::kHeldElements) {
-      return args.n <= cuda::kMostNarrow ? launch_blocks<kNarrow>(args, 264, cuda)
-                                         : launch_blocks<kSumBlock>(args, 264, cuda);
-    }
+    constexpr int kLane = 32 * cuda::kPackWidth<T>;  // columns of a warp for each step
+    if (fits && args.n <= 4 * kShortSteps * kLane) return launch_blocks<kShortSteps>(args, cuda);
+    if (fits && args.n <= cuda::kMostNarrow) return launch_blocks<kMiddleSteps>(args, cuda);
+    if (fits && args.n <= cuda::kHeldElements) return launch_blocks<static_cast<int>(kSumBlock) / kLane>(args, cuda);
   }
   const std::int64_t blocks = (args.rows + kLayerNormRows - 1) / kLayerNormRows;
   if (args.dx != nullptr) {
@@ -309,11 +330,10 @@ void run(const Cuda& cuda, const LayerNormBackwardArgs& args) {
       lines = launch_backward<T>(
           {args.x.as<T>(), args.weight.as<T>(), args.dy.as<T>(), args.dsum.as<T>(), args.mean.as<C>(),
            args.rstd.as<C>(), args.dx.as<T>(), has_sums ? args.workspace.as<C>() : nullptr, rows, n},
-          cuda::rows_fit(n, {&args.x, &args.weight, &args.dy, &args.dsum, &args.dx}), cuda);
+          rows < kMostRows && cuda::rows_fit(n, {&args.x, &args.weight, &args.dy, &args.dsum, &args.dx}), cuda);
     }
     if (!has_sums) return;
-    add_lines<T><<<static_cast<unsigned>((2 * n + 31) / 32), dim3(32, 32), 0, stream_of(cuda)>>>(
-        args.workspace.as<C>(), lines, n, args.dweight.as<T>(), args.dbias.as<T>());
+    cuda::add_lines(cuda, args.workspace.as<C>(), lines, 2 * n, n, args.dweight.as<T>(), args.dbias.as<T>());
   });
   check_cuda(cudaGetLastError(), LayerNormBackwardArgs::kName, cuda.device);
 }

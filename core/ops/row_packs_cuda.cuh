@@ -37,6 +37,20 @@ __device__ Pack<T, V> pack_at(const T* from) {
   return load_pack<V>(from, true);
 }
 
+/// A pack's elements as they are computed with. bf16 are cut out of their words by pairs, an instruction each.
+template <class T, int V>
+__device__ auto numbers(const Pack<T, V>& pack) {
+  Pack<decltype(read(T{})), V> result;
+  if constexpr (std::is_same_v<T, BFloat16> && V % 2 == 0) {
+    const auto pairs = std::bit_cast<Pack<std::uint32_t, V / 2>>(pack);
+    for (int i = 0; i < V; ++i)
+      result.value[i] = __uint_as_float(i % 2 == 0 ? pairs.value[i / 2] << 16 : pairs.value[i / 2] & 0xFFFF0000u);
+  } else {
+    for (int i = 0; i < V; ++i) result.value[i] = read(pack.value[i]);
+  }
+  return result;
+}
+
 /// `values` rounded to T; bf16 by pairs, in one instruction of compute capability 8.0.
 template <class T, int V, class C>
 __device__ Pack<T, V> rounded(const C (&values)[V]) {
@@ -52,7 +66,7 @@ __device__ Pack<T, V> rounded(const C (&values)[V]) {
   }
 }
 
-inline constexpr std::int64_t kNarrow = 512;              ///< columns of a warp in the kernels of norms
+inline constexpr std::int64_t kNarrow = 512;              ///< columns of a warp in layer norm's forward
 inline constexpr std::int64_t kMostNarrow = 8 * kNarrow;  ///< of a row whose warps are a block
 
 /// Calls body(k, i) for a lane's packs of its warp's columns: k counts them, i is the first element, counted from the
