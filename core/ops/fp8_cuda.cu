@@ -16,11 +16,12 @@ namespace castor {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr std::int64_t kMostBlocks = 1056;  // eight for each multiprocessor of an H100
+constexpr std::int64_t kPlaces = 132;  // multiprocessors of an H100
 
-unsigned blocks_for(std::int64_t count, std::int64_t a_thread) {
+/// At most `most` blocks for each multiprocessor.
+unsigned blocks_for(std::int64_t count, std::int64_t a_thread, std::int64_t most) {
   const std::int64_t of_block = kThreads * a_thread;
-  return static_cast<unsigned>(std::clamp<std::int64_t>((count + of_block - 1) / of_block, 1, kMostBlocks));
+  return static_cast<unsigned>(std::clamp<std::int64_t>((count + of_block - 1) / of_block, 1, most * kPlaces));
 }
 
 /// The largest magnitude of packs of V and of what is left behind the last one, from the end on.
@@ -73,68 +74,74 @@ __device__ std::uint32_t round_four(const float (&x)[4], float scale) {
   return word;
 }
 
+/// Eight neighbours as they lie in memory, and as numbers.
 template <class T>
-__device__ void read_eight(const T* from, float (&values)[2][4]) {
-  constexpr int kWidth = cuda::kPackWidth<T>;
+struct Eight {
+  static constexpr int kWidth = cuda::kPackWidth<T>;
+  cuda::Pack<T, kWidth> packs[8 / kWidth] = {};
+
+  __device__ void read(const T* from) {
 #pragma unroll
-  for (int part = 0; part < 8 / kWidth; ++part) {
-    const cuda::Pack<T, kWidth> pack = cuda::pack_at<kWidth>(from + part * kWidth);
-    for (int e = 0; e < kWidth; ++e) values[(part * kWidth + e) / 4][e % 4] = cuda::read(pack.value[e]);
+    for (int part = 0; part < 8 / kWidth; ++part) packs[part] = cuda::pack_at<kWidth>(from + part * kWidth);
   }
-}
+  __device__ void values(float (&to)[2][4]) const {
+    for (int part = 0; part < 8 / kWidth; ++part) {
+      const auto own = cuda::numbers(packs[part]);
+      for (int e = 0; e < kWidth; ++e) to[(part * kWidth + e) / 4][e % 4] = own.value[e];
+    }
+  }
+};
 
-constexpr int kTile = 128;  // rows and columns of a tile
-constexpr int kQuads = kTile / 4;
+constexpr int kTile = 64;  // rows and columns of a tile
+constexpr int kQuads = kTile / 4, kAcross = kTile / 8, kTileThreads = kQuads * kAcross;
 
-/// A tile of 128 x 128. A thread takes four rows of eight columns, twice; the columns' words of four rows meet in
-/// shared memory at places whose banks differ within a warp, both ways. n is a multiple of 8, and so is `rows` where
-/// there is a transpose.
+/// A tile of 64 x 64. A thread reads four rows of eight columns at once; the columns' words of four rows meet in shared
+/// memory at places whose banks differ within a warp, both ways. n is a multiple of 8, and so is `rows` where there is
+/// a transpose. Small tiles, since a block's reads and writes take turns and those of other blocks fill the gaps.
 template <class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kTileThreads, 8)
     round_tile(const From* x, const float* scale, To* y, To* transposed, std::int64_t rows, std::int64_t n,
-               std::int64_t tiles_across, bool from_end) {
+               std::uint32_t tiles_across, bool from_end) {
   __shared__ alignas(8) std::uint32_t words[kTile * kQuads];
-  const std::int64_t tile = from_end ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  const std::int64_t row0 = tile / tiles_across * kTile, column0 = tile % tiles_across * kTile;
-  const int across = static_cast<int>(threadIdx.x) % 16, down = static_cast<int>(threadIdx.x) / 16;
-  const std::int64_t column = column0 + across * 8;
+  const std::uint32_t tile = from_end ? gridDim.x - 1 - blockIdx.x : blockIdx.x, tile_row = tile / tiles_across;
+  const std::int64_t row0 = static_cast<std::int64_t>(tile_row) * kTile,
+                     column0 = static_cast<std::int64_t>(tile - tile_row * tiles_across) * kTile;
+  const int across = static_cast<int>(threadIdx.x) % kAcross, quad = static_cast<int>(threadIdx.x) / kAcross;
+  const std::int64_t start = (row0 + quad * 4) * n + column0 + across * 8;
+  const int rows_left = column0 + across * 8 < n ? static_cast<int>(min(rows - row0 - quad * 4, std::int64_t{4})) : 0;
+  Eight<From> held[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    if (r < rows_left) held[r].read(x + start + r * n);
+  }
   const float by = scale[1];
+  std::uint32_t rounded[4][2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int quad = half * 16 + down;
-    float values[4][2][4] = {};
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const std::int64_t row = row0 + quad * 4 + r;
-      if (row < rows && column < n) read_eight(x + row * n + column, values[r]);
-    }
-    std::uint32_t rounded[4][2];
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      for (int part = 0; part < 2; ++part) rounded[r][part] = round_four<To>(values[r][part], by);
-      const std::int64_t row = row0 + quad * 4 + r;
-      if (y != nullptr && row < rows && column < n)
-        *reinterpret_cast<uint2*>(y + row * n + column) = make_uint2(rounded[r][0], rounded[r][1]);
-    }
-    if (transposed == nullptr) continue;
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      // Four rows of four bytes become four columns of four bytes.
-      const std::uint32_t a = rounded[0][part], b = rounded[1][part], c = rounded[2][part], d = rounded[3][part];
-      const std::uint32_t ab_low = __byte_perm(a, b, 0x5140), ab_high = __byte_perm(a, b, 0x7362);
-      const std::uint32_t cd_low = __byte_perm(c, d, 0x5140), cd_high = __byte_perm(c, d, 0x7362);
-      const std::uint32_t columns[4] = {__byte_perm(ab_low, cd_low, 0x5410), __byte_perm(ab_low, cd_low, 0x7632),
-                                        __byte_perm(ab_high, cd_high, 0x5410), __byte_perm(ab_high, cd_high, 0x7632)};
-      for (int e = 0; e < 4; ++e) words[(across * 8 + part * 4 + e) * kQuads + (quad ^ (2 * across))] = columns[e];
-    }
+  for (int r = 0; r < 4; ++r) {
+    float values[2][4];
+    held[r].values(values);
+    for (int part = 0; part < 2; ++part) rounded[r][part] = round_four<To>(values[part], by);
+    if (y != nullptr && r < rows_left)
+      *reinterpret_cast<uint2*>(y + start + r * n) = make_uint2(rounded[r][0], rounded[r][1]);
   }
   if (transposed == nullptr) return;
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    // Four rows of four bytes become four columns of four bytes.
+    const std::uint32_t a = rounded[0][part], b = rounded[1][part], c = rounded[2][part], d = rounded[3][part];
+    const std::uint32_t ab_low = __byte_perm(a, b, 0x5140), ab_high = __byte_perm(a, b, 0x7362);
+    const std::uint32_t cd_low = __byte_perm(c, d, 0x5140), cd_high = __byte_perm(c, d, 0x7362);
+    const std::uint32_t columns[4] = {__byte_perm(ab_low, cd_low, 0x5410), __byte_perm(ab_low, cd_low, 0x7632),
+                                      __byte_perm(ab_high, cd_high, 0x5410), __byte_perm(ab_high, cd_high, 0x7632)};
+    for (int e = 0; e < 4; ++e) words[(across * 8 + part * 4 + e) * kQuads + (quad ^ (2 * across))] = columns[e];
+  }
   __syncthreads();
-  const int pair = static_cast<int>(threadIdx.x) % 16;  // of words: eight rows
+  constexpr int kPairs = kQuads / 2;
+  const int pair = static_cast<int>(threadIdx.x) % kPairs;  // of words: eight rows
   const std::int64_t row = row0 + pair * 8;
 #pragma unroll
-  for (int j = 0; j < kTile; j += 16) {
-    const int at = j + down;
+  for (int j = 0; j < kTile; j += kTileThreads / kPairs) {
+    const int at = j + static_cast<int>(threadIdx.x) / kPairs;
     if (column0 + at >= n || row >= rows) continue;
     const auto both = reinterpret_cast<const uint2*>(words)[(at * kQuads + ((2 * pair) ^ (2 * (at / 8)))) / 2];
     *reinterpret_cast<uint2*>(transposed + (column0 + at) * rows + row) = both;
@@ -181,7 +188,7 @@ void run(const Cuda& cuda, const Fp8ScaleArgs& args) {
     constexpr int kWidth = cuda::kPackWidth<T>;
     const std::int64_t count = args.x.numel();
     const auto launch = [&]<int kV>(std::integral_constant<int, kV>) {
-      largest_kernel<kV><<<blocks_for(count, kV == 1 ? 1 : 4 * kV), kThreads, 0, stream_of(cuda)>>>(
+      largest_kernel<kV><<<blocks_for(count, kV == 1 ? 1 : 4 * kV, 4), kThreads, 0, stream_of(cuda)>>>(
           args.x.as<T>(), count, args.scale.as<float>(), fp8_top_exponent(args.format));
     };
     is_aligned(args.x, 16) ? launch(std::integral_constant<int, kWidth>{}) : launch(std::integral_constant<int, 1>{});
@@ -200,11 +207,11 @@ void run(const Cuda& cuda, const Fp8RoundArgs& args) {
       using To = typename decltype(to)::type;
       if (fits) {
         const std::int64_t across = (n + kTile - 1) / kTile, tiles = across * ((rows + kTile - 1) / kTile);
-        round_tile<From, To><<<static_cast<unsigned>(tiles), kThreads, 0, stream_of(cuda)>>>(
-            args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n, across,
-            args.from_end);
+        round_tile<From, To><<<static_cast<unsigned>(tiles), kTileThreads, 0, stream_of(cuda)>>>(
+            args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n,
+            static_cast<std::uint32_t>(across), args.from_end);
       } else {
-        round_kernel<From, To><<<blocks_for(rows * n, 1), kThreads, 0, stream_of(cuda)>>>(
+        round_kernel<From, To><<<blocks_for(rows * n, 1, 8), kThreads, 0, stream_of(cuda)>>>(
             args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.transposed.as<To>(), rows, n);
       }
     });
@@ -217,7 +224,7 @@ void run(const Cuda& cuda, const Fp8ExpandArgs& args) {
     using From = typename decltype(from)::type;
     visit_training_float(args.y.dtype, Fp8ExpandArgs::kName, [&](auto to) {
       using To = typename decltype(to)::type;
-      expand_kernel<From, To><<<blocks_for(args.x.numel(), 1), kThreads, 0, stream_of(cuda)>>>(
+      expand_kernel<From, To><<<blocks_for(args.x.numel(), 1, 8), kThreads, 0, stream_of(cuda)>>>(
           args.x.as<From>(), args.scale.as<float>(), args.y.as<To>(), args.x.numel());
     });
   });
