@@ -5,6 +5,7 @@
 
 namespace castor {
 
+Cost cost(const FillArgs& args) { return {0, static_cast<double>(args.y.bytes())}; }
 Cost cost(const CastArgs& args) { return {0, static_cast<double>(args.x.bytes() + args.y.bytes())}; }
 
 void copy_into(const Tensor& x, const Tensor& y) {
@@ -64,13 +65,7 @@ Tensor reshape(const Tensor& x, const Shape& shape) {
 }
 
 void fill(const Tensor& x, double value) {
-  const Tensor one = Tensor::empty({}, x.dtype(), x.device());
-  visit_dtype(x.dtype(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T element = store<T>(value);
-    one.copy_from_host(&element, sizeof(element));
-  });
-  copy_into(one.expand(x.shape()), x);
+  if (x.numel() > 0) dispatch(x.device(), FillArgs{x.view(), value});
 }
 
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {

@@ -15,6 +15,16 @@ Cost cost(const CastArgs& args);
 void run(const Cpu& cpu, const CastArgs& args);
 void run(const Cuda& cuda, const CastArgs& args);
 
+/// Every element of y, of any dtype and strides, becomes `value`, rounded once.
+struct FillArgs {
+  static constexpr const char* kName = "fill";
+  View y;
+  double value;
+};
+Cost cost(const FillArgs& args);
+void run(const Cpu& cpu, const FillArgs& args);
+void run(const Cuda& cuda, const FillArgs& args);
+
 /// x in `dtype`; x itself when it has it.
 Tensor cast(const Tensor& x, DType dtype);
 

@@ -30,4 +30,15 @@ void run(const Cpu&, const CastArgs& args) {
   });
 }
 
+void run(const Cpu& cpu, const FillArgs& args) {
+  visit_dtype(args.y.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T element = store<T>(args.value);
+    View one = args.y;
+    one.data = &element;
+    for (int i = 0; i < one.ndim; ++i) one.stride[i] = 0;
+    run(cpu, CastArgs{one, args.y});
+  });
+}
+
 }  // namespace castor

@@ -1,5 +1,7 @@
 // Copies and conversions on CUDA. Equal dtypes move words of their size, one dense run through the copy engine's call,
 // which takes any alignment.
+#include <cstring>
+
 #include "core/ops/cast.h"
 #include "core/ops/map_cuda.cuh"
 
@@ -11,6 +13,12 @@ struct Same {
   __device__ T operator()(T x) const {
     return x;
   }
+};
+
+template <class T>
+struct Constant {
+  T value;
+  __device__ T operator()(T) const { return value; }
 };
 
 template <class Word>
@@ -48,6 +56,26 @@ void run(const Cuda& cuda, const CastArgs& args) {
       using To = typename decltype(to)::type;
       if constexpr (!std::is_same_v<From, To>) cuda::map<To, From>(cuda, "cast", {args.x, args.y}, Same{});
     });
+  });
+}
+
+void run(const Cuda& cuda, const FillArgs& args) {
+  visit_dtype(args.y.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T element = store<T>(args.value);
+    const auto fill_words = [&]<class Word>(Word word) {
+      std::memcpy(&word, &element, sizeof(word));
+      cuda::map<Word, Word>(cuda, FillArgs::kName, {args.y, args.y}, Constant<Word>{word});
+    };
+    if constexpr (sizeof(T) == 1) {
+      fill_words(std::uint8_t{});
+    } else if constexpr (sizeof(T) == 2) {
+      fill_words(std::uint16_t{});
+    } else if constexpr (sizeof(T) == 4) {
+      fill_words(std::uint32_t{});
+    } else {
+      fill_words(std::uint64_t{});
+    }
   });
 }
 

@@ -28,6 +28,7 @@ void run(const Cuda& cuda, const BiasBackwardArgs& args) { run(fake_launch(cuda)
 void run(const Cuda& cuda, const AttentionArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const AttentionBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const CastArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const FillArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const ConvArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const ConvBackwardDataArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const ConvBackwardWeightArgs& args) { run(fake_launch(cuda), args); }
