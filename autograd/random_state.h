@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 
 #include "core/base/philox.h"
@@ -25,6 +26,21 @@ class RandomState {
   std::uint64_t step_ = 0;
   std::uint64_t micro_batch_ = 0;
   std::map<std::uint64_t, std::uint64_t> calls_;
+};
+
+/// While it lives, `drawn` is told of each stream that a state of this thread names: the module's hash and the key.
+class RandomLogScope {
+ public:
+  using Drawn = std::function<void(std::uint64_t module, RandomKey key)>;
+  explicit RandomLogScope(Drawn drawn);
+  ~RandomLogScope();
+  RandomLogScope(const RandomLogScope&) = delete;
+  RandomLogScope& operator=(const RandomLogScope&) = delete;
+
+ private:
+  friend class RandomState;
+  Drawn drawn_;
+  RandomLogScope* previous_;
 };
 
 /// This thread's state. Copy it to replay a stretch of code with the same numbers.

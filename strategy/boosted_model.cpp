@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "autograd/graph.h"
-#include "autograd/random_state.h"
 #include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "strategy/rank_updates.h"
@@ -31,14 +30,18 @@ BoostedModel::Losses BoostedModel::loss(const autograd::Batch& batch) {
   return run(batch, [](autograd::TrainableModel& model, const autograd::Batch& here) { return model.loss(here); });
 }
 
+void BoostedModel::begin_random(autograd::RandomState& state) const {
+  const auto step = static_cast<std::uint64_t>(optimizer_->stepper().step_count());
+  const auto k = static_cast<std::uint64_t>(optimizer_->window_position() * world_size() + rank());
+  state.begin(seed_, step, k);
+}
+
 BoostedModel::Losses BoostedModel::run(const autograd::Batch& batch, const Pass& pass) {
   if (optimizer_ == nullptr) {
     throw InternalError("loss: the model was boosted without an optimizer, so it can only predict");
   }
   model_->train();
-  const auto step = static_cast<std::uint64_t>(optimizer_->stepper().step_count());
-  const auto k = static_cast<std::uint64_t>(optimizer_->window_position() * world_size() + rank());
-  autograd::random_state().begin(seed_, step, k);
+  begin_random(autograd::random_state());
   optimizer_->sharding().begin_pass(true);
   if (optimizer_->is_last_chance() && !watch_) watch_.emplace();
   std::optional<autograd::ResultObserverScope> watching;

@@ -16,6 +16,7 @@
 #include "autograd/finite_watch.h"
 #include "autograd/nn/buffer_update.h"
 #include "autograd/nn/trainable.h"
+#include "autograd/random_state.h"
 #include "dist/comm.h"
 #include "strategy/boosted_optimizer.h"
 #include "strategy/checkpoint.h"
@@ -55,12 +56,19 @@ class BoostedModel {
 
   /// Whose window counts its micro-steps; null: it is not trained.
   BoostedOptimizer* optimizer() { return optimizer_; }
+  const BoostedOptimizer* optimizer() const { return optimizer_; }
   void set_optimizer(BoostedOptimizer& optimizer) { optimizer_ = &optimizer; }
   /// Where weights are that are not whole in this process.
   WeightPlaces weight_places() const;
   /// After weights were loaded into the model or into weight_places().
   ///   has_masters  f32 masters were loaded, too; else they follow the weights
   void weights_loaded(bool has_masters);
+
+  // For recorded passes.
+  /// Names the random numbers of the micro-step that comes next.
+  void begin_random(autograd::RandomState& state) const;
+  /// What the passes of this window ask of the buffers.
+  autograd::PendingBufferUpdates& buffer_updates() { return buffer_updates_; }
 
   // For the optimizer.
   /// Who sees what ops give in the window that decides whether training is given up; null in all others.

@@ -79,6 +79,10 @@ void BoostedOptimizer::backward(const autograd::Variable& loss, const autograd::
     autograd::backward(loss, backward);
   }
   sharding_->end_micro_step();
+  backward_was_run();
+}
+
+void BoostedOptimizer::backward_was_run() {
   ++window_count_;
   is_sent_ = !is_deferred_;
 }

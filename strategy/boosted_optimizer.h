@@ -79,6 +79,8 @@ class BoostedOptimizer {
   ///          items of all its micro-batches, counted exactly. A window without any has none
   /// Throws CommError.
   void backward(const autograd::Variable& loss, const autograd::LossItems& items = {});
+  /// What `backward` does beside computing, for a recorded pass that was run (recorded_step.h).
+  void backward_was_run();
   /// Ends the window: applies the mean of the gradients of all backward passes since the last step, of all ranks, and
   /// forgets them. Throws InternalError where there was none, or where the last of them was inside no_sync;
   /// NumericsError when max_skips steps in a row had to be skipped, naming the first parameter whose gradient is not

@@ -54,7 +54,8 @@ BoostedModel& ColossalAIStrategy::boosted_model() {
 
 void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions& options) {
   if (boosted_.model != nullptr) return;
-  if (asks_for_capture(options.compile)) throw ConfigError(cat("compile: ", kNoCapture), "compile");
+  const bool records = asks_for_recording(options.compile);
+  if (records) check_recording(options);
   if (options.accumulative_counts > 1 && !options.dispatch.max_iters) {
     throw ConfigError(cat("prepare: accumulative_counts is ", options.accumulative_counts,
                           ", so the last window's length must be known: give max_iters in dispatch_kwargs"),
@@ -67,6 +68,10 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
   };
   boosted_ = booster_.boost(model, boost);
   wrapper_ = make_wrapper_(*boosted_.model);
+  if (records && !wrapper_->record_passes()) {
+    throw ConfigError(
+        "compile: this model_wrapper has a train_step of its own, which records nothing; leave compile out", "compile");
+  }
   if (boosted_.optimizer == nullptr) return;
   OptimWrapperOptions wrapper;
   wrapper.accumulative_counts = options.accumulative_counts;
@@ -82,6 +87,20 @@ void ColossalAIStrategy::prepare(const ModelFactory& model, const PrepareOptions
   }
   optim_wrapper_->set_inner_count(done);
   micro_batch_ = options.dispatch.train_micro_batch_size_per_gpu;
+}
+
+void ColossalAIStrategy::check_recording(const PrepareOptions& options) const {
+  const char* why = nullptr;
+  if (!booster_.device().is_cuda()) {
+    why = "passes are recorded on GPUs only: on a CPU kernels start without a cost that it would save";
+  } else if (booster_.plugin() != nullptr) {
+    why = "passes are recorded without a plugin only: with one, gradients and weights move while a pass runs";
+  } else if (scales_losses(booster_.precision().type) || options.counts_items) {
+    why =
+        "fp16's loss scale and the weights of loss_normalisation change from step to step, which a recording does not";
+  }
+  if (why != nullptr)
+    throw ConfigError(cat("compile: ", why, ". Leave compile out, or give false or {disable: true}"), "compile");
 }
 
 void ColossalAIStrategy::scale_lr(autograd::Optimizer& optimizer, const PrepareOptions& options) const {

@@ -67,6 +67,7 @@ class ColossalAIStrategy final : public BaseStrategy {
 
  private:
   BoostedModel& boosted_model();
+  void check_recording(const PrepareOptions& options) const;
   void scale_lr(autograd::Optimizer& optimizer, const PrepareOptions& options) const;
   std::int64_t samples_per_micro_step() const;  // of all ranks
   Json numerics() const;

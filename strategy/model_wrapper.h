@@ -13,6 +13,7 @@
 #include "strategy/boosted_model.h"
 #include "strategy/config/field.h"
 #include "strategy/optim_wrapper.h"
+#include "strategy/recorded_step.h"
 
 namespace castor::strategy {
 
@@ -30,6 +31,8 @@ class ModelWrapper {
   /// Predictions in eval mode, for metrics.
   virtual Tensor val_step(const autograd::Batch& batch) = 0;
   virtual Tensor test_step(const autograd::Batch& batch) = 0;
+  /// From now on train_step records its passes and runs the recordings (`compile`). False: this wrapper does not.
+  virtual bool record_passes() { return false; }
 };
 
 /// Wraps a model that was boosted, which outlives the wrapper.
@@ -46,6 +49,7 @@ class ColossalAIModelWrapper : public ModelWrapper {
   /// The model's `predict`.
   Tensor val_step(const autograd::Batch& batch) override { return model_.predict(batch); }
   Tensor test_step(const autograd::Batch& batch) override { return val_step(batch); }
+  bool record_passes() override;
 
  protected:
   /// The step's losses by name, recorded: by default the model's.
@@ -54,7 +58,8 @@ class ColossalAIModelWrapper : public ModelWrapper {
 
  private:
   BoostedModel& model_;
-  autograd::SideCopies values_;  // on a GPU losses go to the host while backward runs
+  std::unique_ptr<RecordedStep> recorded_;  // with `compile`
+  autograd::SideCopies values_;             // on a GPU losses go to the host while backward runs
 };
 
 template <class V>

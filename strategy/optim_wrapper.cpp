@@ -13,6 +13,10 @@ OptimWrapper::OptimWrapper(BoostedOptimizer& optimizer, const OptimWrapperOption
 
 UpdateResult OptimWrapper::update_params(const autograd::Variable& loss, const autograd::LossItems& items) {
   boosted_.backward(loss, items);
+  return end_micro_step();
+}
+
+UpdateResult OptimWrapper::end_micro_step() {
   ++inner_count_;
   const bool is_last = options_.max_micro_steps.has_value() && inner_count_ == *options_.max_micro_steps;
   if (inner_count_ % options_.accumulative_counts != 0 && !is_last) return {};

@@ -25,6 +25,9 @@ class OptimWrapper {
   /// Backward of `loss` (undivided), and the step where a window ends. Throws as BoostedOptimizer::backward and step.
   UpdateResult update_params(const autograd::Variable& loss, const autograd::LossItems& items = {});
 
+  /// The second half of it, where backward was done: the step where a window ends.
+  UpdateResult end_micro_step();
+
   /// What it steps.
   BoostedOptimizer& boosted() { return boosted_; }
   autograd::Optimizer& optimizer() { return boosted_.optimizer(); }

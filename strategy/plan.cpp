@@ -109,6 +109,7 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
     quiet.auto_scale_lr = AutoScaleConfig{};
     quiet.paramwise.reset();  // groups change no byte
     quiet.param_schedulers.clear();
+    quiet.compile = false;  // what is recorded is what was run before
     strategy->prepare(model, quiet);
     plan.parameters = strategy->model().parameter_count();
     plan.world_size = strategy->world_size();

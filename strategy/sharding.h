@@ -67,6 +67,9 @@ class Sharding : public autograd::GradientSink {
   /// What was read from and written to scratch files so far.
   virtual dist::DiskTraffic disk_traffic() const { return {}; }
 
+  /// Whether passes may be recorded (recorded_step.h): weights stay where they are, deliver() only computes, and
+  /// begin_pass, begin_micro_step and end_micro_step do nothing.
+  virtual bool can_record() const { return false; }
   /// Whether it has a place for gradients that wait on their rank.
   virtual bool can_defer() const { return false; }
   /// True: contributions of the micro-steps from now on wait on this rank, as one sum, for the first one that does not.

@@ -22,6 +22,7 @@ class Unsharded final : public Sharding {
     return parts;
   }
 
+  bool can_record() const override { return true; }
   bool can_defer() const override { return true; }  // there is nobody to send to
   void begin_micro_step(std::int64_t) override {}
 

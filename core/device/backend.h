@@ -25,6 +25,15 @@ class SideQueue {
   virtual void wait(const Event& event) = 0;  ///< later work in it starts after `event`
 };
 
+/// Work of a device's queue that was recorded, to be done as one as often as it is run: the host then starts one thing
+/// where it started hundreds.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  /// Puts it on the device's queue: the same kernels with the same arguments, so the same addresses.
+  virtual void run() = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -48,7 +57,14 @@ class Backend {
   virtual void wait_on_host(const Event& event) = 0;    ///< returns when it has passed
   virtual std::unique_ptr<SideQueue> open_queue() = 0;  ///< null where there is one queue only, as on a CPU
   virtual void synchronize() = 0;                       ///< returns when all work is done
-  virtual std::size_t total_bytes() const = 0;          ///< physical memory; 0 = unknown
+
+  /// From here on the queue records what it is given and does none of it, until `end_recording`; what the host would
+  /// have to wait for throws DeviceError. False: this device records nothing.
+  virtual bool begin_recording() { return false; }
+  /// Throws DeviceError where something could not be recorded; the queue works again in any case.
+  virtual std::unique_ptr<Recording> end_recording() { return nullptr; }
+
+  virtual std::size_t total_bytes() const = 0;  ///< physical memory; 0 = unknown
 };
 
 class CachingAllocator;

@@ -105,6 +105,28 @@ class CudaSideQueue final : public SideQueue {
   cudaStream_t stream_ = nullptr;
 };
 
+/// A CUDA graph.
+class CudaRecording final : public Recording {
+ public:
+  CudaRecording(Device device, cudaStream_t stream, cudaGraphExec_t graph)
+      : device_(device), stream_(stream), graph_(graph) {}
+  CudaRecording(const CudaRecording&) = delete;
+  CudaRecording& operator=(const CudaRecording&) = delete;
+  ~CudaRecording() override {
+    if (cudaSetDevice(device_.index) == cudaSuccess) cudaGraphExecDestroy(graph_);
+  }
+
+  void run() override {
+    make_device_current(device_);
+    check_cuda(cudaGraphLaunch(graph_, stream_), "run a recording", device_);
+  }
+
+ private:
+  Device device_;
+  cudaStream_t stream_;
+  cudaGraphExec_t graph_;
+};
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int ordinal) : device_{DeviceType::cuda, static_cast<std::int16_t>(ordinal)} {
@@ -147,6 +169,7 @@ class CudaBackend final : public Backend {
   }
 
   void copy_from_host(void* to, const void* from, std::size_t bytes) override {
+    refuse_while_recording("copied from the host");
     make_current();
     if (staging_.copy(to, from, bytes, stream_)) return;
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy from host", device_);
@@ -156,6 +179,7 @@ class CudaBackend final : public Backend {
   }
 
   void copy_to_host(void* to, const void* from, std::size_t bytes) override {
+    refuse_while_recording("read by the host");
     make_current();
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copy to host", device_);
     check_cuda(cudaStreamSynchronize(stream_), "copy to host", device_);
@@ -206,12 +230,38 @@ class CudaBackend final : public Backend {
     check_cuda(cudaDeviceSynchronize(), "synchronize", device_);
   }
 
+  // Relaxed: the allocator may take memory meanwhile.
+  bool begin_recording() override {
+    make_current();
+    check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record", device_);
+    is_recording_ = true;
+    return true;
+  }
+
+  std::unique_ptr<Recording> end_recording() override {
+    is_recording_ = false;
+    make_current();
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamEndCapture(stream_, &graph), "end recording", device_);
+    cudaGraphExec_t made = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&made, graph, 0);
+    cudaGraphDestroy(graph);
+    check_cuda(status, "make a recording", device_);
+    return std::make_unique<CudaRecording>(device_, stream_, made);
+  }
+
   std::size_t total_bytes() const override { return total_bytes_; }
 
  private:
   void make_current() const { make_device_current(device_); }
+  void refuse_while_recording(const char* what) const {
+    if (!is_recording_) return;
+    throw DeviceError(cat("device ", device_, ": a tensor is ", what,
+                          " while the device's work is recorded, which a recording could not do again"));
+  }
 
   Device device_;
+  bool is_recording_ = false;
   std::size_t total_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<EventPool> pool_ = std::make_shared<EventPool>();

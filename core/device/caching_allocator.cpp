@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <iomanip>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/device/exact_memory.h"
@@ -24,6 +25,8 @@ thread_local Category current_category = Category::activations;
 
 std::atomic<bool> is_exact{false};
 
+thread_local const CachingAllocator* in_private_memory = nullptr;
+
 }  // namespace
 
 void set_exact_memory(bool wanted) { is_exact = wanted; }
@@ -33,6 +36,7 @@ struct CachingAllocator::Segment {
   void* data = nullptr;
   std::size_t bytes = 0;
   bool is_small = false;
+  Pools* pools = nullptr;
 };
 
 struct CachingAllocator::Block {
@@ -60,9 +64,17 @@ CategoryScope::CategoryScope(Category category) : previous_(current_category) { 
 CategoryScope::~CategoryScope() { current_category = previous_; }
 Category CategoryScope::current() { return current_category; }
 
+CachingAllocator::PrivateScope::PrivateScope(const CachingAllocator& allocator)
+    : previous_(std::exchange(in_private_memory, &allocator)) {}
+CachingAllocator::PrivateScope::~PrivateScope() { in_private_memory = previous_; }
+
 CachingAllocator::CachingAllocator(Backend& backend, Device device) : backend_(backend), device_(device) {}
 
-CachingAllocator::~CachingAllocator() { release_cached_locked(); }
+CachingAllocator::~CachingAllocator() {
+  release_cached_locked();
+  std::swap(shared_, private_);
+  release_cached_locked();
+}
 
 void* CachingAllocator::data(const Block* block) { return static_cast<char*>(block->segment->data) + block->offset; }
 
@@ -132,15 +144,15 @@ CachingAllocator::Block* CachingAllocator::take(FreeBlocks& pool, std::size_t by
   return block;
 }
 
-CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t bytes) {
-  const bool is_small = &pool == &small_;
+CachingAllocator::Block* CachingAllocator::grow(Pools& pools, bool is_small, std::size_t bytes) {
   std::size_t wanted = is_small ? kSmallSegment : bytes <= kSharedLimit ? kLargeSegment : round_up(bytes, 2 * kMiB);
   if (is_exact) wanted = bytes;
   const auto fits = [&](std::size_t size) { return limit_ == 0 || stats_.reserved + size <= limit_; };
   void* data = nullptr;
   // First as wished, then after giving the cache back, then the least that serves.
   for (int attempt = 0; attempt < 3 && data == nullptr; ++attempt) {
-    if (attempt == 1) release_cached_locked();
+    // Work that is being recorded cannot wait for the device, as giving memory back does.
+    if (attempt == 1 && &pools == &shared_) release_cached_locked();
     if (attempt == 2) wanted = bytes;
     if (fits(wanted)) data = backend_.allocate(wanted);
   }
@@ -158,6 +170,7 @@ CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t by
   segment->data = data;
   segment->bytes = wanted;
   segment->is_small = is_small;
+  segment->pools = &pools;
   auto* block = new Block;
   block->segment = segment.get();
   block->bytes = wanted;
@@ -171,11 +184,13 @@ CachingAllocator::Block* CachingAllocator::grow(FreeBlocks& pool, std::size_t by
 CachingAllocator::Block* CachingAllocator::allocate(std::size_t bytes) {
   const std::size_t least = std::max<std::size_t>(bytes, 1), rounded = round_up(least, kAlignment);
   const std::lock_guard lock(mutex_);
-  FreeBlocks& pool = rounded <= kSmallLimit ? small_ : large_;
-  const std::size_t least_remainder = rounded <= kSmallLimit ? kAlignment : kSmallLimit;
-  Block* block = is_exact ? grow(pool, least) : take(pool, rounded, least_remainder);
+  Pools& pools = in_private_memory == this ? private_ : shared_;
+  const bool is_small = rounded <= kSmallLimit;
+  FreeBlocks& pool = is_small ? pools.small : pools.large;
+  const std::size_t least_remainder = is_small ? kAlignment : kSmallLimit;
+  Block* block = is_exact ? grow(pools, is_small, least) : take(pool, rounded, least_remainder);
   if (block == nullptr) {
-    pool.insert(grow(pool, rounded));
+    pool.insert(grow(pools, is_small, rounded));
     block = take(pool, rounded, least_remainder);
   }
   block->is_free = false;
@@ -188,7 +203,8 @@ void CachingAllocator::release(Block* block) {
   const std::lock_guard lock(mutex_);
   count(*block, false);
   block->is_free = true;
-  FreeBlocks& pool = block->segment->is_small ? small_ : large_;
+  Pools& pools = *block->segment->pools;
+  FreeBlocks& pool = block->segment->is_small ? pools.small : pools.large;
   const auto absorb = [&](Block* left, Block* right) {
     left->bytes += right->bytes;
     left->next = right->next;
@@ -215,7 +231,7 @@ void CachingAllocator::release_cached() {
 }
 
 void CachingAllocator::release_cached_locked() {
-  for (FreeBlocks* pool : {&small_, &large_}) {
+  for (FreeBlocks* pool : {&shared_.small, &shared_.large}) {
     for (auto it = pool->begin(); it != pool->end();) {
       Block* block = *it;
       if (block->previous != nullptr || block->next != nullptr) {

@@ -59,6 +59,20 @@ class CachingAllocator {
  public:
   struct Block;
 
+  /// While it lives, this thread's blocks come from segments that serve nothing else and are never given back: memory
+  /// that recorded work uses again, each time it is run. All scopes of an allocator share them, so what one run leaves
+  /// unused the next may write.
+  class PrivateScope {
+   public:
+    explicit PrivateScope(const CachingAllocator& allocator);
+    ~PrivateScope();
+    PrivateScope(const PrivateScope&) = delete;
+    PrivateScope& operator=(const PrivateScope&) = delete;
+
+   private:
+    const CachingAllocator* previous_;
+  };
+
   CachingAllocator(Backend& backend, Device device);
   ~CachingAllocator();
   CachingAllocator(const CachingAllocator&) = delete;
@@ -88,17 +102,19 @@ class CachingAllocator {
     bool operator()(const Block* a, const Block* b) const;
   };
   using FreeBlocks = std::set<Block*, BySize>;
+  struct Pools {
+    FreeBlocks small, large;
+  };
 
-  Block* take(FreeBlocks& pool, std::size_t bytes, std::size_t least_remainder);
-  Block* grow(FreeBlocks& pool, std::size_t bytes);
+  static Block* take(FreeBlocks& pool, std::size_t bytes, std::size_t least_remainder);
+  Block* grow(Pools& pools, bool is_small, std::size_t bytes);
   void count(const Block& block, bool added);
   void release_cached_locked();
 
   Backend& backend_;
   Device device_;
   mutable std::mutex mutex_;
-  FreeBlocks small_;
-  FreeBlocks large_;
+  Pools shared_, private_;
   std::map<std::uint64_t, std::unique_ptr<Segment>> segments_;  // by serial number
   std::uint64_t next_segment_ = 0;
   std::size_t limit_ = 0;

@@ -4,6 +4,7 @@
 
 #include "core/ops/random.h"
 #include "core/ops/random_values.h"
+#include "core/ops/recorded_keys.h"
 #include "core/ops/rows_cuda.cuh"
 
 namespace castor {
@@ -41,6 +42,7 @@ struct TruncatedNormal {
 /// The elements [4 block - offset, ...) of a range that starts `offset` elements into the logical tensor.
 struct Range {
   RandomKey key;
+  const RandomKey* recorded;  ///< where the key of each run lies, for work that is recorded; else nullptr
   std::uint64_t offset;
   std::int64_t count;
 
@@ -49,7 +51,7 @@ struct Range {
   __device__ void for_block(Body body) const {
     const std::uint64_t block = offset / 4 + static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
     const std::int64_t first = static_cast<std::int64_t>(block * 4 - offset);
-    if (first < count) body(philox(key, block), first);
+    if (first < count) body(philox(recorded != nullptr ? *recorded : key, block), first);
   }
   unsigned blocks() const {
     const std::uint64_t words = offset % 4 + static_cast<std::uint64_t>(count);
@@ -88,7 +90,7 @@ void visit_float(DType dtype, const char* op, F&& f) {
 
 template <class Make>
 void fill_with(const Cuda& cuda, const RandomFillArgs& args, const Make& make) {
-  const Range range{args.key, args.offset, args.y.numel()};
+  const Range range{args.key, recorded_place(args.key), args.offset, args.y.numel()};
   if (range.count == 0) return;
   visit_float(args.y.dtype, RandomFillArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -119,7 +121,7 @@ void run(const Cuda& cuda, const RandomFillArgs& args) {
 
 void run(const Cuda& cuda, const DropoutArgs& args) {
   const auto threshold = static_cast<std::uint32_t>(std::llround(args.probability * 16777216.0));
-  const Range range{args.key, args.offset, args.x.numel()};
+  const Range range{args.key, recorded_place(args.key), args.offset, args.x.numel()};
   if (range.count == 0) return;
   visit_float(args.x.dtype, DropoutArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -165,6 +165,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   options.clip = ClipConfig{};
   options.clip->max_norm = 1.0;
   options.dispatch.train_micro_batch_size_per_gpu = arguments.batch;
+  options.compile = arguments.compile;
   const auto paper = dist::make_meta_comm(info.rank, info.world_size);
   const auto make_strategy = [&](Device where) {
     if (ranks == nullptr) return std::make_unique<ColossalAIStrategy>(where, 0, AutoScaleConfig{}, precision);
@@ -223,6 +224,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   json["context"] = arguments.context;
   json["recompute"] = arguments.recompute;
   json["recompute_activation"] = arguments.recompute_activation;
+  json["compile"] = arguments.compile;
   json["steps"] = arguments.steps;
   json["setup_seconds"] = setup;
   json["first_forward_after_seconds"] = begun;
@@ -279,10 +281,10 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   }
   out << ", " << arguments.batch << " x " << arguments.context << " tokens"
       << (arguments.recompute ? ", recompute" : "") << (arguments.recompute_activation ? ", recompute activation" : "")
-      << ": " << std::fixed << std::setprecision(0) << tokens / step / info.world_size
-      << (info.world_size == 1 ? " tokens/s, " : " tokens/s a rank, ") << std::setprecision(1)
-      << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1) << step * 1e3 << " ms ("
-      << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
+      << (arguments.compile ? ", compile" : "") << ": " << std::fixed << std::setprecision(0)
+      << tokens / step / info.world_size << (info.world_size == 1 ? " tokens/s, " : " tokens/s a rank, ")
+      << std::setprecision(1) << plan.flops / step / 1e12 << " TFLOP/s, a step takes " << std::setprecision(1)
+      << step * 1e3 << " ms (" << *std::min_element(seconds.begin(), seconds.end()) * 1e3 << " to "
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
       << setup << " s, first forward " << begun << " s after the program's start, loss " << std::setprecision(3) << loss
       << "\n"
@@ -331,6 +333,7 @@ Subcommand bench_command() {
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");
     list.flag("--recompute-activation", arguments->recompute_activation,
               "keep only the input of each activation and compute it again in backward");
+    list.flag("--compile", arguments->compile, "record the passes of a step and run them as one");
     list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
     list.option("--trace", arguments->trace, "FILE",
                 "after the timed steps, one whose timeline is written there (Chrome's trace format)");

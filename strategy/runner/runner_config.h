@@ -242,9 +242,16 @@ void describe(V& v, RunnerConfig& c) {
           "continue the run saved in load_from or, where that is left out, in the newest checkpoint of work_dir, if "
           "any; or "
           "the checkpoint's path");
-  v.field("compile", c.compile, "false: steps run as they are; asking for more is refused with the reason");
+  v.field("compile", c.compile,
+          "true: on a GPU, without a plugin, the passes of a step are recorded and run as one; false: op by op");
   v.check(
-      "compile", [&] { return !asks_for_capture(c.compile); }, kNoCapture);
+      "compile",
+      [&] {
+        const ConfigNode* plugin = c.strategy.node.find("plugin");
+        return !asks_for_recording(c.compile) || (plugin != nullptr && plugin->is_null());
+      },
+      "passes are recorded without a plugin only: with one, gradients and weights move while a pass runs. Give "
+      "strategy.plugin: null, or leave compile out");
   v.retired("default_scope", ConfigNode("castor"), "there is one registry");
   v.refuse("data_preprocessor", "not in this version: data sets give what the model takes");
   v.refuse("log_processor", "not in this version");

@@ -61,6 +61,24 @@ std::shared_ptr<autograd::TrainableModel> make_gpt(const autograd::TensorOptions
   return std::make_shared<samples::Gpt>(config, options);
 }
 
+/// Looks at its loss before backward.
+class Reading final : public autograd::TrainableModel {
+ public:
+  explicit Reading(std::shared_ptr<autograd::TrainableModel> model) : model_(std::move(model)) {
+    register_module("model", model_);
+  }
+  autograd::Variable forward(const Tensor& inputs) override { return model_->forward(inputs); }
+  std::map<std::string, autograd::Variable> loss(const autograd::Batch& batch) override {
+    auto losses = model_->loss(batch);
+    seen_ = losses.at("loss").data().item();
+    return losses;
+  }
+
+ private:
+  std::shared_ptr<autograd::TrainableModel> model_;
+  double seen_ = 0;
+};
+
 Task gpu_task(Precision precision) {
   Task task;
   task.on_gpus = true;
@@ -132,6 +150,36 @@ TEST_CASE("a training on GPUs in fp32 has the same bits in every split and place
 }
 TEST_CASE("a training on GPUs in fp16 has the same bits in every split and placement") {
   check_all(Precision::fp16, 1);
+}
+
+TEST_CASE("a training whose passes are recorded has the bits of one that runs op by op") {
+  for (const Precision precision : {Precision::bf16, Precision::fp32, Precision::fp8}) {
+    for (const bool has_images : {false, true}) {
+      Task task = gpu_task(precision);
+      if (has_images) {  // convolutions, batch norm
+        task.model = {};
+        task.samples = {};
+      }
+      for (const std::int64_t micro_steps : {1, 2, 4}) {
+        CAPTURE(precision_name(precision));
+        CAPTURE(has_images);
+        CAPTURE(micro_steps);
+        task.remainder = micro_steps == 4 ? 3 : 0;  // a window of another length
+        task.compile = false;
+        const Outcome expected = train({"alone", 1, micro_steps}, task);
+        task.compile = true;
+        const Outcome got = train({"recorded", 1, micro_steps}, task);
+        CHECK_MESSAGE(got == expected, test::differences(got, expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("a pass whose host waits for the device is refused while it is recorded, by what it does") {
+  Task task = gpu_task(Precision::bf16);
+  task.compile = true;
+  task.model = [](const autograd::TensorOptions& options) { return std::make_shared<Reading>(make_gpt(options)); };
+  CHECK_THROWS_WITH_AS(train({"recorded", 1, 1}, task), doctest::Contains("read by the host"), DeviceError);
 }
 
 TEST_CASE("a training on GPUs saved under one placement ends under each other with the bits of an undisturbed one") {

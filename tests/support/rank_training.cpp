@@ -27,22 +27,24 @@ namespace {
 
 constexpr std::int64_t kEnough = 1000;  // windows: the run ends before the last one of max_iters
 
-/// Listens to the losses of another model.
+/// Listens to the losses of another model, unless its passes are recorded: then nobody may wait for them.
 class HeardModel final : public autograd::TrainableModel {
  public:
-  explicit HeardModel(std::shared_ptr<autograd::TrainableModel> model) : model_(std::move(model)) {
+  HeardModel(std::shared_ptr<autograd::TrainableModel> model, bool listens)
+      : model_(std::move(model)), listens_(listens) {
     register_module("model", model_);
   }
   autograd::Variable forward(const Tensor& inputs) override { return model_->forward(inputs); }
   std::map<std::string, autograd::Variable> loss(const autograd::Batch& batch) override {
     auto losses = model_->loss(batch);
-    heard_.push_back(losses.at("loss").data().item());
+    if (listens_) heard_.push_back(losses.at("loss").data().item());
     return losses;
   }
   const std::vector<double>& heard() const { return heard_; }
 
  private:
   std::shared_ptr<autograd::TrainableModel> model_;
+  bool listens_;
   std::vector<double> heard_;
 };
 
@@ -76,12 +78,14 @@ void run_rank(ColossalAIStrategy& strategy, std::int64_t micro_steps, const Task
   PrepareOptions options;
   options.optimizer = task.optimizer;
   options.accumulative_counts = micro_steps;
+  options.compile = task.compile;
   options.clip = ClipConfig{};
   options.clip->max_norm = task.max_norm;
   options.dispatch.max_iters = task.remainder > 0 ? before + steps : kEnough * micro_steps;
   strategy.prepare(
       [&](const autograd::TensorOptions& tensor) {
-        return std::make_shared<HeardModel>(task.model ? task.model(tensor) : std::make_shared<MixedModel>(tensor));
+        return std::make_shared<HeardModel>(task.model ? task.model(tensor) : std::make_shared<MixedModel>(tensor),
+                                            !task.compile);
       },
       options);
   SamplerOptions loading;
@@ -95,9 +99,10 @@ void run_rank(ColossalAIStrategy& strategy, std::int64_t micro_steps, const Task
     CHECK(strategy.optim_wrapper()->inner_count() == before);
     loader.seek({before / loader.length(), before % loader.length()});
   }
-  std::vector<double> norms;
+  std::vector<double> norms, logged;
   for (std::int64_t i = 0; i < steps; ++i) {
     const StepResult step = strategy.train_step(loader.next());
+    logged.push_back(step.losses.at("loss"));
     if (step.update.did_update) norms.push_back(step.update.was_skipped ? -1 : *step.update.grad_norm);
   }
   CHECK(static_cast<std::int64_t>(norms.size()) == task.updates);
@@ -111,7 +116,7 @@ void run_rank(ColossalAIStrategy& strategy, std::int64_t micro_steps, const Task
     put(outcome.tensors, name, variable.data().numel(), 0, floats(variable.data()));
   for (const auto& [name, state] : strategy.optim_wrapper()->stepper().named_states())
     put(outcome.tensors, name, state.shape.numel(), state.offset, floats(state.tensor));
-  const std::vector<double>& heard = dynamic_cast<const HeardModel&>(strategy.model()).heard();
+  const std::vector<double>& heard = task.compile ? logged : dynamic_cast<const HeardModel&>(strategy.model()).heard();
   outcome.losses.resize(heard.size() * static_cast<std::size_t>(world_size));
   for (std::size_t i = 0; i < heard.size(); ++i)
     outcome.losses[i * static_cast<std::size_t>(world_size) + static_cast<std::size_t>(strategy.rank())] = heard[i];

@@ -49,6 +49,7 @@ struct Task {
   std::string save_as = {};          ///< saved at the end; empty: not
   std::uint64_t seed = 7;
   bool on_gpus = false;  ///< rank r on GPU r; alone: on GPU 0
+  bool compile = false;  ///< passes are recorded
 };
 
 /// Every tensor of a trained model and its optimizer, and what was logged.

@@ -62,6 +62,35 @@ TEST_CASE("exact memory is of the very size for each block and goes back at once
   CHECK(memory.stats().current_total == 0);
 }
 
+TEST_CASE("memory of a private scope serves its scopes only, is used again by the next one and never given back") {
+  CpuBackend backend;
+  CachingAllocator memory(backend, kCpu), other(backend, kCpu);
+  auto* const outside = memory.allocate(3 * kMiB);
+  memory.release(outside);
+  const auto in_scope = [&] {
+    const CachingAllocator::PrivateScope scope(memory);
+    auto* const block = memory.allocate(3 * kMiB);
+    void* const place = CachingAllocator::data(block);
+    auto* const elsewhere = other.allocate(3 * kMiB);  // another device's is not private
+    other.release(elsewhere);
+    memory.release(block);
+    return place;
+  };
+  void* const place = in_scope();
+  CHECK(memory.stats().reserved == 64 * kMiB);
+  CHECK(in_scope() == place);
+  CHECK(memory.stats().reserved == 64 * kMiB);
+  auto* const again = memory.allocate(3 * kMiB);
+  CHECK(CachingAllocator::data(again) != place);
+  memory.release(again);
+  memory.release_cached();
+  other.release_cached();
+  CHECK(memory.stats().reserved == 32 * kMiB);
+  CHECK(other.stats().reserved == 0);
+  CHECK(in_scope() == place);
+  CHECK(memory.stats().current_total == 0);
+}
+
 TEST_CASE("blocks do not overlap, are aligned, and freed neighbours become one block again") {
   CpuBackend backend;
   CachingAllocator memory(backend, kCpu);

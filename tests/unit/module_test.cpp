@@ -13,6 +13,7 @@
 #include "core/base/error.h"
 #include "core/base/philox.h"
 #include "core/ops/cast.h"
+#include "core/ops/recorded_keys.h"
 
 namespace castor::autograd {
 namespace {
@@ -153,6 +154,40 @@ TEST_CASE("dropout draws by name and call, and is the identity in evaluation") {
   model.eval();
   CHECK(mask(a) == Values(2000, 1.0f));
   CHECK_THROWS_AS(Dropout(1.0), ConfigError);
+}
+
+TEST_CASE("a recording's places hold each run's keys, in the order in which the recorded run drew them") {
+  std::vector<std::uint64_t> modules;
+  RecordedKeys places(kCpu, 3);
+  RandomState state;
+  const RandomKey unknown = state.next(1);
+  const auto draw = [&](RandomState& from) { return std::vector{from.next(8), from.next(9), from.next(8)}; };
+  state.begin(5, 2, 0);
+  std::vector<RandomKey> recorded;
+  {
+    const RandomLogScope log([&](std::uint64_t module, RandomKey key) {
+      if (places.add(key)) modules.push_back(module);
+    });
+    recorded = draw(state);
+    RandomState again;  // what runs a second time in backward draws the same
+    again.begin(5, 2, 0);
+    again.next(8);
+  }
+  CHECK(modules == std::vector<std::uint64_t>{8, 9, 8});
+  state.begin(5, 3, 1);
+  const std::vector<RandomKey> next = draw(state);
+  places.write(next);
+  CHECK(recorded_place(recorded[0]) == nullptr);
+  const RecordedKeysScope scope(places);
+  for (std::size_t i = 0; i < recorded.size(); ++i) {
+    const RandomKey* const place = recorded_place(recorded[i]);
+    REQUIRE(place != nullptr);
+    CHECK(place->key == next[i].key);
+    CHECK(place->stream == next[i].stream);
+  }
+  CHECK(recorded_place(unknown) == nullptr);
+  CHECK_THROWS_AS(places.write({unknown}), InternalError);
+  CHECK_THROWS_AS(places.add(unknown), InternalError);  // no room
 }
 
 TEST_CASE("the total of losses is the sum of those named so") {

@@ -74,9 +74,9 @@ TEST_CASE("every config that mmengine's strategy raises for is a mistake of the 
       {{"data_preprocessor={type: X}"}, "data sets give what the model takes"},
       {{"launcher=ssh"}, "slurm"},
       {{"env_cfg.dist_cfg={timeout: soon}"}, "env_cfg.dist_cfg.timeout"},
-      {{"compile=true"}, "no step is captured"},
-      {{"compile={disable: false}"}, "no step is captured"},
-      {{"compile={disable: true, target: loss}"}, "captured whole"},
+      {{"compile=true", "strategy.plugin=gemini"}, "recorded without a plugin only"},
+      {{"compile={disable: false}", "strategy.plugin=gemini"}, "recorded without a plugin only"},
+      {{"compile={disable: true, target: loss}"}, "recorded together"},
       {{"compile={disable: true, backend: eager}"}, "compiled with the program"},
   };
   for (const auto& [changes, reason] : wrong) {
@@ -86,6 +86,7 @@ TEST_CASE("every config that mmengine's strategy raises for is a mistake of the 
     CHECK(text.starts_with("1 mistake in tiny.yaml:"));
     CHECK(text.find(reason) != std::string::npos);
   }
+  CHECK(mistakes_of({"compile=true", "strategy.plugin=null"}) == "");
   for (const char* fine : {"compile=false", "compile={disable: true}", "compile={disable: true, target: forward}",
                            "optim_wrapper.clip_grad={type: value, clip_value: 1}"}) {
     CHECK_MESSAGE(mistakes_of({"strategy.plugin=gemini", fine}) == "", fine);
@@ -109,9 +110,9 @@ TEST_CASE("what only prepare can know is refused there") {
           options.accumulative_counts = 4;
           options.dispatch.max_iters.reset();
         }).find("give max_iters in dispatch_kwargs") != std::string::npos);
-  CHECK(refusal([](PrepareOptions& options) { options.compile = true; }).find("no step is captured") !=
+  CHECK(refusal([](PrepareOptions& options) { options.compile = true; }).find("recorded on GPUs only") !=
         std::string::npos);
-  CHECK(refusal([](PrepareOptions& options) { options.compile = CompileConfig{}; }).find("no step is captured") !=
+  CHECK(refusal([](PrepareOptions& options) { options.compile = CompileConfig{}; }).find("recorded on GPUs only") !=
         std::string::npos);
   CHECK(refusal([](PrepareOptions& options) { options.compile = CompileConfig{.disable = true}; }) == "");
   CHECK(refusal([](PrepareOptions& options) {
