@@ -16,9 +16,11 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/fp8.h"
 #include "core/ops/random.h"
+#include "tests/gpu/layer_product.h"
 #include "tests/gpu/timing.h"
 
 using namespace castor;
+using test::layer_product;
 
 namespace {
 
@@ -32,20 +34,6 @@ Tensor normal(std::int64_t count, std::uint64_t key, DType dtype = DType::bf16) 
   const Tensor x = Tensor::empty({count}, DType::bf16, kGpu);
   fill_normal(x, {key, 1});
   return dtype == DType::bf16 ? x : fp8_quantise(x, dtype).values;
-}
-
-CudaGemmProblem product(std::int64_t m, std::int64_t n, std::int64_t k, bool a_is_transposed, bool b_is_transposed) {
-  CudaGemmProblem problem;
-  problem.dtype = problem.result_dtype = DType::bf16;
-  problem.m = m;
-  problem.n = n;
-  problem.k = k;
-  problem.a_row = a_is_transposed ? 1 : k;
-  problem.a_column = a_is_transposed ? m : 1;
-  problem.b_row = b_is_transposed ? 1 : n;
-  problem.b_column = b_is_transposed ? k : 1;
-  problem.c_row = n;
-  return problem;
 }
 
 void report(const std::string& name, CudaGemmProblem problem) {
@@ -97,11 +85,11 @@ void report(const std::string& name, CudaGemmProblem problem) {
 }
 
 void report_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool has_bias) {
-  CudaGemmProblem forward = product(tokens, out, in, false, true);
+  CudaGemmProblem forward = layer_product(tokens, out, in, false, true);
   forward.has_bias = has_bias;
   report(name + " forward", forward);
-  report(name + " dx", product(tokens, in, out, false, false));
-  CudaGemmProblem dweight = product(out, in, tokens, true, false);
+  report(name + " dx", layer_product(tokens, in, out, false, false));
+  CudaGemmProblem dweight = layer_product(out, in, tokens, true, false);
   report(name + " dweight", dweight);
   dweight.sums_a = has_bias;
   if (has_bias) report(name + " dweight, dbias", dweight);
@@ -109,7 +97,7 @@ void report_layer(const std::string& name, std::int64_t tokens, std::int64_t in,
 
 void report_fp8_layer(const std::string& name, std::int64_t tokens, std::int64_t in, std::int64_t out) {
   const auto fp8 = [](std::int64_t m, std::int64_t n, std::int64_t k, DType dtype) {
-    CudaGemmProblem problem = product(m, n, k, false, true);
+    CudaGemmProblem problem = layer_product(m, n, k, false, true);
     problem.dtype = dtype;
     return problem;
   };
@@ -123,7 +111,7 @@ void report_fp8_layer(const std::string& name, std::int64_t tokens, std::int64_t
 }
 
 void report_bf16() {
-  for (const std::int64_t n : {4096, 8192}) report("square", product(n, n, n, false, true));
+  for (const std::int64_t n : {4096, 8192}) report("square", layer_product(n, n, n, false, true));
   for (const auto& [model, width, tokens] :
        {std::tuple(std::string("124M "), 768, 32768), std::tuple(std::string("350M "), 1024, 32768),
         std::tuple(std::string("1.5B "), 1600, 16384)}) {
@@ -138,7 +126,7 @@ void report_bf16() {
 void report_fp8() {
   ceiling = 0;
   report("fp8 square", [] {
-    CudaGemmProblem problem = product(8192, 8192, 8192, false, true);
+    CudaGemmProblem problem = layer_product(8192, 8192, 8192, false, true);
     problem.dtype = DType::f8e4m3;
     return problem;
   }());

@@ -22,6 +22,7 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
+#include "tests/gpu/layer_product.h"
 #include "tests/gpu/timing.h"
 
 using namespace castor;
@@ -63,16 +64,7 @@ void add_attention(std::vector<Candidate>& candidates, std::int64_t batch, std::
 /// [m, n] = [m, k] [k, n], of operands that lie row by row or column by column.
 void add_product(std::vector<Candidate>& candidates, const char* name, const Tensor& workspace, std::int64_t m,
                  std::int64_t n, std::int64_t k, bool a_is_transposed, bool b_is_transposed, bool sums_a = false) {
-  CudaGemmProblem problem;
-  problem.dtype = problem.result_dtype = DType::bf16;
-  problem.m = m;
-  problem.n = n;
-  problem.k = k;
-  problem.a_row = a_is_transposed ? 1 : k;
-  problem.a_column = a_is_transposed ? m : 1;
-  problem.b_row = b_is_transposed ? 1 : n;
-  problem.b_column = b_is_transposed ? k : 1;
-  problem.c_row = n;
+  CudaGemmProblem problem = test::layer_product(m, n, k, a_is_transposed, b_is_transposed);
   problem.sums_a = sums_a;
   const CudaGemm* const gemm = find_cuda_gemm(kGpu, problem);
   if (gemm == nullptr) return;
