@@ -32,26 +32,6 @@ constexpr bool kHoldsTerms = kSteps <= kMiddleSteps;
 template <class T, int kSteps>
 constexpr int kStages = sizeof(T) == 4 && kSteps > kMiddleSteps ? 1 : 2;
 
-/// How rows are given to blocks that copy ahead. Teams of `warps` warps, `groups` of them a block, take neighbouring
-/// rows, so that all running blocks walk through memory side by side. Each warp copies its columns of the rows to come
-/// to shared memory while it works on a row. The plan depends on the shape alone.
-struct RowPlan {
-  std::int64_t blocks;
-  unsigned warps, groups;
-  std::size_t shared_bytes;  ///< for the stages, and afterwards for the sums of all groups
-
-  RowPlan(std::int64_t rows, std::int64_t n, std::int64_t columns, unsigned threads, std::size_t stages,
-          std::size_t operand_bytes) {
-    warps = static_cast<unsigned>((n + columns - 1) / columns);
-    groups = threads / (32 * warps);
-    blocks = std::min(kBlocks, (rows + kLayerNormRows - 1) / kLayerNormRows);
-    const std::size_t copies = stages * operand_bytes * static_cast<std::size_t>(columns) * warps,
-                      sums = 2 * sizeof(float) * static_cast<std::size_t>(n);
-    shared_bytes = groups * std::max(copies, sums);
-  }
-  dim3 threads() const { return dim3(32, warps, groups); }
-};
-
 template <class T>
 struct Backward {
   using C = Computed<T>;
@@ -164,7 +144,8 @@ __global__ void __launch_bounds__(kMostThreads<kSteps>, 1) backward_blocks(const
   const C share = C(1) / static_cast<C>(n);
   C dweight[kSteps][V] = {}, dbias[kSteps][V] = {};
   int turn = 0;  // 0 or 1
-  for (int row = first; row < rows; row += step, at += stride, turn = 1 - turn) {
+  int row = first;
+  for (; row < rows; row += step, at += stride, turn = 1 - turn) {
     const int stage = turn % kAhead;
     const C rstd = next_rstd, offset = -next_mean * rstd;  // xhat = x * rstd + offset
     read_statistics(row + step);
@@ -225,6 +206,8 @@ __global__ void __launch_bounds__(kMostThreads<kSteps>, 1) backward_blocks(const
     copy_row(row + kAhead * step, at + kAhead * stride, stage);
   }
   if (args.sums == nullptr) return;
+  // A group with a row less meets as often as the others: racecheck (CUDA 13.0) loses the block's barriers otherwise.
+  if (row - group < rows && team.warps > 1 && args.dx != nullptr) cuda::meet_team(group, 32 * team.warps);
   // The groups' sums meet in order, in the memory of the stages.
   cuda::wait_copies<0>();
   __syncthreads();
@@ -281,14 +264,16 @@ void visit_float(DType dtype, const char* op, F&& f) {
 /// Returns the number of blocks, at most one for each line of the workspace.
 template <int kSteps, bool kHasDsum, class T>
 std::int64_t launch_blocks(const Backward<T>& args, const Cuda& cuda) {
-  const RowPlan plan(args.rows, args.n, kSteps * 32 * cuda::kPackWidth<T>, kMostThreads<kSteps>, kStages<T, kSteps>,
-                     (kHasDsum ? 3 : 2) * sizeof(T));
+  const cuda::RowPlan plan(args.n, kSteps * 32 * cuda::kPackWidth<T>, kMostThreads<kSteps>, kStages<T, kSteps>,
+                           (kHasDsum ? 3 : 2) * sizeof(T));
+  const std::size_t sums = plan.groups * 2 * sizeof(float) * static_cast<std::size_t>(args.n),
+                    shared = std::max(plan.shared_bytes, sums);
+  const std::int64_t blocks = std::min(kBlocks, (args.rows + kLayerNormRows - 1) / kLayerNormRows);
   const auto kernel = backward_blocks<T, kSteps, kHasDsum>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes)),
-      LayerNormBackwardArgs::kName, cuda.device);
-  kernel<<<static_cast<unsigned>(plan.blocks), plan.threads(), plan.shared_bytes, stream_of(cuda)>>>(args);
-  return plan.blocks;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+             LayerNormBackwardArgs::kName, cuda.device);
+  kernel<<<static_cast<unsigned>(blocks), plan.threads(), shared, stream_of(cuda)>>>(args);
+  return blocks;
 }
 
 template <int kSteps, class T>

@@ -1,9 +1,9 @@
 // Layer and rms norm on CUDA. A team of warps a row, which stays in registers between the passes over it, in words of
-// 16 bytes where it fits: a warp has 512 columns, so that many rows are on their way at a time, or 1024 where a row is
-// long.
+// 16 bytes where it fits. What bounds it is memory: a team copies its next rows to shared memory while it works on one,
+// and keeps its columns of weight and bias in registers. Rows of more than 4096 numbers are not copied ahead; those of
+// more than 16384, those that are no multiple of 16 bytes, and f64 go through a kernel of their own.
 //
 // Delicate: which numbers meet when depends on the shape alone. The warps of one row meet at a barrier of their own.
-// Rows of more than 16384 numbers, rows that are no multiple of 16 bytes, and f64 go through a kernel of their own.
 #include "core/ops/norm.h"
 #include "core/ops/row_packs_cuda.cuh"
 
@@ -15,7 +15,11 @@ using cuda::RowTeam;
 template <class T>
 using Computed = decltype(load(T{}));
 
-using cuda::kNarrow;
+constexpr int kThreads = 512, kBlocksAtOnce = 2;  // of a multiprocessor: 64 registers a thread
+constexpr std::int64_t kMostBlocks = 132 * kBlocksAtOnce;  // what a large GPU holds at a time
+constexpr std::int64_t kMostRows = 1 << 30;                // that are counted in 32 bits
+constexpr int kStages = 2;                                 // rows that a team has on their way
+constexpr int kShortSteps = 1, kMiddleSteps = 2;           // packs of a row that a lane has
 
 template <class T>
 struct Forward {
@@ -78,79 +82,117 @@ __global__ void __launch_bounds__(cuda::kTeamThreads) forward_packs(const Forwar
   });
 }
 
-/// Rows of at most cuda::kMostNarrow, one a team of warps; a block has as many teams as fit in 256 threads.
-template <class T, int V>
-__global__ void __launch_bounds__(256, 4) forward_teams(const Forward<T> args) {
+/// Rows in words of 16 bytes, kSteps of them a lane. A lane reads from shared memory what it copied there itself.
+template <class T, int kSteps, bool kHasResidual>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) forward_blocks(const Forward<T> args) {
   using C = Computed<T>;
+  constexpr int V = cuda::kPackWidth<T>, kColumns = kSteps * 32 * V;
+  constexpr int kStageBytes = (kHasResidual ? 2 : 1) * kColumns * static_cast<int>(sizeof(T));
   using Row = cuda::Pack<T, V>;
-  constexpr int kSteps = static_cast<int>(kNarrow) / (32 * V);
-  __shared__ double parts[2][8];
+  extern __shared__ __align__(16) char shared_bytes[];
+  __shared__ double parts[2][kThreads / 32];
   const RowTeam team;
-  if (team.row >= args.rows) return;
-  const int n = static_cast<int>(args.n), begin = team.warp * static_cast<int>(kNarrow) + team.lane * V;
-  const int left = min(n, (team.warp + 1) * static_cast<int>(kNarrow)) - begin;
-  const std::int64_t start = team.row * n + begin;
-  const bool has_mean = args.mean != nullptr;
-  Row own[kSteps], other[kSteps];
-  cuda::for_lane<kSteps, V>(left, [&](int k, int i) { own[k] = cuda::pack_at<V>(args.x + start + i); });
-  C held[kSteps][V];
-  C sum = C(0), square = C(0);
-  if (args.residual != nullptr) {
-    cuda::for_lane<kSteps, V>(left, [&](int k, int i) { other[k] = cuda::pack_at<V>(args.residual + start + i); });
-    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
-      C both[V];
-      for (int e = 0; e < V; ++e) both[e] = cuda::read(own[k].value[e]) + cuda::read(other[k].value[e]);
-      own[k] = cuda::rounded<T, V>(both);
-      cuda::store_pack(args.sum + start + i, own[k]);
-    });
-  }
-  cuda::for_lane<kSteps, V>(left, [&](int k, int) {
-    for (int e = 0; e < V; ++e) {
-      held[k][e] = cuda::read(own[k].value[e]);
-      sum += held[k][e];
+  const int n = static_cast<int>(args.n), begin = team.warp * kColumns + team.lane * V;
+  const int groups = static_cast<int>(blockDim.z), group = static_cast<int>(threadIdx.z);
+  const int left = min(n, (team.warp + 1) * kColumns) - begin;
+  char* const stages = shared_bytes + team.slot * kStages * kStageBytes + team.lane * 16;
+  const int rows = static_cast<int>(args.rows), first = static_cast<int>(blockIdx.x) * groups + group,
+            step = static_cast<int>(gridDim.x) * groups;
+  const std::int64_t stride = static_cast<std::int64_t>(step) * n;
+  const bool has_mean = args.mean != nullptr, has_weight = args.weight != nullptr, has_bias = args.bias != nullptr;
+  std::int64_t at = static_cast<std::int64_t>(first) * n + begin;
+  const auto copy_row = [&](int row, std::int64_t from, int stage) {
+    if (row < rows) {
+      T* const to = reinterpret_cast<T*>(stages + stage * kStageBytes);
+      cuda::for_lane<kSteps, V>(left, [&](int, int i) {
+        cuda::copy_ahead(to + i, args.x + from + i);
+        if constexpr (kHasResidual) cuda::copy_ahead(to + kColumns + i, args.residual + from + i);
+      });
     }
+    cuda::end_copies();
+  };
+#pragma unroll
+  for (int k = 0; k < kStages; ++k) copy_row(first + k * step, at + k * stride, k);
+  Row held_weight[kSteps], held_bias[kSteps];
+  cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+    if (has_weight) held_weight[k] = cuda::pack_at<V>(args.weight + begin + i);
+    if (has_bias) held_bias[k] = cuda::pack_at<V>(args.bias + begin + i);
   });
   const double share = 1.0 / static_cast<double>(n);
-  const auto average = [&](C mine, int kind) {
-    const double part = static_cast<double>(cuda::join_lanes(mine, cuda::AddLanes{}));
-    if (team.warps == 1) return part * share;
-    if (team.lane == 0) parts[kind][team.slot] = part;
-    cuda::meet_team(static_cast<int>(threadIdx.z), 32 * team.warps);
-    double total = 0;
-    for (int w = 0; w < team.warps; ++w) total += parts[kind][team.slot - team.warp + w];
-    return total * share;
-  };
-  const C mean = has_mean ? static_cast<C>(average(sum, 0)) : C(0);
-  cuda::for_lane<kSteps, V>(left, [&](int k, int) {
-    for (int e = 0; e < V; ++e) {
-      held[k][e] -= mean;
-      square = math::fma(held[k][e], held[k][e], square);
+  const C eps = static_cast<C>(args.eps);
+  int turn = 0;  // 0 or 1
+  for (int row = first; row < rows; row += step, at += stride, turn = 1 - turn) {
+    cuda::wait_copies<kStages - 1>();
+    const T* const x_row = reinterpret_cast<const T*>(stages + turn * kStageBytes);
+    C held[kSteps][V];
+    C sum = C(0), square = C(0);
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+      Row own = cuda::pack_at<V>(x_row + i);
+      if constexpr (kHasResidual) {
+        const auto x = cuda::numbers(own), residual = cuda::numbers(cuda::pack_at<V>(x_row + kColumns + i));
+        C both[V];
+        for (int e = 0; e < V; ++e) both[e] = x.value[e] + residual.value[e];
+        own = cuda::rounded<T, V>(both);
+        cuda::store_pack(args.sum + at + i, own);
+      }
+      const auto x = cuda::numbers(own);
+      for (int e = 0; e < V; ++e) {
+        held[k][e] = x.value[e];
+        sum += x.value[e];
+      }
+    });
+    // A line of parts for each of the two averages of a row. Where there is one, they take turns, so that a warp may be
+    // a row ahead of one that still reads.
+    const auto average = [&](C mine, int kind) {
+      const double part = static_cast<double>(cuda::join_lanes(mine, cuda::AddLanes{}));
+      if (team.warps == 1) return part * share;
+      double* const line = parts[has_mean ? kind : turn];
+      if (team.lane == 0) line[team.slot] = part;
+      cuda::meet_team(group, 32 * team.warps);
+      double total = 0;
+#pragma unroll 1
+      for (int slot = team.slot - team.warp, w = 0; w < team.warps; ++w, ++slot) total += line[slot];
+      return total * share;
+    };
+    const C mean = has_mean ? static_cast<C>(average(sum, 0)) : C(0);
+    cuda::for_lane<kSteps, V>(left, [&](int k, int) {
+      for (int e = 0; e < V; ++e) {
+        held[k][e] -= mean;
+        square = math::fma(held[k][e], held[k][e], square);
+      }
+    });
+    const C rstd = C(1) / math::sqrt(static_cast<C>(average(square, 1)) + eps);
+    copy_row(row + kStages * step, at + kStages * stride, turn);  // every number of this row has been used by now
+    if (team.warp == 0 && team.lane == 0) {
+      if (has_mean) args.mean[row] = mean;
+      args.rstd[row] = rstd;
     }
-  });
-  const C rstd = C(1) / math::sqrt(static_cast<C>(average(square, 1)) + static_cast<C>(args.eps));
-  if (team.warp == 0 && team.lane == 0) {
-    if (has_mean) args.mean[team.row] = mean;
-    args.rstd[team.row] = rstd;
+    cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
+      const auto weight = cuda::numbers(held_weight[k]), bias = cuda::numbers(held_bias[k]);
+      C y[V];
+      for (int e = 0; e < V; ++e) {
+        const C value = held[k][e] * rstd, w = has_weight ? weight.value[e] : C(1);
+        y[e] = has_bias ? math::fma(value, w, bias.value[e]) : value * w;
+      }
+      cuda::store_pack(args.y + at + i, cuda::rounded<T, V>(y));
+    });
   }
-  cuda::for_lane<kSteps, V>(left, [&](int k, int i) {
-    Row weight{}, bias{};
-    C y[V];
-    if (args.weight != nullptr) weight = cuda::pack_at<V>(args.weight + begin + i);
-    if (args.bias != nullptr) bias = cuda::pack_at<V>(args.bias + begin + i);
-    for (int e = 0; e < V; ++e) {
-      const C value = held[k][e] * rstd, w = args.weight != nullptr ? cuda::read(weight.value[e]) : C(1);
-      y[e] = args.bias != nullptr ? math::fma(value, w, cuda::read(bias.value[e])) : value * w;
-    }
-    cuda::store_pack(args.y + start + i, cuda::rounded<T, V>(y));
-  });
 }
 
-template <class T>
-void launch_teams(const Forward<T>& args, const Cuda& cuda) {
-  const auto warps = static_cast<unsigned>((args.n + kNarrow - 1) / kNarrow);
-  const dim3 threads(32, warps, 8 / warps);
-  const auto blocks = static_cast<unsigned>((args.rows + threads.z - 1) / threads.z);
-  forward_teams<T, cuda::kPackWidth<T>><<<blocks, threads, 0, stream_of(cuda)>>>(args);
+template <int kSteps, bool kHasResidual, class T>
+void launch_blocks(const Forward<T>& args, const Cuda& cuda) {
+  const cuda::RowPlan plan(args.n, kSteps * 32 * cuda::kPackWidth<T>, kThreads, kStages,
+                           (kHasResidual ? 2 : 1) * sizeof(T));
+  const std::int64_t blocks = std::min(kMostBlocks, (args.rows + plan.groups - 1) / plan.groups);
+  const auto kernel = forward_blocks<T, kSteps, kHasResidual>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes)),
+      LayerNormArgs::kName, cuda.device);
+  kernel<<<static_cast<unsigned>(blocks), plan.threads(), plan.shared_bytes, stream_of(cuda)>>>(args);
+}
+template <int kSteps, class T>
+void launch_blocks(const Forward<T>& args, const Cuda& cuda) {
+  args.residual != nullptr ? launch_blocks<kSteps, true>(args, cuda) : launch_blocks<kSteps, false>(args, cuda);
 }
 
 /// Rows of any length and address.
@@ -220,7 +262,9 @@ void run(const Cuda& cuda, const LayerNormArgs& args) {
     if constexpr (!std::is_same_v<T, double>) {
       if (n <= cuda::kHeldElements &&
           cuda::rows_fit(n, {&args.x, &args.residual, &args.weight, &args.bias, &args.y, &args.sum})) {
-        if (n <= cuda::kMostNarrow) return launch_teams(forward, cuda);
+        if (n <= 4 * kShortSteps * 32 * cuda::kPackWidth<T> && rows < kMostRows)
+          return launch_blocks<kShortSteps>(forward, cuda);
+        if (n <= cuda::kMostNarrow && rows < kMostRows) return launch_blocks<kMiddleSteps>(forward, cuda);
         forward_packs<T, cuda::kPackWidth<T>><<<launch.blocks, launch.threads, 0, stream_of(cuda)>>>(forward);
         return;
       }

@@ -188,62 +188,25 @@ __device__ float sum_squares_of(std::int64_t begin, std::int64_t end, Value valu
   return join_lanes(sum, AddLanes{});
 }
 
-/// sums[block] = the sum of value(i)^2 over each block of `count` elements.
+/// sums[block] = the sum of value(i)^2 over each block of `count` elements, by a warp.
 template <class Value>
-struct SquaresJob {
-  Value value;
-  double* sums;
-  std::int64_t count;
-};
-template <class Value>
-struct SquaresRange {
-  SquaresJob<Value> job;
-  unsigned first_block;  ///< of the grid's
-};
-
-/// A warp a block of elements.
-template <class Value, int kMost>
-__global__ void __launch_bounds__(kStepThreads)
-    block_squares(const __grid_constant__ LaunchTable<SquaresRange<Value>, kMost> table) {
-  const SquaresRange<Value>& range = table.own();
-  const std::int64_t block =
-      (static_cast<std::int64_t>(blockIdx.x - range.first_block) * kStepThreads + threadIdx.x) / 32;
-  const std::int64_t begin = block * kStatisticsBlock, count = range.job.count;
+__global__ void __launch_bounds__(kStepThreads) block_squares(const Value value, double* sums, std::int64_t count) {
+  const std::int64_t block = (static_cast<std::int64_t>(blockIdx.x) * kStepThreads + threadIdx.x) / 32;
+  const std::int64_t begin = block * kStatisticsBlock;
   if (begin >= count) return;
   const std::int64_t end = begin + kStatisticsBlock < count ? begin + kStatisticsBlock : count;
-  const float sum = sum_squares_of(begin, end, range.job.value);
-  if (threadIdx.x % 32 == 0) range.job.sums[block] = static_cast<double>(sum);
+  const float sum = sum_squares_of(begin, end, value);
+  if (threadIdx.x % 32 == 0) sums[block] = static_cast<double>(sum);
 }
 
-/// Launches block_squares, up to kMost jobs at a time.
-template <int kMost, class Value>
-void sum_blocks_of_all(const Cuda& cuda, const char* op, std::span<const SquaresJob<Value>> jobs) {
-  constexpr std::int64_t kTogether = kStepThreads / 32;  // blocks of elements that a block of threads sums
-  while (!jobs.empty()) {
-    LaunchTable<SquaresRange<Value>, kMost> table;
-    table.count = 0;
-    unsigned blocks = 0;
-    for (; !jobs.empty() && table.count < kMost; jobs = jobs.subspan(1)) {
-      if (jobs.front().count == 0) continue;
-      table.ranges[table.count++] = {jobs.front(), blocks};
-      const std::int64_t warps = (jobs.front().count + kStatisticsBlock - 1) / kStatisticsBlock;
-      blocks += static_cast<unsigned>((warps + kTogether - 1) / kTogether);
-    }
-    if (blocks > 0) block_squares<Value, kMost><<<blocks, kStepThreads, 0, stream_of(cuda)>>>(table);
-  }
-  check_cuda(cudaGetLastError(), op, cuda.device);
-}
-template <class Value>
-void sum_blocks_of_all(const Cuda& cuda, const char* op, const std::vector<SquaresJob<Value>>& jobs) {
-  const std::span<const SquaresJob<Value>> all(jobs);
-  jobs.size() == 1 ? sum_blocks_of_all<1>(cuda, op, all) : sum_blocks_of_all<kMostTogether>(cuda, op, all);
-}
-
-/// The same for one range.
 template <class Value>
 void sum_blocks_of(const Cuda& cuda, const char* op, const Value& value, const View& sums, std::int64_t count) {
-  const SquaresJob<Value> job{value, sums.as<double>(), count};
-  sum_blocks_of_all<1>(cuda, op, std::span<const SquaresJob<Value>>(&job, 1));
+  if (count == 0) return;
+  constexpr std::int64_t kTogether = kStepThreads / 32;
+  const std::int64_t warps = (count + kStatisticsBlock - 1) / kStatisticsBlock;
+  block_squares<<<static_cast<unsigned>((warps + kTogether - 1) / kTogether), kStepThreads, 0, stream_of(cuda)>>>(
+      value, sums.as<double>(), count);
+  check_cuda(cudaGetLastError(), op, cuda.device);
 }
 
 /// A gradient whose dtype is told at run time, for statistics; zeros without data.

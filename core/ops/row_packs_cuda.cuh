@@ -66,8 +66,7 @@ __device__ Pack<T, V> rounded(const C (&values)[V]) {
   }
 }
 
-inline constexpr std::int64_t kNarrow = 512;              ///< columns of a warp in layer norm's forward
-inline constexpr std::int64_t kMostNarrow = 8 * kNarrow;  ///< of a row whose warps are a block
+inline constexpr std::int64_t kMostNarrow = 4096;  ///< columns of a row that layer norm copies ahead
 
 /// Calls body(k, i) for a lane's packs of its warp's columns: k counts them, i is the first element, counted from the
 /// lane's first pack, a constant once unrolled. `left` elements are there from that pack on.
@@ -97,6 +96,21 @@ template <int kLater>
 __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kLater) : "memory");
 }
+
+/// How rows are given to blocks that copy ahead. Teams of `warps` warps, `groups` of them a block, take neighbouring
+/// rows, so that all running blocks walk through memory side by side. Each warp copies its columns of the rows to come
+/// to shared memory while it works on a row. The plan depends on the shape alone.
+struct RowPlan {
+  unsigned warps, groups;
+  std::size_t shared_bytes;  ///< for the stages
+
+  RowPlan(std::int64_t n, std::int64_t columns, unsigned threads, std::size_t stages, std::size_t operand_bytes) {
+    warps = static_cast<unsigned>((n + columns - 1) / columns);
+    groups = threads / (32 * warps);
+    shared_bytes = groups * warps * stages * operand_bytes * static_cast<std::size_t>(columns);
+  }
+  dim3 threads() const { return dim3(32, warps, groups); }
+};
 
 /// The threads' numbers of one row, each warp's joined lane by lane and then in order of warps, in every thread.
 template <class C>
