@@ -43,7 +43,8 @@ BoostedOptimizer::BoostedOptimizer(std::unique_ptr<autograd::Optimizer> optimize
       sharding_(std::move(sharding)),
       options_(options),
       stepper_(*optimizer_, in_groups(sharding_->parts(), options.group_of),
-               {.keeps_masters = sharding_->keeps_masters()}) {
+               {.keeps_masters = sharding_->keeps_masters(), .may_be_late = sharding_->can_finish_late()}) {
+  sharding_->set_finish_parts([this](std::size_t first, std::size_t count) { stepper_.finish(first, count); });
   if (sharding_->reducer() != nullptr) stepper_.set_reducer(*sharding_->reducer());
   if (options_.grad_scaler) scaler_.emplace(*options_.grad_scaler);
 }

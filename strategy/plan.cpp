@@ -125,6 +125,8 @@ Plan plan_step(const StrategyFactory& make_strategy, const ModelFactory& model, 
     const ObserverScope observe(recorder);
     const autograd::LeafUseScope uses(/*named_only=*/true);
     for (std::int64_t m = 0; m < options.accumulative_counts; ++m) strategy->train_step(batch);
+    if (OptimWrapper* wrapper = strategy->optim_wrapper())
+      wrapper->stepper().finish();  // what it left for the next one
     for (const autograd::Variable& leaf : uses.leaves()) plan.parameter_order.push_back(leaf.name());
     plan.backward_order = std::move(backward_order);
     plan.memory = allocator(device).stats();

@@ -45,7 +45,7 @@ class Sharding : public autograd::GradientSink {
   /// The parameters whose weights are saved in pieces, by every rank its own; none: this rank has everything.
   virtual std::vector<autograd::Variable> sharded() const { return {}; }
   bool is_sharded() const { return !sharded().empty(); }
-  /// This rank's pieces of them.
+  /// This rank's pieces of them; BoostedOptimizer::pieces is what others read.
   virtual std::vector<autograd::Part> pieces() const { return {}; }
   /// False: a parameter's data is gathered when it is used, and weights are loaded into pieces().
   virtual bool has_whole_weights() const { return true; }
@@ -53,6 +53,12 @@ class Sharding : public autograd::GradientSink {
   virtual bool overwrites_weights() const { return false; }
   /// Who is told before bytes of pieces() change other than by a step.
   virtual void set_before_change(std::function<void(const Tensor&)>) {}
+
+  /// Who finishes parts [first, first + count) of parts(), which a step may have left; see can_finish_late.
+  using FinishParts = std::function<void(std::size_t first, std::size_t count)>;
+  /// True: it calls the one who finishes parts before it reads or overwrites their weights.
+  virtual bool can_finish_late() const { return false; }
+  virtual void set_finish_parts(FinishParts) {}
 
   /// True: another rank has the same pieces and saves them.
   virtual bool is_replica() const { return false; }

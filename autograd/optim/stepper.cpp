@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
 
@@ -42,6 +43,21 @@ Tensor moved(const Tensor& x, Device device) {
   copy_across(x, there);
   return there;
 }
+
+// While it lives an optimizer has other groups.
+class GroupsScope {
+ public:
+  GroupsScope(Optimizer& optimizer, std::vector<ParamGroup>& groups) : optimizer_(optimizer), groups_(groups) {
+    std::swap(optimizer_.groups(), groups_);
+  }
+  ~GroupsScope() { std::swap(optimizer_.groups(), groups_); }
+  GroupsScope(const GroupsScope&) = delete;
+  GroupsScope& operator=(const GroupsScope&) = delete;
+
+ private:
+  Optimizer& optimizer_;
+  std::vector<ParamGroup>& groups_;
+};
 
 }  // namespace
 
@@ -96,18 +112,14 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
   refresh_masters();
 }
 
-// What a part's step reads and writes that is elsewhere, on its way.
-struct Stepper::Fetching {
-  std::size_t part;
-  SideCopies::Fetch gradient, weights;
-  bool has_left;  // the weights are written back when they are stepped
-};
-
 Stepper::Fetching Stepper::fetch(std::size_t index) {
   const Part& part = parts_[index];
   const Tensor weights = weights_of(part);
   const Device place = place_of(part);
-  Fetching fetching{index, side_copies_->fetch(gradient_of(part), place), {weights, {}}, weights.device() != place};
+  // Of a late part the gradient has been forgotten, but not its place.
+  const bool is_late = std::binary_search(late_.parts.begin(), late_.parts.end(), index);
+  const Tensor gradient = is_late ? weights : gradient_of(part);
+  Fetching fetching{index, side_copies_->fetch(gradient, place), {weights, {}}, weights.device() != place};
   if (!fetching.has_left) return fetching;
   // Weights with a master are only written.
   const bool has_master = options_.keeps_masters && weights.dtype() != DType::f32;
@@ -157,54 +169,101 @@ bool Stepper::joins_others(std::size_t index) const {
   return weights.device().is_cuda() && is_there && has_f32 && optimizer_.stats_passes() == 0;
 }
 
+Stepper::Work Stepper::arrive(Fetching& fetching) {
+  return {side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
+}
+
+// A part by itself: its statistics, its ranges, its way back.
+void Stepper::step_alone(const Fetching& fetching, const Work& work, const StepContext& context) {
+  const std::vector<Range> ranges = ranges_of(fetching.part, work);
+  Stats finished;
+  for (int pass = 0; pass < optimizer_.stats_passes(); ++pass) {
+    const auto add = [&](Stats& carry) {
+      for (const Range& range : ranges) optimizer_.accumulate_stats(pass, range, context, finished, carry);
+    };
+    Stats sums;
+    if (reducer_ != nullptr && !ranges.front().parameter.device().is_meta()) {
+      sums = reducer_->reduce(fetching.part, add);
+    } else {
+      add(sums);
+    }
+    finished.merge(sums);
+    optimizer_.finish_pass(pass, ranges.front(), context, finished);
+  }
+  for (const Range& range : ranges) optimizer_.apply(range, context, finished);
+  if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[fetching.part]));
+}
+
+// Statistics of several owners are completed in the order of a step, so parts that need some are never late.
+bool Stepper::is_late(std::size_t index) const {
+  const Part& part = parts_[index];
+  const bool has_place = part.gradient.defined() && part.gradient.storage() == weights_of(part).storage();
+  return options_.may_be_late && has_place && place_of(part) != part.variable.device() &&
+         optimizer_.stats_passes() == 0;
+}
+
 void Stepper::step(double gradient_scale) {
+  finish();
   ++step_count_;
   StepContext context{step_count_, gradient_scale};
   if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
   std::vector<std::size_t> stepped;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    if (parts_[i].count > 0) stepped.push_back(i);
+    if (parts_[i].count == 0) continue;
+    if (side_copies_ == nullptr) side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[i]).device());
+    (is_late(i) ? late_.parts : stepped).push_back(i);
   }
-  if (side_copies_ == nullptr && !stepped.empty())
-    side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[stepped.front()]).device());
+  if (side_copies_ == nullptr) return;
+  side_copies_->begin();
+  if (!late_.parts.empty()) {
+    late_.context = context;
+    late_.groups = optimizer_.groups();
+  }
+  step_all(stepped, context);
+}
+
+void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContext& context) {
   std::optional<Fetching> next;
   std::vector<Range> together;
   const auto apply_together = [&] {
     optimizer_.apply_all(together, context);
     together.clear();
   };
-  for (std::size_t n = 0; n < stepped.size(); ++n) {
-    const std::size_t i = stepped[n];
-    if (n == 0) side_copies_->begin();
+  for (std::size_t n = 0; n < indices.size(); ++n) {
+    const std::size_t i = indices[n];
     Fetching fetching = next ? *std::exchange(next, std::nullopt) : fetch(i);
-    if (side_copies_->overlaps() && n + 1 < stepped.size()) next = fetch(stepped[n + 1]);
-    const Work work{side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
-    std::vector<Range> ranges = ranges_of(i, work);
+    if (side_copies_->overlaps() && n + 1 < indices.size()) next = fetch(indices[n + 1]);
+    const Work work = arrive(fetching);
     if (before_update_) before_update_(parts_[i], states_[i]);
     if (joins_others(i)) {
+      std::vector<Range> ranges = ranges_of(i, work);
       std::move(ranges.begin(), ranges.end(), std::back_inserter(together));
       if (together.size() >= kTogether) apply_together();
-      continue;
+    } else {
+      step_alone(fetching, work, context);
     }
-    Stats finished;
-    for (int pass = 0; pass < optimizer_.stats_passes(); ++pass) {
-      const auto add = [&](Stats& carry) {
-        for (const Range& range : ranges) optimizer_.accumulate_stats(pass, range, context, finished, carry);
-      };
-      Stats sums;
-      if (reducer_ != nullptr && !ranges.front().parameter.device().is_meta()) {
-        sums = reducer_->reduce(i, add);
-      } else {
-        add(sums);
-      }
-      finished.merge(sums);
-      optimizer_.finish_pass(pass, ranges.front(), context, finished);
-    }
-    for (const Range& range : ranges) optimizer_.apply(range, context, finished);
-    if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[i]));
   }
   apply_together();
-  if (side_copies_ != nullptr) side_copies_->end();
+  side_copies_->end();
+}
+
+void Stepper::finish(std::size_t first, std::size_t count) {
+  std::vector<std::size_t>& late = late_.parts;
+  const auto begin = std::lower_bound(late.begin(), late.end(), first);
+  const auto end = std::lower_bound(begin, late.end(), first + count);
+  if (begin == end) return;
+  const TraceSpan span("late update", "phase", parts_[*begin].variable.device());
+  const GroupsScope groups(optimizer_, late_.groups);
+  for (auto each = begin; each != end; ++each) {
+    const bool is_expected = ahead_ && ahead_->part == *each;
+    Fetching fetching = is_expected ? *std::exchange(ahead_, std::nullopt) : fetch(*each);
+    if (side_copies_->overlaps() && !ahead_ && each + 1 != late.end()) ahead_ = fetch(*(each + 1));
+    const Work work = arrive(fetching);
+    if (before_update_) before_update_(parts_[*each], states_[*each]);
+    step_alone(fetching, work, late_.context);
+  }
+  late.erase(begin, end);
+  side_copies_->end();
 }
 
 // The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
@@ -289,6 +348,7 @@ std::vector<double> Stepper::gradient_squares() const {
 }
 
 void Stepper::restore_weights() {
+  finish();
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const auto master = states_[i].find(kMaster);
     if (master == states_[i].end()) continue;
@@ -298,6 +358,7 @@ void Stepper::restore_weights() {
 }
 
 void Stepper::refresh_masters() {
+  finish();
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const auto master = states_[i].find(kMaster);
     if (master == states_[i].end() || parts_[i].count == 0) continue;
@@ -312,7 +373,8 @@ void Stepper::zero_grad() {
   }
 }
 
-std::map<std::string, StatePiece> Stepper::named_states() const {
+std::map<std::string, StatePiece> Stepper::named_states() {
+  finish();
   std::map<std::string, StatePiece> found;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];

@@ -4,6 +4,10 @@
 // Delicate: the order of calls is the contract (each pass over all ranges of a parameter in order of offset, then its
 // finish; then the updates), and sums over parameters that several owners share are completed by a StatsReducer in the
 // order of their blocks, never as partial sums.
+//
+// Parts whose states are on the host may be stepped late: their gradients wait where they are until somebody needs the
+// weights, so that the host steps them while the device already computes the next forward pass with those before them.
+// The thread that launches that pass does it, when it comes to them: nothing is shared with another thread.
 #pragma once
 
 #include <cstdint>
@@ -77,6 +81,9 @@ class Stepper {
     std::int64_t cut_elements = 0;  ///< > 0: parts are stepped in ranges of that many elements (a multiple of
                                     ///< kBlockElements), which is how tests prove the contract
     bool keeps_masters = true;      ///< false: 16-bit weights are widened for a step and rounded after it
+    /// True: step() leaves parts whose states are elsewhere than the variable, and whose gradient lies in the place of
+    /// their weights, to `finish`, which must be called before anyone else uses those.
+    bool may_be_late = false;
   };
   /// Makes the states, zero, and for parts of 16 bits an f32 master, called "master", of the weights as they are.
   /// Throws InternalError for a cut or group that does not exist, DTypeError or ShapeError for parameters that are not
@@ -90,6 +97,10 @@ class Stepper {
   /// One step from each part's gradient.
   ///   gradient_scale   multiplies every gradient
   void step(double gradient_scale = 1.0);
+  /// Steps those of parts [first, first + count) that the last step left, with its hyper-parameters.
+  void finish(std::size_t first, std::size_t count);
+  /// The same for all of them. Whatever reads or writes states or weights here does it first.
+  void finish() { finish(0, parts_.size()); }
 
   /// The L2 norm of all gradients, of every owner, over fixed blocks in parameter order; the input of clipping. 0 on
   /// meta.
@@ -116,15 +127,24 @@ class Stepper {
   std::int64_t step_count() const { return step_count_; }
   void set_step_count(std::int64_t count) { step_count_ = count; }
   /// States by "parameter name/state name", for checkpoints.
-  std::map<std::string, StatePiece> named_states() const;
+  std::map<std::string, StatePiece> named_states();
 
  private:
   /// What a part's step reads and writes, in one place.
   struct Work {
     Tensor weights, gradient;
   };
-  struct Fetching;
+  /// The same on its way, where it is elsewhere.
+  struct Fetching {
+    std::size_t part;
+    SideCopies::Fetch gradient, weights;
+    bool has_left;  ///< the weights are written back when they are stepped
+  };
   Fetching fetch(std::size_t index);
+  void step_all(const std::vector<std::size_t>& indices, const StepContext& context);
+  Work arrive(Fetching& fetching);
+  void step_alone(const Fetching& fetching, const Work& work, const StepContext& context);
+  bool is_late(std::size_t index) const;
   struct BlockSums;
   std::vector<BlockSums> sum_blocks() const;
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
@@ -138,6 +158,15 @@ class Stepper {
   StatsReducer* reducer_ = nullptr;
   BeforeUpdate before_update_;
   std::unique_ptr<SideCopies> side_copies_;  // made by the first step
+
+  /// What a step left.
+  struct Late {
+    std::vector<std::size_t> parts;  // in order
+    StepContext context;
+    std::vector<ParamGroup> groups;
+  };
+  Late late_;
+  std::optional<Fetching> ahead_;  // of the late part that is expected next
 };
 
 }  // namespace castor::autograd

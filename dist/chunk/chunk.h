@@ -24,6 +24,7 @@ struct ChunkManager::Chunk final : StoragePager {
   bool is_trained = false;
   ChunkHome home;
   autograd::StateHome* states_in = nullptr;
+  std::size_t first_part = 0, part_count = 0;  // of parts()
   ChunkState state = ChunkState::kAway;
   std::shared_ptr<Storage> storage;
   Tensor whole;                 // over the storage

@@ -94,6 +94,7 @@ void ChunkManager::finish_reduce(Chunk& chunk) {
 }
 
 void ChunkManager::make_gradient(Chunk& chunk, std::int64_t micro_batches) {
+  finish_parts(chunk);
   const CategoryScope category(Category::gradients);
   if (micro_batches > 1 && chunk.sum.numel() > 0)
     unary_inplace(UnaryOp::affine, chunk.sum, 1.0 / static_cast<double>(micro_batches), 0);

@@ -90,6 +90,13 @@ ChunkManager::ChunkManager(Comm& comm, const std::vector<autograd::Variable>& pa
     drop(chunk, "its piece was taken");
     chunk.storage->set_pager(&chunk);
   }
+  std::size_t parts = 0;
+  for (const auto& chunk : chunks_) {
+    if (!chunk->is_trained) continue;
+    chunk->first_part = parts;
+    chunk->part_count = chunk->array.stretches(shard()).size();
+    parts += chunk->part_count;
+  }
   std::vector<std::string> names;
   for (const autograd::Variable& parameter : parameters_) names.push_back(parameter.name());
   sums_ = std::make_unique<PartSums>(*owners_, owned_stretches(), std::move(names), device_);
@@ -239,8 +246,13 @@ void ChunkManager::give_memory(Chunk& chunk) {
   traffic_.peak_gathered_bytes = std::max(traffic_.peak_gathered_bytes, gathered_bytes_);
 }
 
+void ChunkManager::finish_parts(const Chunk& chunk) {
+  if (finish_parts_ && chunk.part_count > 0) finish_parts_(chunk.first_part, chunk.part_count);
+}
+
 void ChunkManager::begin_gather(Chunk& chunk) {
   const Moving moving(*this);
+  finish_parts(chunk);
   give_memory(chunk);
   const Tensor own = chunk.whole.narrow(0, piece_begin(chunk), chunk.piece.numel());
   if (chunk.home.piece_on_disk && kernel_type(device_) == DeviceType::cpu) {

@@ -111,6 +111,12 @@ class ChunkManager final : public autograd::GradientSink {
     before_change_ = std::move(before_change);
   }
 
+  /// Called before a piece's weights are read or overwritten: parts [first, first + count) of parts() may have been
+  /// left by the last step.
+  void set_finish_parts(std::function<void(std::size_t first, std::size_t count)> finish_parts) {
+    finish_parts_ = std::move(finish_parts);
+  }
+
   // What policies see and do.
   std::size_t chunk_count() const { return chunks_.size(); }
   ChunkState state(std::size_t chunk) const;
@@ -160,7 +166,7 @@ class ChunkManager final : public autograd::GradientSink {
   std::vector<autograd::Part> parts() const;
   /// For statistics of trained parameters.
   autograd::StatsReducer& sums() { return *sums_; }
-  /// This rank's stretches of all parameters, frozen ones too.
+  /// This rank's stretches of all parameters, frozen ones too. Whoever reads them finishes the step first.
   std::vector<autograd::Part> pieces() const;
   const std::vector<autograd::Variable>& parameters() const { return parameters_; }
 
@@ -180,6 +186,7 @@ class ChunkManager final : public autograd::GradientSink {
   void finish_reduce(Chunk& chunk);
   void finish_oldest_reduce();
   void make_gradient(Chunk& chunk, std::int64_t micro_batches);
+  void finish_parts(const Chunk& chunk);
   std::vector<std::vector<OwnedStretch>> owned_stretches() const;
 
   int shard() const { return comm_.rank() % shards_; }
@@ -199,6 +206,7 @@ class ChunkManager final : public autograd::GradientSink {
   std::unique_ptr<PartSums> sums_;
   ChunkPolicy* policy_ = nullptr;
   std::function<void(const Tensor&)> before_change_;
+  std::function<void(std::size_t, std::size_t)> finish_parts_;
   std::int64_t gathered_bytes_ = 0;
   ChunkTraffic traffic_;
   bool is_moving_ = false;         // the manager itself takes addresses

@@ -75,6 +75,8 @@ class GeminiSharding final : public Sharding {
     chunks_.set_before_change(std::move(before_change));
   }
   bool overwrites_weights() const override { return config_.master_weights; }
+  bool can_finish_late() const override { return true; }
+  void set_finish_parts(FinishParts finish_parts) override { chunks_.set_finish_parts(std::move(finish_parts)); }
 
   bool is_replica() const override { return comm_.rank() >= comm_.world_size() / config_.extra_dp_size; }
   std::optional<Device> host() const override { return host_; }
@@ -134,8 +136,9 @@ class GeminiSharding final : public Sharding {
                   " chunks came ahead of their use");
   }
 
-  // Chunks in order live on the host, until the share is reached: pieces by all chunks' bytes, states by the trained
-  // ones'. Of these the first live on disk.
+  // The last chunks live on the host, until the share is reached: pieces by all chunks' bytes, states by the trained
+  // ones'. Of these the very last live on disk. So the host steps its parts while the device computes the next forward
+  // pass with those before them.
   dist::ChunkOptions with_homes(dist::ChunkOptions options) {
     options.disk.directory = config_.nvme_offload_dir.value_or("");
     if (is_auto()) {
@@ -157,9 +160,10 @@ class GeminiSharding final : public Sharding {
         if (chunk.is_trained) trained += static_cast<double>(chunk.bytes);
       }
       const double pieces = config.offload_param_frac * all, states = config.offload_optim_frac * trained;
-      std::vector<dist::ChunkHome> homes;
-      for (const dist::ChunkInfo& chunk : chunks) {
-        dist::ChunkHome& home = homes.emplace_back(dist::ChunkHome{device, device});
+      std::vector<dist::ChunkHome> homes(chunks.size(), {device, device});
+      for (std::size_t i = chunks.size(); i-- > 0;) {
+        const dist::ChunkInfo& chunk = chunks[i];
+        dist::ChunkHome& home = homes[i];
         if (pieces_there < pieces) {
           home.piece = host;
           home.piece_on_disk = pieces_there < pieces * config.nvme_offload_param_fraction;

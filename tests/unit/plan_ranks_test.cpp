@@ -115,6 +115,7 @@ void check(const Case& each) {
     planned.forecast = plans[rank].forecast;
     strategy.prepare(model, planned);
     for (std::int64_t m = 0; m < each.micro_steps; ++m) strategy.train_step(tokens());
+    strategy.optim_wrapper()->stepper().finish();  // what the step left for the next one
     actual[rank] = memory_since(before, allocator(device).stats());
     const Sharding& sharding = strategy.optim_wrapper()->sharding();
     disk_bytes[rank] = sharding.disk_bytes();

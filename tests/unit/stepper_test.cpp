@@ -20,6 +20,8 @@
 #include "autograd/optim/sgd.h"
 #include "core/base/error.h"
 #include "core/base/philox.h"
+#include "core/ops/cast.h"
+#include "core/ops/random.h"
 
 namespace castor::autograd {
 namespace {
@@ -224,6 +226,98 @@ TEST_CASE("options out of range are refused with the option's name") {
   adafactor = {};
   adafactor.relative_step = false;
   CHECK(path_of([&] { Adafactor{adafactor}; }) == "lr");
+}
+
+/// Four bf16 parameters whose states are on the host, two of them cut in two, with gradients in their weights' place.
+struct LateRun {
+  AdamWConfig config;
+  AdamW optimizer{config};
+  std::vector<Tensor> places;  ///< by part
+  std::unique_ptr<Stepper> stepper;
+
+  explicit LateRun(bool may_be_late) {
+    std::vector<Part> parts;
+    for (int p = 0; p < 4; ++p) {
+      Variable variable(Tensor::zeros({2048}, DType::bf16), true);
+      variable.set_name(cat("w", p));
+      for (const std::int64_t offset : p < 2 ? std::vector<std::int64_t>{0, 1024} : std::vector<std::int64_t>{0}) {
+        const Tensor weights = Tensor::empty({p < 2 ? 1024 : 2048}, DType::bf16);
+        fill_normal(weights, {static_cast<std::uint64_t>(p), static_cast<std::uint64_t>(offset)});
+        places.push_back(weights);
+        parts.emplace_back(variable, 0, offset, weights);
+        parts.back().states_on = kHost;
+      }
+    }
+    stepper = std::make_unique<Stepper>(optimizer, std::move(parts), Stepper::Options{.may_be_late = may_be_late});
+  }
+
+  /// What lies in a part's place: weights, or a gradient that waits.
+  std::vector<float> at(std::size_t part) const { return cast(places[part], DType::f32).to_vector<float>(); }
+  void step(std::uint64_t seed) {
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      fill_normal(places[i], {seed, i});
+      stepper->parts()[i].gradient = places[i];
+    }
+    stepper->step(0.5);
+    stepper->zero_grad();
+  }
+  /// The weights, then the states by their names.
+  std::vector<std::vector<float>> values() {
+    std::vector<std::vector<float>> all;
+    for (std::size_t i = 0; i < places.size(); ++i) all.push_back(at(i));
+    for (const auto& [name, piece] : stepper->named_states()) all.push_back(piece.tensor.to_vector<float>());
+    return all;
+  }
+};
+
+TEST_CASE("a step that is finished late, in any order, has the bits and the hyper-parameters of one at once") {
+  LateRun at_once(false), late(true);
+  const auto is_left = [&](std::size_t part) { return late.at(part) != at_once.at(part); };
+  for (LateRun* run : {&at_once, &late}) {
+    run->step(1);
+    run->optimizer.groups()[0].values["lr"] = 0.25;  // for the next step
+  }
+  for (std::size_t part = 0; part < late.places.size(); ++part) CHECK(is_left(part));
+  late.stepper->finish(3, 2);
+  CHECK_FALSE(is_left(3));
+  CHECK_FALSE(is_left(4));
+  late.stepper->finish(0, 1);
+  late.stepper->finish(0, 1);  // nothing is left of it
+  CHECK_FALSE(is_left(0));
+  CHECK(is_left(1));
+  CHECK(is_left(5));
+  CHECK(late.optimizer.groups()[0].values.at("lr") == 0.25);
+  late.stepper->finish();
+  CHECK(late.values() == at_once.values());
+
+  // The next step, whoever asks for states, and weights that are taken back finish it, too.
+  for (LateRun* run : {&at_once, &late}) run->step(2);
+  CHECK(is_left(2));
+  late.stepper->named_states();
+  CHECK(late.values() == at_once.values());
+  for (LateRun* run : {&at_once, &late}) run->step(3);
+  for (LateRun* run : {&at_once, &late}) run->stepper->restore_weights();
+  CHECK(late.values() == at_once.values());
+}
+
+TEST_CASE("only what lies in the weights' place is finished late, and nothing where owners share statistics") {
+  LateRun run(true);
+  for (std::size_t i = 0; i < run.places.size(); ++i)
+    run.stepper->parts()[i].gradient = full(run.places[i].shape(), 1, DType::bf16);
+  const std::vector<float> before = run.at(0);
+  run.stepper->step();
+  CHECK(run.at(0) != before);
+
+  Lamb lamb{LambConfig{}};
+  const Tensor place = full({1024}, 1, DType::bf16);
+  Variable variable(Tensor::zeros({1024}, DType::bf16), true);
+  std::vector<Part> parts{Part(variable, 0, 0, place)};
+  parts[0].states_on = kHost;
+  Stepper stepper(lamb, std::move(parts), {.may_be_late = true});
+  stepper.parts()[0].gradient = place;
+  stepper.step();
+  const Tensor rounded = cast(stepper.named_states().at("/master").tensor, DType::bf16);
+  CHECK(cast(place, DType::f32).to_vector<float>() == cast(rounded, DType::f32).to_vector<float>());
 }
 
 TEST_CASE("what a stepper cannot serve is refused with the parameter's name") {
