@@ -15,7 +15,7 @@ using cuda::RowTeam;
 template <class T>
 using Computed = decltype(load(T{}));
 
-constexpr int kThreads = 512, kBlocksAtOnce = 2;  // of a multiprocessor: 64 registers a thread
+constexpr int kThreads = 512, kBlocksAtOnce = 2;           // of a multiprocessor: 64 registers a thread
 constexpr std::int64_t kMostBlocks = 132 * kBlocksAtOnce;  // what a large GPU holds at a time
 constexpr std::int64_t kMostRows = 1 << 30;                // that are counted in 32 bits
 constexpr int kStages = 2;                                 // rows that a team has on their way

@@ -49,7 +49,7 @@ struct SquaresRange {
   unsigned first_block;  ///< of the grid's
 };
 
-constexpr int kChains = 8;                     // neighbouring lanes of the CPU's fold that a thread has
+constexpr int kChains = 8;                      // neighbouring lanes of the CPU's fold that a thread has
 constexpr int kSharers = kFoldLanes / kChains;  // threads of a block of elements
 constexpr int kSharedBlocks = cuda::kStepThreads / kSharers;
 

@@ -1,8 +1,8 @@
 // What a GPU suite does for the tools that watch it, when tests/gpu/run asks by environment variables: it lists its
 // kernels and those that its cases launched (CASTOR_KERNEL_LIST=FILE), and gives each tensor memory of its own
 // (CASTOR_EXACT_MEMORY=1), so that a tool sees what lies beyond a tensor and what nobody has written yet. There, too,
-// cuBLASLt's results are filled with zeros before it writes them: initcheck does not see what the copy engine stores, as
-// which these kernels store, and would call every result of theirs unwritten.
+// cuBLASLt's results are filled with zeros before it writes them: initcheck does not see what the copy engine stores,
+// as which these kernels store, and would call every result of theirs unwritten.
 //
 // Delicate: kernels are seen where nvcc's code calls the runtime, which the linker leads through here (--wrap). The
 // three functions belong to CUDA 13's toolkit; were they called otherwise by another one, the list would be empty,
