@@ -1,6 +1,7 @@
 // Two queues, one for each direction of the link.
 #include "autograd/optim/side_copies.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/base/error.h"
@@ -8,19 +9,13 @@
 #include "core/ops/cast.h"
 
 namespace castor::autograd {
-namespace {
-
-// Stored tensors that are kept at a time: one is written while the next is computed.
-constexpr std::size_t kMostStores = 2;
-
-}  // namespace
-
 SideCopies::SideCopies(Device device)
     : device_(device), incoming_(backend(device).open_queue()), outgoing_(backend(device).open_queue()) {}
 
 SideCopies::~SideCopies() {
   try {
     for (const Store& store : stores_) backend(device_).wait_on_host(store.end);
+    backend(device_).wait_on_host(last_fetch_);
   } catch (const DeviceError&) {  // the device is lost, and with it what was on its way
   }
 }
@@ -43,7 +38,7 @@ SideCopies::Fetch SideCopies::fetch(const Tensor& x, Device place) {
   incoming_->wait(ready_);
   const TraceSpan span("to the host", "copy", incoming_.get(), "copies to the host");
   incoming_->copy(result.tensor.view().data, x.view().data, x.view().bytes());
-  result.end = incoming_->record();
+  last_fetch_ = result.end = incoming_->record();
   return result;
 }
 
@@ -55,14 +50,19 @@ const Tensor& SideCopies::finish(Fetch& fetch) {
 
 void SideCopies::store(const Tensor& x, const Tensor& y) {
   if (!is_between(y, x.device())) return copy_across(x, y);
-  if (stores_.size() == kMostStores) {
+  // What is kept is as much as two large tensors: one is written while the next is computed.
+  const std::size_t bytes = x.view().bytes();
+  largest_ = std::max(largest_, bytes);
+  while (!stores_.empty() && stored_bytes_ + bytes > 2 * largest_) {
     backend(device_).wait_on_host(stores_.front().end);
+    stored_bytes_ -= stores_.front().source.view().bytes();
     stores_.pop_front();
   }
   outgoing_->wait(ready_);
   const TraceSpan span("to the device", "copy", outgoing_.get(), "copies to the device");
   outgoing_->copy(y.view().data, x.view().data, x.view().bytes());
   stores_.push_back({x, outgoing_->record()});
+  stored_bytes_ += bytes;
 }
 
 void SideCopies::end() {

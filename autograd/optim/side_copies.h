@@ -17,6 +17,7 @@ class SideCopies {
  public:
   /// For tensors of `device`; one whose queue is its only one (a CPU) copies at once.
   explicit SideCopies(Device device);
+  /// Waits for what is on its way.
   ~SideCopies();
   SideCopies(const SideCopies&) = delete;
   SideCopies& operator=(const SideCopies&) = delete;
@@ -49,8 +50,9 @@ class SideCopies {
   };
   Device device_;
   std::unique_ptr<SideQueue> incoming_, outgoing_;  // to the host, to the device
-  Event ready_;
+  Event ready_, last_fetch_;
   std::deque<Store> stores_;
+  std::size_t stored_bytes_ = 0, largest_ = 0;  // of stores_; of one store so far
 };
 
 }  // namespace castor::autograd

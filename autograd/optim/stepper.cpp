@@ -18,6 +18,7 @@ constexpr const char* kMaster = "master";
 // Parts of a GPU that are stepped together: a launch for each would cost more than small ones take. Not all at once:
 // the GPU begins while the next ones are gathered.
 constexpr std::size_t kTogether = 64;
+constexpr std::size_t kMostAhead = 64;  // parts that are fetched ahead of their step
 
 Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
 
@@ -102,6 +103,7 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     if (is_half && options.keeps_masters)
       states[kMaster] = make_state(part, part.is_whole() ? x.shape() : Shape{part.count}, DType::f32);
     states_.push_back(std::move(states));
+    largest_moved_ = std::max(largest_moved_, moved_bytes(states_.size() - 1));
   }
   // Values come when all states are made: a home gives addresses only then.
   for (std::size_t i = 0; i < parts_.size(); ++i) {
@@ -126,6 +128,39 @@ Stepper::Fetching Stepper::fetch(std::size_t index) {
   fetching.weights = has_master ? SideCopies::Fetch{Tensor::empty(weights.shape(), weights.dtype(), place), {}}
                                 : side_copies_->fetch(weights, place);
   return fetching;
+}
+
+// Bytes of weights that a step brings and takes away again.
+std::size_t Stepper::moved_bytes(std::size_t index) const {
+  const Tensor weights = weights_of(parts_[index]);
+  return weights.device() == place_of(parts_[index])
+             ? 0
+             : static_cast<std::size_t>(weights.numel()) * dtype_size(weights.dtype());
+}
+
+// A part's fetch, begun now unless it was before; and those of parts that come later, until half of a large one is on
+// its way: so a large one comes while the large one before it is stepped, whatever small ones lie between.
+Stepper::Fetching Stepper::fetch_ahead(std::size_t index, std::span<const std::size_t> later) {
+  const auto found =
+      std::find_if(ahead_.begin(), ahead_.end(), [&](const Fetching& each) { return each.part == index; });
+  std::optional<Fetching> own;
+  if (found != ahead_.end()) {
+    own = std::move(*found);
+    ahead_.erase(found);
+  } else {
+    own = fetch(index);
+  }
+  if (!side_copies_->overlaps()) return *own;
+  std::size_t bytes = 0;
+  for (std::size_t n = 0; n < ahead_.size(); ++n) {
+    if (n >= later.size() || ahead_[n].part != later[n]) return *own;  // finished in another order than expected
+    bytes += moved_bytes(ahead_[n].part);
+  }
+  while (ahead_.size() < std::min(later.size(), kMostAhead) && bytes < largest_moved_ / 2) {
+    ahead_.push_back(fetch(later[ahead_.size()]));
+    bytes += moved_bytes(ahead_.back().part);
+  }
+  return *own;
 }
 
 std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
@@ -223,7 +258,6 @@ void Stepper::step(double gradient_scale) {
 }
 
 void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContext& context) {
-  std::optional<Fetching> next;
   std::vector<Range> together;
   const auto apply_together = [&] {
     optimizer_.apply_all(together, context);
@@ -231,8 +265,7 @@ void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContex
   };
   for (std::size_t n = 0; n < indices.size(); ++n) {
     const std::size_t i = indices[n];
-    Fetching fetching = next ? *std::exchange(next, std::nullopt) : fetch(i);
-    if (side_copies_->overlaps() && n + 1 < indices.size()) next = fetch(indices[n + 1]);
+    Fetching fetching = fetch_ahead(i, std::span(indices).subspan(n + 1));
     const Work work = arrive(fetching);
     if (before_update_) before_update_(parts_[i], states_[i]);
     if (joins_others(i)) {
@@ -255,9 +288,7 @@ void Stepper::finish(std::size_t first, std::size_t count) {
   const TraceSpan span("late update", "phase", parts_[*begin].variable.device());
   const GroupsScope groups(optimizer_, late_.groups);
   for (auto each = begin; each != end; ++each) {
-    const bool is_expected = ahead_ && ahead_->part == *each;
-    Fetching fetching = is_expected ? *std::exchange(ahead_, std::nullopt) : fetch(*each);
-    if (side_copies_->overlaps() && !ahead_ && each + 1 != late.end()) ahead_ = fetch(*(each + 1));
+    Fetching fetching = fetch_ahead(*each, {each + 1, late.end()});
     const Work work = arrive(fetching);
     if (before_update_) before_update_(parts_[*each], states_[*each]);
     step_alone(fetching, work, late_.context);

@@ -11,10 +11,12 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -141,6 +143,8 @@ class Stepper {
     bool has_left;  ///< the weights are written back when they are stepped
   };
   Fetching fetch(std::size_t index);
+  Fetching fetch_ahead(std::size_t index, std::span<const std::size_t> later);
+  std::size_t moved_bytes(std::size_t index) const;
   void step_all(const std::vector<std::size_t>& indices, const StepContext& context);
   Work arrive(Fetching& fetching);
   void step_alone(const Fetching& fetching, const Work& work, const StepContext& context);
@@ -157,7 +161,6 @@ class Stepper {
   std::int64_t step_count_ = 0;
   StatsReducer* reducer_ = nullptr;
   BeforeUpdate before_update_;
-  std::unique_ptr<SideCopies> side_copies_;  // made by the first step
 
   /// What a step left.
   struct Late {
@@ -166,7 +169,9 @@ class Stepper {
     std::vector<ParamGroup> groups;
   };
   Late late_;
-  std::optional<Fetching> ahead_;  // of the late part that is expected next
+  std::deque<Fetching> ahead_;  // of the parts that are expected next, in order
+  std::size_t largest_moved_ = 0;
+  std::unique_ptr<SideCopies> side_copies_;  // made by the first step; ends before what is on its way
 };
 
 }  // namespace castor::autograd
