@@ -21,7 +21,8 @@ SideCopies::~SideCopies() {
 }
 
 bool SideCopies::is_between(const Tensor& x, Device place) const {
-  return overlaps() && x.device() == device_ && place.is_cpu() && x.is_contiguous() && x.numel() > 0;
+  return overlaps() && x.device() == device_ && kernel_type(place) == DeviceType::cpu && x.is_contiguous() &&
+         x.numel() > 0;
 }
 
 void SideCopies::begin() {
@@ -31,7 +32,7 @@ void SideCopies::begin() {
 SideCopies::Fetch SideCopies::fetch(const Tensor& x, Device place) {
   if (!x.defined() || x.device() == place) return {x, {}};
   Fetch result{Tensor::empty(x.shape(), x.dtype(), place), {}};
-  if (!is_between(x, place)) {
+  if (incoming_ == nullptr || !is_between(x, place)) {
     copy_across(x, result.tensor);
     return result;
   }
@@ -58,11 +59,13 @@ void SideCopies::store(const Tensor& x, const Tensor& y) {
     stored_bytes_ -= stores_.front().source.view().bytes();
     stores_.pop_front();
   }
+  stores_.push_back({x, {}});
+  stored_bytes_ += bytes;
+  if (outgoing_ == nullptr) return copy_across(x, y);
   outgoing_->wait(ready_);
   const TraceSpan span("to the device", "copy", outgoing_.get(), "copies to the device");
   outgoing_->copy(y.view().data, x.view().data, x.view().bytes());
-  stores_.push_back({x, outgoing_->record()});
-  stored_bytes_ += bytes;
+  stores_.back().end = outgoing_->record();
 }
 
 void SideCopies::end() {

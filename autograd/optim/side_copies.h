@@ -22,8 +22,9 @@ class SideCopies {
   SideCopies(const SideCopies&) = delete;
   SideCopies& operator=(const SideCopies&) = delete;
 
-  /// False: copies happen at once, so there is nothing in asking early.
-  bool overlaps() const { return incoming_ != nullptr; }
+  /// False: copies happen at once, so there is nothing in asking early. True on a meta device that stands for one that
+  /// overlaps: what is kept meanwhile is planned, too.
+  bool overlaps() const { return kernel_type(device_) != DeviceType::cpu; }
 
   /// What was asked for.
   struct Fetch {
@@ -49,7 +50,7 @@ class SideCopies {
     Event end;
   };
   Device device_;
-  std::unique_ptr<SideQueue> incoming_, outgoing_;  // to the host, to the device
+  std::unique_ptr<SideQueue> incoming_, outgoing_;  // to the host, to the device; null on meta
   Event ready_, last_fetch_;
   std::deque<Store> stores_;
   std::size_t stored_bytes_ = 0, largest_ = 0;  // of stores_; of one store so far
