@@ -77,29 +77,37 @@ std::size_t Trace::count() const {
   return spans_.size();
 }
 
-std::string Trace::chrome_json(int process) {
+std::vector<Trace::TimedSpan> Trace::spans() {
   Trace* self = this;
   active_trace.compare_exchange_strong(self, nullptr);
   const std::lock_guard lock(mutex_);
   const std::vector<double> marks = clock_ != nullptr ? clock_->seconds() : std::vector<double>{};
+  std::vector<TimedSpan> timed;
+  for (const Span& span : spans_) {
+    if (span.end < 0) continue;  // under way when the trace ended
+    const auto seconds = [&](std::int64_t at) {
+      return span.is_by_marks ? marks[static_cast<std::size_t>(at)] : static_cast<double>(at) / 1e9;
+    };
+    timed.push_back({span.name, span.category, lanes_[span.lane], seconds(span.begin), seconds(span.end), span.cost});
+  }
+  return timed;
+}
+
+std::string Trace::chrome_json(int process) {
+  const std::vector<TimedSpan> timed = spans();
   Json events = Json::array();
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
     events.push_back(
         {{"name", "thread_name"}, {"ph", "M"}, {"pid", process}, {"tid", lane}, {"args", {{"name", lanes_[lane]}}}});
   }
-  for (const Span& span : spans_) {
-    if (span.end < 0) continue;  // under way when the trace ended
-    const auto microseconds = [&](std::int64_t at) {
-      return span.is_by_marks ? marks[static_cast<std::size_t>(at)] * 1e6 : static_cast<double>(at) / 1e3;
-    };
-    const double start = microseconds(span.begin);
+  for (const TimedSpan& span : timed) {
     Json event = {{"name", span.name},
                   {"cat", span.category},
                   {"ph", "X"},
-                  {"ts", start},
-                  {"dur", microseconds(span.end) - start},
+                  {"ts", span.begin * 1e6},
+                  {"dur", (span.end - span.begin) * 1e6},
                   {"pid", process},
-                  {"tid", span.lane}};
+                  {"tid", lane_of(span.lane)}};
     if (span.cost.flops > 0 || span.cost.bytes > 0)
       event["args"] = {{"flops", span.cost.flops}, {"bytes", span.cost.bytes}};
     events.push_back(std::move(event));

@@ -34,7 +34,18 @@ class Trace final : public DispatchObserver {
   void before(const OpCall& call) override;
   void after(const OpCall& call) override;
 
-  /// The trace as JSON text. Waits for the device; nothing is recorded from here on.
+  /// A span, in seconds since the trace began.
+  struct TimedSpan {
+    std::string name;
+    const char* category;
+    std::string lane;  ///< a device's queue is called as the device is
+    double begin, end;
+    Cost cost;
+  };
+  /// Those that ended. Waits for the device; nothing is recorded from here on.
+  std::vector<TimedSpan> spans();
+
+  /// The same as JSON text.
   ///   process  the number that tells ranks apart where traces are put together
   std::string chrome_json(int process);
 

@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <iomanip>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -17,11 +15,13 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/process_age.h"
+#include "core/device/idle_time.h"
 #include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
 #include "dist/comm_meta.h"
 #include "dist/launch.h"
+#include "strategy/cli/bench_clocks.h"
 #include "strategy/colossalai_strategy.h"
 #include "strategy/config/load.h"
 #include "strategy/plan.h"
@@ -84,43 +84,6 @@ autograd::Batch tokens_on(Device device, const BenchArguments& arguments, std::u
   return {make(0), make(1)};
 }
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// Times ops one by one: the device is idle before and after each, so the sum is more than a step takes.
-class OpTimer final : public DispatchObserver {
- public:
-  struct Total {
-    std::int64_t calls = 0;
-    double seconds = 0, flops = 0, bytes = 0;
-  };
-  explicit OpTimer(Device device) : device_(device) {}
-  void before(const OpCall&) override {
-    backend(device_).synchronize();
-    start_ = Clock::now();
-  }
-  void after(const OpCall& call) override {
-    backend(device_).synchronize();
-    Total& total = totals_[call.name];
-    ++total.calls;
-    total.seconds += seconds_since(start_);
-    total.flops += call.cost.flops;
-    total.bytes += call.cost.bytes;
-  }
-  /// By time, longest first.
-  std::vector<std::pair<std::string, Total>> sorted() const {
-    std::vector<std::pair<std::string, Total>> all(totals_.begin(), totals_.end());
-    std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-    return all;
-  }
-
- private:
-  Device device_;
-  Clock::time_point start_;
-  std::map<std::string, Total> totals_;
-};
-
 /// The plugin's config with what the command line says.
 TypedConfig plugin_config(const BenchArguments& arguments) {
   TypedConfig config{*arguments.plugin};
@@ -131,12 +94,6 @@ TypedConfig plugin_config(const BenchArguments& arguments) {
   apply_overrides(config.node, arguments.plugin_options, diagnostics);
   diagnostics.throw_if_any("--plugin-options");
   return config;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
 }  // namespace
@@ -194,20 +151,20 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
         plan.host.peak_total * ranks_here, host_there, host_there);
   }
 
-  const auto begin = Clock::now();
-  const std::unique_ptr<ColossalAIStrategy> strategy = make_strategy(device);
+  const auto begin = BenchClock::now();
+  std::unique_ptr<ColossalAIStrategy> strategy = make_strategy(device);
   strategy->prepare(model, options);
   const double setup = seconds_since(begin);
   std::vector<double> seconds;
   double loss = 0, begun = 0;
-  auto last_read = Clock::now();
+  auto last_read = BenchClock::now();
   for (std::int64_t i = 0; i < arguments.warmup + arguments.steps; ++i) {
     const auto number = static_cast<std::uint64_t>(i * info.world_size + info.rank);
     const autograd::Batch batch = tokens_on(device, arguments, number);
     if (i == 0) begun = process_age_seconds();
     loss = strategy->train_step(batch).losses.at("loss");
     if (i >= arguments.warmup) seconds.push_back(seconds_since(last_read));
-    last_read = Clock::now();
+    last_read = BenchClock::now();
   }
   backend(device).synchronize();
   const double step = median(seconds);
@@ -257,7 +214,9 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                              {"gigabytes_per_second", op.bytes / op.seconds / 1e9}});
     }
   }
-  if (arguments.trace) {
+  // Recorded passes have no ops of their own to be seen.
+  IdleTime idle;
+  if (arguments.trace || !arguments.compile) {
     Trace trace(device);
     {
       const autograd::Batch batch = tokens_on(device, arguments, 0);
@@ -265,9 +224,26 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       const TraceSpan span("step", "phase", device);
       strategy->train_step(batch);
     }
-    write_file_atomically(is_main ? *arguments.trace : cat(*arguments.trace, ".", info.rank),
-                          trace.chrome_json(info.rank));
+    if (!arguments.compile) idle = idle_time(trace.spans(), device, "step");
+    if (arguments.trace) {
+      write_file_atomically(is_main ? *arguments.trace : cat(*arguments.trace, ".", info.rank),
+                            trace.chrome_json(info.rank));
+    }
   }
+  if (!arguments.compile) {
+    json["not_overlapped"] = {{"traced_step_seconds", idle.stretch},
+                              {"seconds", idle.total()},
+                              {"exchange", idle.exchange},
+                              {"copies", idle.copies},
+                              {"host", idle.host},
+                              {"other", idle.other}};
+  }
+  strategy.reset();  // a product needs room
+  const ProductRate product = measure_product_rate(device, plan.compute_dtype);
+  json["product"] = {{"size", product.size},
+                     {"dtype", dtype_name(product.dtype)},
+                     {"tflops_per_second", product.flops / 1e12},
+                     {"share_of_it", plan.flops / step / product.flops}};
   if (!is_main) return kExitOk;
   if (arguments.json) {
     out << dump_json(Json(json), 2) << "\n";
@@ -288,7 +264,15 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       << *std::max_element(seconds.begin(), seconds.end()) * 1e3 << " in " << arguments.steps << " steps), set up in "
       << setup << " s, first forward " << begun << " s after the program's start, loss " << std::setprecision(3) << loss
       << "\n"
-      << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
+      << std::setprecision(1) << 100 * plan.flops / step / product.flops << " % of what a product of " << product.size
+      << " x " << product.size << " in " << dtype_name(product.dtype) << " makes here, " << product.flops / 1e12
+      << " TFLOP/s\n";
+  if (!arguments.compile) {
+    out << "not overlapped in a traced step: " << idle.total() * 1e3 << " of " << idle.stretch * 1e3 << " ms (exchange "
+        << idle.exchange * 1e3 << ", copies " << idle.copies * 1e3 << ", host " << idle.host * 1e3 << ", other "
+        << idle.other * 1e3 << ")\n";
+  }
+  out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
       << "\n";
   for (int i = 0; i < kCategoryCount; ++i) {
     out << std::left << std::setw(14) << category_name(static_cast<Category>(i)) << std::right << std::setw(12)

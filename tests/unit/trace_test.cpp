@@ -16,6 +16,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/process_age.h"
+#include "core/device/idle_time.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "samples/gpt/model.h"
@@ -152,6 +153,29 @@ TEST_CASE("spans of other threads and queues have lanes of their own, and nothin
   CHECK(lanes.at("copies").front().category == "copy");
 }
 
+TEST_CASE("what a queue waited for is told by what was on its way, each moment once") {
+  const Device device{DeviceType::cuda, 0};
+  const std::string queue = to_string(device);
+  const std::vector<Trace::TimedSpan> spans = {{"step", "phase", queue, 1, 11, {}},
+                                               {"early", "op", queue, 0, 2, {}},               // computes until 2
+                                               {"matmul", "op", queue, 4, 6, {}},              // and in [4, 6),
+                                               {"inner", "op", queue, 5, 5.5, {}},             // an op within it
+                                               {"late", "op", queue, 10, 12, {}},              // and from 10 on
+                                               {"gather", "collective", "links", 3, 5, {}},    // waited for in [3, 4)
+                                               {"to the host", "copy", "copies", 2.5, 7, {}},  // in [2.5, 3) and [6, 7)
+                                               {"adam", "op", "host", 6.5, 8, {}},             // in [7, 8)
+                                               {"forward", "phase", queue, 1, 9, {}},
+                                               {"outside", "collective", "links", 11, 13, {}}};
+  const IdleTime idle = idle_time(spans, device, "step");
+  CHECK(idle.stretch == 10);
+  CHECK(idle.exchange == 1);
+  CHECK(idle.copies == 1.5);
+  CHECK(idle.host == 1);
+  CHECK(idle.other == 2.5);  // [2, 2.5) and [8, 10)
+  CHECK(idle.total() == 6);
+  CHECK(idle_time(spans, device, "no such stretch").stretch == 0);
+}
+
 TEST_CASE("castor bench writes the timeline of a step, which holds the ops that it counts, and says when it began") {
   strategy::Registry registry;
   strategy::add_builtins(registry);
@@ -181,6 +205,16 @@ TEST_CASE("castor bench writes the timeline of a step, which holds the ops that 
   }
   CHECK(ops == counted);
   CHECK(ops.at("fp8_matmul") == 3 * 4 * 2);
+  const Json &product = result.at("product"), &idle = result.at("not_overlapped");
+  CHECK(product.at("dtype") == "bf16");
+  const double rate = product.at("tflops_per_second").get<double>();
+  CHECK(rate > 0);
+  CHECK(product.at("share_of_it").get<double>() * rate ==
+        doctest::Approx(result.at("tflops_per_second_per_rank").get<double>()));
+  const double idle_seconds = idle.at("seconds").get<double>();
+  CHECK(idle_seconds > 0);
+  CHECK(idle_seconds < idle.at("traced_step_seconds").get<double>());
+  CHECK(idle.at("exchange") == 0);
 }
 
 TEST_CASE("a process knows its age") {
