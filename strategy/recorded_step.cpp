@@ -91,11 +91,17 @@ RecordedStep::Values RecordedStep::run(const autograd::Batch& batch, const Pass&
   if (is_first) return pass(batch);
   std::unique_ptr<Made>& made = found->second;
   if (made == nullptr || made->addresses != addresses()) {
-    auto fresh = std::make_unique<Made>(batch, model_.device(), found->first.first == kLater);
-    fresh->take(batch);
-    Values values = record(*fresh, pass);
-    made = std::move(fresh);
-    return values;
+    try {
+      auto fresh = std::make_unique<Made>(batch, model_.device(), found->first.first == kLater);
+      fresh->take(batch);
+      Values values = record(*fresh, pass);
+      made = std::move(fresh);
+      return values;
+    } catch (const OutOfMemory& error) {
+      throw OutOfMemory(
+          cat(error.what(), "; recorded passes keep memory of their own, so leave compile out, or use smaller batches"),
+          error.requested, error.free, error.limit);
+    }
   }
   made->take(batch);
   return repeat(*made);
