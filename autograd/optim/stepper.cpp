@@ -282,18 +282,19 @@ void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContex
 
 void Stepper::finish(std::size_t first, std::size_t count) {
   std::vector<std::size_t>& late = late_.parts;
-  const auto begin = std::lower_bound(late.begin(), late.end(), first);
-  const auto end = std::lower_bound(begin, late.end(), first + count);
-  if (begin == end) return;
-  const TraceSpan span("late update", "phase", parts_[*begin].variable.device());
+  auto next = std::lower_bound(late.begin(), late.end(), first);
+  const auto is_over = [&] { return next == late.end() || *next >= first + count; };
+  if (is_over()) return;
+  const TraceSpan span("late update", "phase", parts_[*next].variable.device());
   const GroupsScope groups(optimizer_, late_.groups);
-  for (auto each = begin; each != end; ++each) {
-    Fetching fetching = fetch_ahead(*each, {each + 1, late.end()});
+  while (!is_over()) {
+    const std::size_t i = *next;
+    Fetching fetching = fetch_ahead(i, {next + 1, late.end()});
     const Work work = arrive(fetching);
-    if (before_update_) before_update_(parts_[*each], states_[*each]);
+    if (before_update_) before_update_(parts_[i], states_[i]);
     step_alone(fetching, work, late_.context);
+    next = late.erase(next);  // one by one: what was stepped when another fails is not stepped again
   }
-  late.erase(begin, end);
   side_copies_->end();
 }
 

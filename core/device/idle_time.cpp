@@ -46,8 +46,8 @@ IdleTime idle_time(std::span<const Trace::TimedSpan> spans, Device device, std::
     const double time = edge.at - from;
     if (open[kComputing] == 0) {
       double& waited = open[kExchange] > 0 ? idle.exchange
-                       : open[kCopy] > 0   ? idle.copies
                        : open[kHostOp] > 0 ? idle.host
+                       : open[kCopy] > 0   ? idle.copies
                                            : idle.other;
       waited += time;
     }

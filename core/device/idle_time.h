@@ -13,11 +13,11 @@ namespace castor {
 struct IdleTime {
   double stretch = 0;   ///< the whole of it, computing included
   double exchange = 0;  ///< collectives
-  double copies = 0;    ///< between the device and the host, or disks
   double host = 0;      ///< ops on the host's tier: steps of offloaded states
+  double copies = 0;    ///< between the device and the host
   double other = 0;     ///< nothing that is known: launching, reading a loss, preparing a batch
 
-  double total() const { return exchange + copies + host + other; }
+  double total() const { return exchange + host + copies + other; }
 };
 
 /// Of the first span called `stretch`. Nothing where there is none.

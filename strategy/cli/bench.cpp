@@ -234,8 +234,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
     json["not_overlapped"] = {{"traced_step_seconds", idle.stretch},
                               {"seconds", idle.total()},
                               {"exchange", idle.exchange},
-                              {"copies", idle.copies},
                               {"host", idle.host},
+                              {"copies", idle.copies},
                               {"other", idle.other}};
   }
   strategy.reset();  // a product needs room
@@ -269,7 +269,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       << " TFLOP/s\n";
   if (!arguments.compile) {
     out << "not overlapped in a traced step: " << idle.total() * 1e3 << " of " << idle.stretch * 1e3 << " ms (exchange "
-        << idle.exchange * 1e3 << ", copies " << idle.copies * 1e3 << ", host " << idle.host * 1e3 << ", other "
+        << idle.exchange * 1e3 << ", host " << idle.host * 1e3 << ", copies " << idle.copies * 1e3 << ", other "
         << idle.other * 1e3 << ")\n";
   }
   out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"

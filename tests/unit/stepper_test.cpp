@@ -300,6 +300,21 @@ TEST_CASE("a step that is finished late, in any order, has the bits and the hype
   CHECK(late.values() == at_once.values());
 }
 
+TEST_CASE("a late step that fails at a part goes on there, and steps nothing twice") {
+  LateRun at_once(false), late(true);
+  for (LateRun* run : {&at_once, &late}) run->step(1);
+  int calls = 0;
+  late.stepper->set_before_update([&](const Part&, const auto&) {
+    if (++calls == 3) throw IoError("disk full", "states", 28);
+  });
+  CHECK_THROWS_AS(late.stepper->finish(), IoError);
+  CHECK(late.at(1) == at_once.at(1));
+  CHECK(late.at(2) != at_once.at(2));
+  late.stepper->finish();
+  CHECK(calls == 7);  // six parts, one of them twice
+  CHECK(late.values() == at_once.values());
+}
+
 TEST_CASE("only what lies in the weights' place is finished late, and nothing where owners share statistics") {
   LateRun run(true);
   for (std::size_t i = 0; i < run.places.size(); ++i)

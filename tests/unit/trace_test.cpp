@@ -156,21 +156,22 @@ TEST_CASE("spans of other threads and queues have lanes of their own, and nothin
 TEST_CASE("what a queue waited for is told by what was on its way, each moment once") {
   const Device device{DeviceType::cuda, 0};
   const std::string queue = to_string(device);
-  const std::vector<Trace::TimedSpan> spans = {{"step", "phase", queue, 1, 11, {}},
-                                               {"early", "op", queue, 0, 2, {}},               // computes until 2
-                                               {"matmul", "op", queue, 4, 6, {}},              // and in [4, 6),
-                                               {"inner", "op", queue, 5, 5.5, {}},             // an op within it
-                                               {"late", "op", queue, 10, 12, {}},              // and from 10 on
-                                               {"gather", "collective", "links", 3, 5, {}},    // waited for in [3, 4)
-                                               {"to the host", "copy", "copies", 2.5, 7, {}},  // in [2.5, 3) and [6, 7)
-                                               {"adam", "op", "host", 6.5, 8, {}},             // in [7, 8)
-                                               {"forward", "phase", queue, 1, 9, {}},
-                                               {"outside", "collective", "links", 11, 13, {}}};
+  const std::vector<Trace::TimedSpan> spans = {
+      {"step", "phase", queue, 1, 11, {}},
+      {"early", "op", queue, 0, 2, {}},               // computes until 2
+      {"matmul", "op", queue, 4, 6, {}},              // and in [4, 6),
+      {"inner", "op", queue, 5, 5.5, {}},             // an op within it
+      {"late", "op", queue, 10, 12, {}},              // and from 10 on
+      {"gather", "collective", "links", 3, 5, {}},    // waited for in [3, 4)
+      {"to the host", "copy", "copies", 2.5, 7, {}},  // in [2.5, 3) and [6, 6.5)
+      {"adam", "op", "host", 6.5, 8, {}},             // in [6.5, 8)
+      {"forward", "phase", queue, 1, 9, {}},
+      {"outside", "collective", "links", 11, 13, {}}};
   const IdleTime idle = idle_time(spans, device, "step");
   CHECK(idle.stretch == 10);
   CHECK(idle.exchange == 1);
-  CHECK(idle.copies == 1.5);
-  CHECK(idle.host == 1);
+  CHECK(idle.host == 1.5);
+  CHECK(idle.copies == 1);
   CHECK(idle.other == 2.5);  // [2, 2.5) and [8, 10)
   CHECK(idle.total() == 6);
   CHECK(idle_time(spans, device, "no such stretch").stretch == 0);
