@@ -63,7 +63,7 @@ WeightPlaces BoostedModel::weight_places() const {
   if (optimizer_ == nullptr || optimizer_->sharding().has_whole_weights()) return {};
   WeightPlaces places;
   for (const autograd::Variable& parameter : optimizer_->sharding().sharded()) places[parameter.identity()];
-  for (const autograd::Part& piece : optimizer_->pieces())
+  for (const autograd::Part& piece : optimizer_->sharding().pieces())
     places[piece.variable.identity()].push_back({piece.offset, piece.weights});
   return places;
 }

@@ -94,11 +94,6 @@ class BoostedOptimizer {
   autograd::Optimizer& optimizer() { return *optimizer_; }
   const autograd::Stepper& stepper() const { return stepper_; }
   autograd::Stepper& stepper() { return stepper_; }
-  /// This rank's pieces of sharded weights, with what the last step left of them done.
-  std::vector<autograd::Part> pieces() {
-    stepper_.finish();
-    return sharding_->pieces();
-  }
   Sharding& sharding() { return *sharding_; }
   const Sharding& sharding() const { return *sharding_; }
   /// The norm of each parameter's gradient of the last window that was stepped or skipped, before clipping; empty where

@@ -98,9 +98,8 @@ RecordedStep::Values RecordedStep::run(const autograd::Batch& batch, const Pass&
       made = std::move(fresh);
       return values;
     } catch (const OutOfMemory& error) {
-      throw OutOfMemory(
-          cat(error.what(), "; recorded passes keep memory of their own, so leave compile out, or use smaller batches"),
-          error.requested, error.free, error.limit);
+      throw OutOfMemory(cat(error.what(), " Recorded passes keep memory of their own: leave compile out."),
+                        error.requested, error.free, error.limit);
     }
   }
   made->take(batch);

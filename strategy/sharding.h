@@ -45,7 +45,7 @@ class Sharding : public autograd::GradientSink {
   /// The parameters whose weights are saved in pieces, by every rank its own; none: this rank has everything.
   virtual std::vector<autograd::Variable> sharded() const { return {}; }
   bool is_sharded() const { return !sharded().empty(); }
-  /// This rank's pieces of them; BoostedOptimizer::pieces is what others read.
+  /// This rank's pieces of them, with what the last step left of them done.
   virtual std::vector<autograd::Part> pieces() const { return {}; }
   /// False: a parameter's data is gathered when it is used, and weights are loaded into pieces().
   virtual bool has_whole_weights() const { return true; }

@@ -246,7 +246,7 @@ void ChunkManager::give_memory(Chunk& chunk) {
   traffic_.peak_gathered_bytes = std::max(traffic_.peak_gathered_bytes, gathered_bytes_);
 }
 
-void ChunkManager::finish_parts(const Chunk& chunk) {
+void ChunkManager::finish_parts(const Chunk& chunk) const {
   if (finish_parts_ && chunk.part_count > 0) finish_parts_(chunk.first_part, chunk.part_count);
 }
 
@@ -301,6 +301,7 @@ std::vector<autograd::Part> ChunkManager::parts() const {
 std::vector<autograd::Part> ChunkManager::pieces() const {
   std::vector<autograd::Part> pieces;
   for (const auto& chunk : chunks_) {
+    finish_parts(*chunk);
     const std::int64_t begin = piece_begin(*chunk);
     for (const FlatStretch& stretch : chunk->array.stretches(shard())) {
       pieces.push_back({chunk->variables[stretch.slot], 0, stretch.item_offset,

@@ -166,7 +166,7 @@ class ChunkManager final : public autograd::GradientSink {
   std::vector<autograd::Part> parts() const;
   /// For statistics of trained parameters.
   autograd::StatsReducer& sums() { return *sums_; }
-  /// This rank's stretches of all parameters, frozen ones too. Whoever reads them finishes the step first.
+  /// This rank's stretches of all parameters, frozen ones too, with what the last step left of them done.
   std::vector<autograd::Part> pieces() const;
   const std::vector<autograd::Variable>& parameters() const { return parameters_; }
 
@@ -186,7 +186,7 @@ class ChunkManager final : public autograd::GradientSink {
   void finish_reduce(Chunk& chunk);
   void finish_oldest_reduce();
   void make_gradient(Chunk& chunk, std::int64_t micro_batches);
-  void finish_parts(const Chunk& chunk);
+  void finish_parts(const Chunk& chunk) const;
   std::vector<std::vector<OwnedStretch>> owned_stretches() const;
 
   int shard() const { return comm_.rank() % shards_; }

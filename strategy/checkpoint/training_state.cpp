@@ -29,7 +29,7 @@ std::vector<StateTensor> weight_tensors(const autograd::Module& model, BoostedOp
   std::set<const autograd::VariableState*> in_pieces;
   if (optimizer != nullptr && optimizer->sharding().is_sharded()) {
     if (optimizer->sharding().is_replica()) return {};
-    for (const autograd::Part& piece : optimizer->pieces())
+    for (const autograd::Part& piece : optimizer->sharding().pieces())
       tensors.push_back({piece.variable.name(), "param", piece.weights, piece.variable.shape(), piece.offset});
     for (const autograd::Variable& parameter : optimizer->sharding().sharded()) in_pieces.insert(parameter.identity());
   }
