@@ -39,9 +39,9 @@ class GeminiSharding final : public Sharding {
     for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) all += chunks_.bytes(chunk);
     double kept = static_cast<double>(all) * (1 - config_.shard_param_frac);
     if (is_auto()) kept = memory_limit() * (1 - config_.warmup_non_model_data_ratio);
+    if (forecast_ != nullptr) chunks_.expect(forecast_->accesses);
     if (is_auto() && forecast_ != nullptr) {
       kept = static_cast<double>(kept_bytes_);
-      chunks_.expect(forecast_->accesses);
     } else if (is_auto() && device_.is_meta()) {
       kept = 0;  // the forecast's own step keeps nothing
     }
@@ -87,7 +87,8 @@ class GeminiSharding final : public Sharding {
     return all;
   }
   std::optional<StepForecast> forecast() const override {
-    if (!is_auto() || !device_.is_meta()) return {};
+    const bool needs_one = is_auto() || config_.max_prefetch > 0;
+    if (!needs_one || !device_.is_meta()) return {};
     const MemoryStats stats = allocator(device_).stats();
     const auto peak = [&](Category category) {
       return static_cast<std::int64_t>(stats.peak[static_cast<std::size_t>(category)]);

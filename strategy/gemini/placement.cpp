@@ -57,35 +57,36 @@ Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForeca
   return placement;
 }
 
-void BudgetPlacement::make_room(std::int64_t needed) {
+// Victims are whole chunks whose next use is more than `nearest` accesses away; the one furthest away goes first.
+void BudgetPlacement::make_room(std::int64_t needed, std::int64_t nearest) {
   while (chunks_.gathered_bytes() + needed > budget_) {
     std::optional<std::size_t> victim;
     const auto rank_of = [&](std::size_t chunk) {
-      // Furthest next use first; of equals the one unused for longest.
+      // Of equals the one unused for longest.
       return std::tuple(-chunks_.next_use(chunk), chunks_.last_use(chunk));
     };
     for (std::size_t chunk = 0; chunk < chunks_.chunk_count(); ++chunk) {
-      if (chunks_.can_release(chunk) && (!victim || rank_of(chunk) < rank_of(*victim))) victim = chunk;
+      const bool may_go = chunks_.can_release(chunk) && chunks_.next_use(chunk) > nearest;
+      if (may_go && (!victim || rank_of(chunk) < rank_of(*victim))) victim = chunk;
     }
     if (!victim) return;
     chunks_.release(*victim);
   }
 }
 
-void BudgetPlacement::before_gather(std::size_t chunk) { make_room(chunks_.bytes(chunk)); }
+void BudgetPlacement::before_gather(std::size_t chunk) { make_room(chunks_.bytes(chunk), -1); }
 
-void BudgetPlacement::after_access(std::size_t) {
-  std::int64_t fetched = 0;
-  for (std::int64_t ahead = 1; fetched < max_prefetch_; ++ahead) {
+void BudgetPlacement::after_access(std::size_t chunk) {
+  std::vector<std::size_t> coming;  // which chunks are used next
+  for (std::int64_t ahead = 1; static_cast<std::int64_t>(coming.size()) < max_prefetch_; ++ahead) {
     const std::optional<std::size_t> next = chunks_.upcoming(ahead);
     if (!next) return;
-    const dist::ChunkState state = chunks_.state(*next);
-    if (state == dist::ChunkState::kAway) {
-      if (budget_ > 0 && chunks_.gathered_bytes() + chunks_.bytes(*next) > budget_) return;
-      chunks_.prefetch(*next);
-    }
-    if (state == dist::ChunkState::kAway || state == dist::ChunkState::kArriving) ++fetched;
-    if (ahead > static_cast<std::int64_t>(chunks_.chunk_count())) return;
+    if (*next == chunk || std::find(coming.begin(), coming.end(), *next) != coming.end()) continue;
+    coming.push_back(*next);
+    if (chunks_.state(*next) != dist::ChunkState::kAway) continue;
+    make_room(chunks_.bytes(*next), ahead - 1);
+    if (budget_ > 0 && chunks_.gathered_bytes() + chunks_.bytes(*next) > budget_) return;
+    chunks_.prefetch(*next);
   }
 }
 

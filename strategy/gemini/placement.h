@@ -38,8 +38,9 @@ Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForeca
 /// (Belady 1966, "A study of replacement algorithms"), or the longest unused while nothing is known yet.
 class BudgetPlacement final : public dist::ChunkPolicy {
  public:
-  /// `max_prefetch` chunks are fetched ahead of their use as soon as a micro-step has shown the order, as far as the
-  /// budget allows; a budget of 0 drops every chunk after its use, and then the chunks fetched ahead are beside it.
+  /// `max_prefetch` chunks are fetched ahead of their use as soon as the order is known, by a plan or a micro-step, as
+  /// far as the budget allows without those that are used sooner; a budget of 0 drops every chunk after its use, and
+  /// then the chunks fetched ahead are beside it.
   BudgetPlacement(dist::ChunkManager& chunks, std::int64_t budget_bytes, std::int64_t max_prefetch)
       : chunks_(chunks), budget_(budget_bytes), max_prefetch_(max_prefetch) {}
 
@@ -50,8 +51,9 @@ class BudgetPlacement final : public dist::ChunkPolicy {
   void after_access(std::size_t chunk) override;
 
  private:
-  /// Drops chunks until `needed` more bytes fit, or no other may be dropped.
-  void make_room(std::int64_t needed);
+  /// Drops chunks that are not used within `nearest` accesses until `needed` more bytes fit, or no other may be
+  /// dropped.
+  void make_room(std::int64_t needed, std::int64_t nearest);
 
   dist::ChunkManager& chunks_;
   std::int64_t budget_;

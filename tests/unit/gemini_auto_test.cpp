@@ -211,6 +211,70 @@ TEST_CASE("options that shape chunks and their moves show in what moves") {
   CHECK(moves([](auto& c) { c.shard_param_frac = 0; }).first < usual.first);
 }
 
+/// Many layers, each about a chunk.
+class DeepModel final : public autograd::TrainableModel {
+ public:
+  explicit DeepModel(const autograd::TensorOptions& options) {
+    for (int i = 0; i < 16; ++i)
+      layers_.emplace<autograd::Linear>(i == 0 ? 8 : 16, 16, autograd::LinearOptions{.tensor = options});
+    register_module("layers", layers_);
+  }
+  autograd::Variable forward(const Tensor& inputs) override { return layers_.forward(autograd::Variable(inputs)); }
+  std::map<std::string, autograd::Variable> loss(const autograd::Batch& batch) override {
+    return {{"loss", autograd::cross_entropy(forward(batch.inputs), batch.targets)}};
+  }
+
+ private:
+  autograd::Sequential layers_;
+};
+
+TEST_CASE(
+    "chunks fetched ahead are few: those of earlier accesses go as they come, in the first step as in all others") {
+  const auto deep = [](const autograd::TensorOptions& options) { return std::make_shared<DeepModel>(options); };
+  const auto config = [](std::int64_t max_prefetch) {
+    GeminiPlugin::Config made = automatic(1);
+    made.placement_policy = "static";
+    made.device_memory_gib.reset();
+    made.max_prefetch = max_prefetch;
+    return made;
+  };
+  // Most bytes of whole chunks at a time, on two ranks over several windows.
+  const auto most = [&](std::int64_t max_prefetch, const std::optional<StepForecast>& forecast) {
+    std::int64_t peak = 0;
+    dist::run_ranks(2, [&](dist::Comm& comm) {
+      ColossalAIStrategy strategy(kCpu, 1, {}, std::make_unique<GeminiPlugin>(config(max_prefetch)), comm);
+      PrepareOptions options = training();
+      options.forecast = forecast;
+      strategy.prepare(deep, options);
+      strategy.train_step(some_samples());
+      const dist::ChunkTraffic& traffic = *strategy.optim_wrapper()->sharding().chunk_traffic();
+      CHECK((traffic.prefetched > 0) == forecast.has_value());
+      for (int i = 0; i < 5; ++i) strategy.train_step(some_samples());
+      CHECK((traffic.prefetched > 0) == (max_prefetch > 0));
+      if (comm.rank() == 0) peak = traffic.peak_gathered_bytes;
+    });
+    return peak;
+  };
+  const auto plan = [&](std::int64_t max_prefetch) {
+    const auto group = dist::make_meta_comm(0, 2);
+    const auto strategy = [&](Device device) {
+      return std::make_unique<ColossalAIStrategy>(device, 1, AutoScaleConfig{},
+                                                  std::make_unique<GeminiPlugin>(config(max_prefetch)), *group);
+    };
+    return make_plan(strategy, deep, training(), some_samples());
+  };
+  const std::int64_t none = most(0, {});
+  CHECK(!plan(0).forecast);  // there is nothing to decide
+  constexpr std::int64_t kLayer = 512 + 256;  // bytes of its weight, and of its bias to the next boundary
+  for (const std::int64_t ahead : {1, 3}) {
+    CAPTURE(ahead);
+    CHECK(most(ahead, {}) > none);
+    CHECK(most(ahead, {}) <= none + ahead * kLayer);
+    REQUIRE(plan(ahead).forecast);
+    CHECK(most(ahead, plan(ahead).forecast) == most(ahead, {}));
+  }
+}
+
 TEST_CASE(
     "chunks of the usual sizes waste at most 0.5 percent: of memory, between the ranks and as tails of equal slots") {
   for (const auto& [name, sizes] : test::model_sizes()) {

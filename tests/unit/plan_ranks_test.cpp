@@ -156,6 +156,7 @@ TEST_CASE("plans are within 5% per category and rank, over plugins, precisions, 
        true},
       {"gemini", gemini("fp32"), Precision::fp32, 2, 1, false},
       {"gemini, kept", gemini("bf16", [](auto& c) { c.shard_param_frac = 0; }), Precision::bf16, 4, 2, false},
+      {"gemini, two ahead", gemini("bf16", [](auto& c) { c.max_prefetch = 2; }), Precision::bf16, 2, 2, false},
       {"gemini, half of each",
        gemini("fp16",
               [](auto& c) {
