@@ -1,4 +1,4 @@
-// Collectives that only check their arguments.
+// Collectives that only check their arguments, count, and take the memory that they would.
 #include "dist/comm_meta.h"
 
 #include <algorithm>
@@ -38,6 +38,17 @@ double bytes_one_way(const Collective& collective, int rank, int world_size) {
   return 0;
 }
 
+/// Memory that a collective holds until somebody waits for it.
+class MetaWork final : public Work::State {
+ public:
+  explicit MetaWork(std::vector<Tensor> scratch) : scratch_(std::move(scratch)) {}
+  bool done() const override { return true; }
+  void wait(std::optional<std::chrono::milliseconds>) override { scratch_.clear(); }
+
+ private:
+  std::vector<Tensor> scratch_;
+};
+
 class MetaComm final : public Comm {
  public:
   MetaComm(int rank, int world_size, std::shared_ptr<MetaTraffic> traffic)
@@ -60,15 +71,29 @@ class MetaComm final : public Comm {
   bool takes(Device) const override { return true; }
   Work submit(Collective collective) override {
     count(collective);
-    return Work(nullptr);
+    std::vector<Tensor> scratch = received_terms(collective);
+    return scratch.empty() ? Work(nullptr) : Work(std::make_shared<MetaWork>(std::move(scratch)));
   }
-  void execute(Collective collective) override { count(collective); }
+  void execute(Collective collective) override { submit(std::move(collective)).wait(); }
 
  private:
   void count(const Collective& collective) {
     if (traffic_ == nullptr) return;
     ++traffic_->collectives;
     traffic_->bytes += bytes_one_way(collective, rank_, world_size());
+  }
+
+  // Where a GPU's sum receives the other ranks' terms, as in comm_device.cpp; none on the CPU, which reads them there.
+  std::vector<Tensor> received_terms(const Collective& collective) const {
+    const bool is_sum = collective.op == CollectiveOp::kReduceScatter || collective.op == CollectiveOp::kAllReduce;
+    if (!is_sum || !collective.device().is_meta() || kernel_type(collective.device()) != DeviceType::cuda) return {};
+    const View& own = collective.op == CollectiveOp::kAllReduce ? collective.out.front().view
+                                                                : collective.in[static_cast<std::size_t>(rank_)].view;
+    const CategoryScope category(Category::workspace);
+    std::vector<Tensor> terms;
+    for (int r = 1; r < world_size(); ++r)
+      terms.push_back(Tensor::empty({own.numel()}, own.dtype, collective.device()));
+    return terms;
   }
 
   int rank_;

@@ -1,5 +1,6 @@
 // A group of ranks that exists on paper: its collectives move nothing and end at once. Planning runs a rank's real
-// step with it, on meta tensors, for any number of ranks.
+// step with it, on meta tensors, for any number of ranks. Where these stand for a GPU's, a sum takes memory for the
+// other ranks' terms until somebody waits for it, as it does there.
 #pragma once
 
 #include <memory>
