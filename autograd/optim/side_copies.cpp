@@ -9,6 +9,12 @@
 #include "core/ops/cast.h"
 
 namespace castor::autograd {
+namespace {
+
+constexpr std::size_t kLeastKept = std::size_t{64} << 20;
+
+}  // namespace
+
 SideCopies::SideCopies(Device device)
     : device_(device), incoming_(backend(device).open_queue()), outgoing_(backend(device).open_queue()) {}
 
@@ -51,10 +57,11 @@ const Tensor& SideCopies::finish(Fetch& fetch) {
 
 void SideCopies::store(const Tensor& x, const Tensor& y) {
   if (!is_between(y, x.device())) return copy_across(x, y);
-  // What is kept is as much as two large tensors: one is written while the next is computed.
+  // What is kept is as much as two large tensors: one is written while the next is computed. Small ones may wait for
+  // what others put on the link.
   const std::size_t bytes = x.view().bytes();
   largest_ = std::max(largest_, bytes);
-  while (!stores_.empty() && stored_bytes_ + bytes > 2 * largest_) {
+  while (!stores_.empty() && stored_bytes_ + bytes > std::max(2 * largest_, kLeastKept)) {
     backend(device_).wait_on_host(stores_.front().end);
     stored_bytes_ -= stores_.front().source.view().bytes();
     stores_.pop_front();

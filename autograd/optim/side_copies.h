@@ -33,6 +33,8 @@ class SideCopies {
   };
   /// What the device has computed up to now may be fetched.
   void begin();
+  /// When that was, in the device's queue.
+  const Event& ready() const { return ready_; }
   /// Starts bringing a contiguous `x` to `place`; x itself where it is there.
   Fetch fetch(const Tensor& x, Device place);
   /// Returns when it is there.

@@ -18,7 +18,10 @@ constexpr const char* kMaster = "master";
 // Parts of a GPU that are stepped together: a launch for each would cost more than small ones take. Not all at once:
 // the GPU begins while the next ones are gathered.
 constexpr std::size_t kTogether = 64;
-constexpr std::size_t kMostAhead = 64;  // parts that are fetched ahead of their step
+constexpr std::size_t kMostAhead = 64;            // stretches that are fetched ahead of their step
+constexpr std::size_t kStretchesAhead = 4;        // of parts of several; a part of one: half of a large one
+constexpr std::size_t kPartsAhead = 16;           // parts of which the GPU may begin the last stretches
+constexpr std::int64_t kLeastStreamed = 1 << 16;  // elements that are worth their launches
 
 Tensor flat(const Tensor& x) { return x.reshape({x.numel()}); }
 
@@ -74,9 +77,9 @@ Part::Part(Variable parameter, int its_group, std::int64_t its_offset, Tensor it
 
 Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& options)
     : optimizer_(optimizer), parts_(std::move(parts)), options_(options) {
-  const std::int64_t cut_elements = options.cut_elements;
-  if (cut_elements < 0 || cut_elements % kBlockElements != 0) {
-    throw InternalError(cat("Stepper: cuts fall on multiples of ", kBlockElements, " elements, got ", cut_elements));
+  for (const std::int64_t elements : {options.cut_elements, options.stretch_elements}) {
+    if (elements < 0 || elements % kBlockElements != 0)
+      throw InternalError(cat("Stepper: cuts fall on multiples of ", kBlockElements, " elements, got ", elements));
   }
   const CategoryScope category(Category::optimizer);
   for (const Part& part : parts_) {
@@ -103,7 +106,6 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     if (is_half && options.keeps_masters)
       states[kMaster] = make_state(part, part.is_whole() ? x.shape() : Shape{part.count}, DType::f32);
     states_.push_back(std::move(states));
-    largest_moved_ = std::max(largest_moved_, moved_bytes(states_.size() - 1));
   }
   // Values come when all states are made: a home gives addresses only then.
   for (std::size_t i = 0; i < parts_.size(); ++i) {
@@ -114,14 +116,30 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
   refresh_masters();
 }
 
-Stepper::Fetching Stepper::fetch(std::size_t index) {
-  const Part& part = parts_[index];
-  const Tensor weights = weights_of(part);
-  const Device place = place_of(part);
-  // Of a late part the gradient has been forgotten, but not its place.
+// Of a late part the gradient has been forgotten, but not its place.
+Tensor Stepper::waiting_gradient(std::size_t index) const {
   const bool is_late = std::binary_search(late_.parts.begin(), late_.parts.end(), index);
-  const Tensor gradient = is_late ? weights : gradient_of(part);
-  Fetching fetching{index, side_copies_->fetch(gradient, place), {weights, {}}, weights.device() != place};
+  return is_late ? weights_of(parts_[index]) : gradient_of(parts_[index]);
+}
+
+Stepper::Progress& Stepper::progress_of(std::size_t index) {
+  return begun_.try_emplace(index, Progress{.streamed = parts_[index].count}).first->second;
+}
+
+void Stepper::tell(std::size_t index) {
+  Progress& progress = progress_of(index);
+  if (before_update_ && !progress.is_told) before_update_(parts_[index], states_[index]);
+  progress.is_told = true;
+}
+
+Stepper::Fetching Stepper::fetch(std::size_t index, std::int64_t begin, std::int64_t count) {
+  const Part& part = parts_[index];
+  const Tensor weights = weights_of(part).narrow(0, begin, count);
+  const Device place = place_of(part);
+  Tensor gradient = waiting_gradient(index);
+  if (gradient.defined()) gradient = gradient.narrow(0, begin, count);
+  Fetching fetching{index,         begin,   side_copies_->fetch(gradient, place),
+                    {weights, {}}, weights, weights.device() != place};
   if (!fetching.has_left) return fetching;
   // Weights with a master are only written.
   const bool has_master = options_.keeps_masters && weights.dtype() != DType::f32;
@@ -130,17 +148,45 @@ Stepper::Fetching Stepper::fetch(std::size_t index) {
   return fetching;
 }
 
-// Bytes of weights that a step brings and takes away again.
-std::size_t Stepper::moved_bytes(std::size_t index) const {
-  const Tensor weights = weights_of(parts_[index]);
-  return weights.device() == place_of(parts_[index])
-             ? 0
-             : static_cast<std::size_t>(weights.numel()) * dtype_size(weights.dtype());
+// Whether the GPU may take stretches of a part whose states are on the host, and has its gradient.
+bool Stepper::can_stream(std::size_t index) const {
+  const Part& part = parts_[index];
+  const Tensor weights = weights_of(part), gradient = gradient_of(part);
+  const Device place = place_of(part);
+  const bool is_apart = kernel_type(weights.device()) == DeviceType::cuda && kernel_type(place) == DeviceType::cpu;
+  const bool has_f32 = weights.dtype() == DType::f32 || states_[index].contains(kMaster);
+  if (!is_apart || !has_f32 || part.states_in != nullptr || optimizer_.stats_passes() > 0) return false;
+  if (!gradient.defined() || (gradient.device() != weights.device() && gradient.device() != place)) return false;
+  const Shape& shape = part.variable.shape();
+  const std::vector<StateSpec> specs = optimizer_.states(shape);
+  return std::all_of(specs.begin(), specs.end(),
+                     [&](const StateSpec& spec) { return spec.stretch(shape, part.offset, part.count).has_value(); });
 }
 
-// A part's fetch, begun now unless it was before; and those of parts that come later, until half of a large one is on
-// its way: so a large one comes while the large one before it is stepped, whatever small ones lie between.
-Stepper::Fetching Stepper::fetch_ahead(std::size_t index, std::span<const std::size_t> later) {
+std::int64_t Stepper::stretch_of(std::size_t index) const {
+  return may_stream_[index] ? options_.stretch_elements : parts_[index].count;
+}
+
+// Bytes of weights that the step of a stretch brings and takes away again.
+std::size_t Stepper::moved_bytes(std::size_t index) const {
+  const Tensor weights = weights_of(parts_[index]);
+  const std::int64_t count = std::min(stretch_of(index), parts_[index].count);
+  return weights.device() == place_of(parts_[index]) ? 0
+                                                     : static_cast<std::size_t>(count) * dtype_size(weights.dtype());
+}
+
+// The next stretch of a part, its fetch begun now unless it was before; and those that come later, until enough is on
+// its way: so a large one comes while the large one before it is stepped, whatever small ones lie between. Nothing
+// where no stretch is left.
+std::optional<Stepper::Fetching> Stepper::fetch_ahead(std::size_t index, std::span<const std::size_t> later) {
+  const auto next_of = [this](std::size_t part) -> std::optional<Fetching> {
+    Progress& progress = progress_of(part);
+    const std::int64_t count = std::min(stretch_of(part), progress.streamed - progress.fetched);
+    if (count == 0) return {};
+    Fetching fetching = fetch(part, progress.fetched, count);
+    progress.fetched += count;
+    return fetching;
+  };
   const auto found =
       std::find_if(ahead_.begin(), ahead_.end(), [&](const Fetching& each) { return each.part == index; });
   std::optional<Fetching> own;
@@ -148,38 +194,49 @@ Stepper::Fetching Stepper::fetch_ahead(std::size_t index, std::span<const std::s
     own = std::move(*found);
     ahead_.erase(found);
   } else {
-    own = fetch(index);
+    own = next_of(index);
   }
-  if (!side_copies_->overlaps()) return *own;
+  if (!own || !side_copies_->overlaps()) return own;
   std::size_t bytes = 0;
-  for (std::size_t n = 0; n < ahead_.size(); ++n) {
-    if (n >= later.size() || ahead_[n].part != later[n]) return *own;  // finished in another order than expected
-    bytes += moved_bytes(ahead_[n].part);
+  for (const Fetching& each : ahead_) {
+    const bool is_expected = each.part == index || std::binary_search(later.begin(), later.end(), each.part);
+    if (!is_expected) return own;  // finished in another order than expected
+    bytes += moved_bytes(each.part);
   }
-  while (ahead_.size() < std::min(later.size(), kMostAhead) && bytes < largest_moved_ / 2) {
-    ahead_.push_back(fetch(later[ahead_.size()]));
-    bytes += moved_bytes(ahead_.back().part);
+  std::size_t n = 0;  // of the part that is next, among this one and the later ones
+  if (!ahead_.empty() && ahead_.back().part != index)
+    n = 1 + static_cast<std::size_t>(std::lower_bound(later.begin(), later.end(), ahead_.back().part) - later.begin());
+  while (n <= later.size() && ahead_.size() < kMostAhead && bytes < most_ahead_) {
+    const std::size_t part = n == 0 ? index : later[n - 1];
+    if (std::optional<Fetching> next = next_of(part)) {
+      ahead_.push_back(std::move(*next));
+      bytes += moved_bytes(part);
+    } else {
+      ++n;
+    }
   }
-  return *own;
+  return own;
 }
 
 std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
   const Part& part = parts_[index];
   const auto& states = states_[index];
   const Shape& shape = part.variable.shape();
-  const auto& [weights, gradient] = work;
+  const Tensor &weights = work.weights, &gradient = work.gradient;
   const auto master = states.find(kMaster);
+  const std::int64_t end = work.begin + weights.numel();
   const std::int64_t length = options_.cut_elements > 0 ? options_.cut_elements : std::max<std::int64_t>(part.count, 1);
   const std::vector<StateSpec> specs = optimizer_.states(shape);
   std::vector<Range> ranges;
-  for (std::int64_t begin = 0; begin < part.count; begin += length) {
-    const std::int64_t count = std::min(length, part.count - begin);
-    const auto cut = [&](const Tensor& whole) { return flat(whole).narrow(0, begin, count); };
+  for (std::int64_t begin = work.begin; begin < end; begin += length) {
+    const std::int64_t count = std::min(length, end - begin);
+    const auto cut = [&](const Tensor& stretch) { return stretch.narrow(0, begin - work.begin, count); };
     Range range{&part.variable.name(), shape, part.offset + begin, count, part.group, {}, {}, {}, {}};
     if (weights.dtype() == DType::f32) {
       range.parameter = cut(weights);
     } else {
-      range.parameter = master != states.end() ? cut(master->second) : cast(cut(weights), DType::f32);
+      range.parameter =
+          master != states.end() ? flat(master->second).narrow(0, begin, count) : cast(cut(weights), DType::f32);
       range.copy = cut(weights);
     }
     if (gradient.defined()) range.gradient = cut(gradient);
@@ -205,10 +262,74 @@ bool Stepper::joins_others(std::size_t index) const {
 }
 
 Stepper::Work Stepper::arrive(Fetching& fetching) {
-  return {side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient)};
+  return {side_copies_->finish(fetching.weights), side_copies_->finish(fetching.gradient), fetching.begin};
 }
 
-// A part by itself: its statistics, its ranges, its way back.
+// Of the largest range that the GPU steps.
+std::size_t Stepper::most_streamed_bytes() const {
+  std::size_t most = 0;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (!may_stream_[i]) continue;
+    const std::int64_t count = std::min(options_.stretch_elements, parts_[i].count);
+    const Work work{weights_of(parts_[i]).narrow(0, 0, count), waiting_gradient(i).narrow(0, 0, count)};
+    for (const Range& range : ranges_of(i, work))
+      most = std::max(most, StreamedSteps::moved_bytes(range, work.weights.device()));
+  }
+  return most;
+}
+
+// Starts a step of a part's last stretch on the GPU; false where none is left that is worth it.
+bool Stepper::stream_one(std::size_t index, const StepContext& context) {
+  Progress& progress = progress_of(index);
+  const std::int64_t length = options_.stretch_elements;
+  if (!may_stream_[index] || progress.streamed <= progress.fetched) return false;
+  const std::int64_t begin = std::max(progress.fetched, (progress.streamed - 1) / length * length);
+  const std::int64_t count = progress.streamed - begin;
+  if (count < std::min(kLeastStreamed, length)) return false;
+  tell(index);
+  const Work work{weights_of(parts_[index]).narrow(0, begin, count), waiting_gradient(index).narrow(0, begin, count),
+                  begin};
+  if (streamed_ == nullptr) streamed_ = std::make_unique<StreamedSteps>(work.weights.device(), most_streamed_bytes());
+  for (const Range& range : ranges_of(index, work))
+    progress.ends.push_back(streamed_->step(optimizer_, range, context, side_copies_->ready()));
+  progress.streamed = begin;
+  streamed_elements_ += count;
+  return true;
+}
+
+// Gives the GPU what it has room for: of this part, then of later ones, in the order in which they are needed.
+void Stepper::stream(std::size_t index, std::span<const std::size_t> later, const StepContext& context) {
+  if (!side_copies_->overlaps()) return;
+  for (std::size_t n = 0; n <= std::min(later.size(), kPartsAhead); ++n) {
+    const std::size_t part = n == 0 ? index : later[n - 1];
+    while (streamed_ == nullptr || streamed_->has_room()) {
+      if (!stream_one(part, context)) break;
+      if (weights_of(parts_[part]).device().is_meta()) return;  // a device on paper is as fast as the host
+    }
+  }
+}
+
+// A part by itself, by the host and the GPU. What fails may be tried again: nothing is stepped twice.
+void Stepper::step_part(std::size_t index, std::span<const std::size_t> later, const StepContext& context) {
+  for (;;) {
+    stream(index, later, context);
+    std::optional<Fetching> next = fetch_ahead(index, later);
+    if (!next) break;
+    try {
+      const Work work = arrive(*next);
+      tell(index);
+      step_alone(*next, work, context);
+    } catch (...) {
+      ahead_.push_front(std::move(*next));
+      throw;
+    }
+  }
+  const auto done = begun_.find(index);
+  for (const Event& end : done->second.ends) backend(weights_of(parts_[index]).device()).wait(end);
+  begun_.erase(done);
+}
+
+// A stretch on the host: its statistics, its ranges, its way back.
 void Stepper::step_alone(const Fetching& fetching, const Work& work, const StepContext& context) {
   const std::vector<Range> ranges = ranges_of(fetching.part, work);
   Stats finished;
@@ -226,7 +347,7 @@ void Stepper::step_alone(const Fetching& fetching, const Work& work, const StepC
     optimizer_.finish_pass(pass, ranges.front(), context, finished);
   }
   for (const Range& range : ranges) optimizer_.apply(range, context, finished);
-  if (fetching.has_left) side_copies_->store(work.weights, weights_of(parts_[fetching.part]));
+  if (fetching.has_left) side_copies_->store(work.weights, fetching.home);
 }
 
 // Statistics of several owners are completed in the order of a step, so parts that need some are never late.
@@ -250,6 +371,16 @@ void Stepper::step(double gradient_scale) {
   }
   if (side_copies_ == nullptr) return;
   side_copies_->begin();
+  begun_.clear();  // of a step that failed
+  ahead_.clear();
+  most_ahead_ = 0;
+  may_stream_.assign(parts_.size(), false);
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].count == 0) continue;
+    may_stream_[i] = can_stream(i);
+    const std::size_t bytes = moved_bytes(i);
+    most_ahead_ = std::max(most_ahead_, stretch_of(i) < parts_[i].count ? kStretchesAhead * bytes : bytes / 2);
+  }
   if (!late_.parts.empty()) {
     late_.context = context;
     late_.groups = optimizer_.groups();
@@ -263,20 +394,19 @@ void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContex
     optimizer_.apply_all(together, context);
     together.clear();
   };
-  for (std::size_t n = 0; n < indices.size(); ++n) {
-    const std::size_t i = indices[n];
-    Fetching fetching = fetch_ahead(i, std::span(indices).subspan(n + 1));
-    const Work work = arrive(fetching);
-    if (before_update_) before_update_(parts_[i], states_[i]);
-    if (joins_others(i)) {
-      std::vector<Range> ranges = ranges_of(i, work);
-      std::move(ranges.begin(), ranges.end(), std::back_inserter(together));
-      if (together.size() >= kTogether) apply_together();
-    } else {
-      step_alone(fetching, work, context);
+  std::vector<std::size_t> alone;
+  for (const std::size_t i : indices) {
+    if (!joins_others(i)) {
+      alone.push_back(i);
+      continue;
     }
+    if (before_update_) before_update_(parts_[i], states_[i]);
+    std::vector<Range> ranges = ranges_of(i, {weights_of(parts_[i]), gradient_of(parts_[i])});
+    std::move(ranges.begin(), ranges.end(), std::back_inserter(together));
+    if (together.size() >= kTogether) apply_together();
   }
   apply_together();
+  for (std::size_t n = 0; n < alone.size(); ++n) step_part(alone[n], std::span(alone).subspan(n + 1), context);
   side_copies_->end();
 }
 
@@ -289,13 +419,15 @@ void Stepper::finish(std::size_t first, std::size_t count) {
   const GroupsScope groups(optimizer_, late_.groups);
   while (!is_over()) {
     const std::size_t i = *next;
-    Fetching fetching = fetch_ahead(i, {next + 1, late.end()});
-    const Work work = arrive(fetching);
-    if (before_update_) before_update_(parts_[i], states_[i]);
-    step_alone(fetching, work, late_.context);
+    step_part(i, {next + 1, late.end()}, late_.context);
     next = late.erase(next);  // one by one: what was stepped when another fails is not stepped again
   }
   side_copies_->end();
+}
+
+void Stepper::finish() {
+  finish(0, parts_.size());
+  if (streamed_ != nullptr) streamed_->wait();
 }
 
 // The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.

@@ -5,9 +5,11 @@
 // finish; then the updates), and sums over parameters that several owners share are completed by a StatsReducer in the
 // order of their blocks, never as partial sums.
 //
-// Parts whose states are on the host may be stepped late: their gradients wait where they are until somebody needs the
-// weights, so that the host steps them while the device already computes the next forward pass with those before them.
-// The thread that launches that pass does it, when it comes to them: nothing is shared with another thread.
+// Parts whose states are on the host are stepped by both: the host steps stretches from their beginning, the GPU from
+// their end (streamed_steps.h), whoever has time the next one; both give the same bits. They may be stepped late: their
+// gradients wait where they are until somebody needs the weights, so that they are stepped while the device already
+// computes the next forward pass with those before them. The thread that launches that pass does it, when it comes to
+// them: nothing is shared with another thread.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +25,7 @@
 #include "autograd/optim/optimizer.h"
 #include "autograd/optim/side_copies.h"
 #include "autograd/optim/state_home.h"
+#include "autograd/optim/streamed_steps.h"
 
 namespace castor::autograd {
 
@@ -86,6 +89,8 @@ class Stepper {
     /// True: step() leaves parts whose states are elsewhere than the variable, and whose gradient lies in the place of
     /// their weights, to `finish`, which must be called before anyone else uses those.
     bool may_be_late = false;
+    /// Elements of the stretches that host and GPU share a part by; a multiple of kBlockElements.
+    std::int64_t stretch_elements = StreamedSteps::kElements;
   };
   /// Makes the states, zero, and for parts of 16 bits an f32 master, called "master", of the weights as they are.
   /// Throws InternalError for a cut or group that does not exist, DTypeError or ShapeError for parameters that are not
@@ -101,8 +106,9 @@ class Stepper {
   void step(double gradient_scale = 1.0);
   /// Steps those of parts [first, first + count) that the last step left, with its hyper-parameters.
   void finish(std::size_t first, std::size_t count);
-  /// The same for all of them. Whatever reads or writes states or weights here does it first.
-  void finish() { finish(0, parts_.size()); }
+  /// The same for all of them, and waits for what the GPU steps. Whatever reads or writes states or weights here does
+  /// it first.
+  void finish();
 
   /// The L2 norm of all gradients, of every owner, over fixed blocks in parameter order; the input of clipping. 0 on
   /// meta.
@@ -126,25 +132,46 @@ class Stepper {
   void restore_weights();
   /// Takes the masters from the weights again: after weights were loaded without their masters.
   void refresh_masters();
+  /// Elements of parts with states on the host that the GPU has stepped so far.
+  std::int64_t streamed_elements() const { return streamed_elements_; }
   std::int64_t step_count() const { return step_count_; }
   void set_step_count(std::int64_t count) { step_count_ = count; }
   /// States by "parameter name/state name", for checkpoints.
   std::map<std::string, StatePiece> named_states();
 
  private:
-  /// What a part's step reads and writes, in one place.
+  /// What the step of a stretch of a part reads and writes, in one place.
   struct Work {
     Tensor weights, gradient;
+    std::int64_t begin = 0;  ///< of the stretch, in the part
   };
   /// The same on its way, where it is elsewhere.
   struct Fetching {
     std::size_t part;
+    std::int64_t begin;
     SideCopies::Fetch gradient, weights;
-    bool has_left;  ///< the weights are written back when they are stepped
+    Tensor home;    ///< where the weights lie
+    bool has_left;  ///< they are written back when they are stepped
   };
-  Fetching fetch(std::size_t index);
-  Fetching fetch_ahead(std::size_t index, std::span<const std::size_t> later);
+  /// How far the step of a part is: the host takes stretches from the beginning, the GPU from the end.
+  struct Progress {
+    std::int64_t fetched = 0;   ///< [0, fetched) is the host's
+    std::int64_t streamed = 0;  ///< [streamed, count) is the GPU's
+    bool is_told = false;       ///< who wants to know before it changes
+    std::vector<Event> ends = {};
+  };
+  Progress& progress_of(std::size_t index);
+  void tell(std::size_t index);
+  Tensor waiting_gradient(std::size_t index) const;
+  Fetching fetch(std::size_t index, std::int64_t begin, std::int64_t count);
+  std::optional<Fetching> fetch_ahead(std::size_t index, std::span<const std::size_t> later);
   std::size_t moved_bytes(std::size_t index) const;
+  bool can_stream(std::size_t index) const;
+  std::size_t most_streamed_bytes() const;
+  std::int64_t stretch_of(std::size_t index) const;
+  bool stream_one(std::size_t index, const StepContext& context);
+  void stream(std::size_t index, std::span<const std::size_t> later, const StepContext& context);
+  void step_part(std::size_t index, std::span<const std::size_t> later, const StepContext& context);
   void step_all(const std::vector<std::size_t>& indices, const StepContext& context);
   Work arrive(Fetching& fetching);
   void step_alone(const Fetching& fetching, const Work& work, const StepContext& context);
@@ -169,9 +196,13 @@ class Stepper {
     std::vector<ParamGroup> groups;
   };
   Late late_;
-  std::deque<Fetching> ahead_;  // of the parts that are expected next, in order
-  std::size_t largest_moved_ = 0;
+  std::vector<bool> may_stream_;             // by part: the last step's can_stream
+  std::map<std::size_t, Progress> begun_;    // parts whose step is under way
+  std::deque<Fetching> ahead_;               // what the host steps next, in order
+  std::size_t most_ahead_ = 0;               // bytes of weights
   std::unique_ptr<SideCopies> side_copies_;  // made by the first step; ends before what is on its way
+  std::int64_t streamed_elements_ = 0;
+  std::unique_ptr<StreamedSteps> streamed_;  // made by the first that is needed; null before
 };
 
 }  // namespace castor::autograd

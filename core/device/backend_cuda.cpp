@@ -10,6 +10,7 @@
 #include "core/device/backend_cpu.h"
 #include "core/device/cuda_runtime.h"
 #include "core/device/cuda_staging.h"
+#include "core/device/queue_scope.h"
 
 namespace castor {
 namespace {
@@ -191,6 +192,7 @@ class CudaBackend final : public Backend {
   }
 
   void* stream() override {
+    if (SideQueue* const queue = QueueScope::current()) return queue->stream();
     make_current();
     return stream_;
   }
