@@ -79,15 +79,16 @@ struct Times {
 /// One attention on packed projections, its gradients into a packed one.
 class Measured {
  public:
-  explicit Measured(const Shapes& shapes) : s(shapes) {
-    const Shape packed_shape{s.batch, s.length, 3, s.heads, s.dim};
-    const Tensor packed = normal(packed_shape, s.dtype, 1), gradient = Tensor::empty(packed_shape, s.dtype, kGpu);
-    dout_ = normal({s.batch, s.length, s.heads, s.dim}, s.dtype, 2);
+  explicit Measured(const Shapes& shapes) : shapes_(shapes) {
+    const Shape packed_shape{shapes_.batch, shapes_.length, 3, shapes_.heads, shapes_.dim};
+    const Tensor packed = normal(packed_shape, shapes_.dtype, 1),
+                 gradient = Tensor::empty(packed_shape, shapes_.dtype, kGpu);
+    dout_ = normal({shapes_.batch, shapes_.length, shapes_.heads, shapes_.dim}, shapes_.dtype, 2);
     q_ = packed.select(2, 0);
     k_ = packed.select(2, 1);
     v_ = packed.select(2, 2);
     into_ = {gradient.select(2, 0), gradient.select(2, 1), gradient.select(2, 2)};
-    options_.causal = s.is_causal;
+    options_.causal = shapes_.is_causal;
     result_ = attention(q_, k_, v_, options_);
   }
 
@@ -102,29 +103,30 @@ class Measured {
   }
 
   AttentionArgs forward_args() const {
-    return {q_.view(), k_.view(), v_.view(), View{}, result_.out.view(), result_.lse.view(), View{}, 1, s.is_causal};
+    return {q_.view(),          k_.view(), v_.view(), View{},           result_.out.view(),
+            result_.lse.view(), View{},    1,         shapes_.is_causal};
   }
   AttentionBackwardArgs backward_args() const {
     return {q_.view(),          k_.view(),          v_.view(),    View{},
             result_.out.view(), result_.lse.view(), dout_.view(), into_.dq.view(),
             into_.dk.view(),    into_.dv.view(),    View{},       1,
-            s.is_causal};
+            shapes_.is_causal};
   }
 
   void print(const char* whose, const Times& times) const {
-    const double pairs = static_cast<double>(s.batch * s.heads * s.length) *
-                         static_cast<double>(s.is_causal ? s.length + 1 : 2 * s.length) / 2;
-    const double forward_work = 4 * pairs * static_cast<double>(s.dim), backward_work = 2.5 * forward_work;
+    const double pairs = static_cast<double>(shapes_.batch * shapes_.heads * shapes_.length) *
+                         static_cast<double>(shapes_.is_causal ? shapes_.length + 1 : 2 * shapes_.length) / 2;
+    const double forward_work = 4 * pairs * static_cast<double>(shapes_.dim), backward_work = 2.5 * forward_work;
     const auto rate = [](double work, double ms) { return ms > 0 ? work / ms / 1e9 : 0; };
-    const std::string what =
-        cat(s.dtype, s.is_causal ? " causal" : " full", " B ", s.batch, " T ", s.length, " H ", s.heads, " D ", s.dim);
+    const std::string what = cat(shapes_.dtype, shapes_.is_causal ? " causal" : " full", " B ", shapes_.batch, " T ",
+                                 shapes_.length, " H ", shapes_.heads, " D ", shapes_.dim);
     std::printf("%-8s %-34s forward %7.4f ms %4.0f TFLOP/s  backward %7.4f ms %4.0f TFLOP/s  both %7.4f ms\n", whose,
                 what.c_str(), times.forward, rate(forward_work, times.forward), times.backward,
                 rate(backward_work, times.backward), times.forward + times.backward);
   }
 
  private:
-  Shapes s;
+  Shapes shapes_;
   Tensor q_, k_, v_, dout_;
   AttentionGradients into_;
   AttentionOptions options_;
