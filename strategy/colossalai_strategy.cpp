@@ -143,7 +143,7 @@ Tensor ColossalAIStrategy::test_step(const autograd::Batch& batch) {
 
 Json ColossalAIStrategy::numerics() const {
   return numerics_key(booster_.precision().type, micro_batch_, optim_wrapper_->accumulative_counts(), world_size(),
-                      optim_wrapper_->counts_items());
+                      optim_wrapper_->counts_items(), booster_.device());
 }
 
 std::int64_t ColossalAIStrategy::samples_per_micro_step() const { return micro_batch_ * world_size(); }

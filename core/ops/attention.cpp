@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/ops/attention_kernels.h"
 #include "core/ops/cast.h"
 #include "core/ops/workspace.h"
 
@@ -75,6 +76,13 @@ Tensor gradient_target(const char* name, const Tensor& wanted, const Tensor& lik
 }
 
 }  // namespace
+
+std::string attention_library(Device device) {
+  if constexpr (kHasCuda) {
+    if (device.is_cuda()) return attention_library(Cuda{device});
+  }
+  return {};
+}
 
 Cost cost(const AttentionArgs& args) {
   const double pairs = visible_pairs(args.q, args.k, args.causal);

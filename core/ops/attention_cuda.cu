@@ -1,5 +1,8 @@
 // Attention on CUDA: which kernels do it, and what workspace they need.
+#include <algorithm>
+
 #include "core/ops/attention_cuda.cuh"
+#include "core/ops/attention_cudnn_cuda.h"
 
 namespace castor {
 namespace cuda {
@@ -41,20 +44,33 @@ bool tiles_fit(const Cuda& cuda, const AttentionBackwardArgs& args) {
          has_whole_words(args.dv) && inputs_fit(cuda, args);
 }
 
+/// cuDNN takes what the tiled kernels take, addresses included, and is asked first.
+template <class Args>
+bool goes_to_cudnn(const Cuda& cuda, const Args& args) {
+  return cudnn_does(cuda, args) && tiles_fit(cuda, args);
+}
+
 }  // namespace cuda
 
-std::size_t workspace_bytes(const Cuda&, const AttentionArgs&) { return 0; }
+std::size_t workspace_bytes(const Cuda& cuda, const AttentionArgs& args) {
+  return cuda::cudnn_does(cuda, args) ? cuda::cudnn_workspace(args) : 0;
+}
 
-/// Two numbers a query: enough for either way, as addresses are not known yet.
-std::size_t workspace_bytes(const Cuda&, const AttentionBackwardArgs& args) {
-  return static_cast<std::size_t>(args.q.size[0] * args.q.size[2] * cuda::statistics_rows(args.q)) * 2 * sizeof(float);
+/// Two numbers a query, enough for either way of our own, or what cuDNN needs, which is more: addresses are not known
+/// yet.
+std::size_t workspace_bytes(const Cuda& cuda, const AttentionBackwardArgs& args) {
+  const std::size_t own =
+      static_cast<std::size_t>(args.q.size[0] * args.q.size[2] * cuda::statistics_rows(args.q)) * 2 * sizeof(float);
+  return cuda::cudnn_does(cuda, args) ? std::max(own, cuda::cudnn_workspace(args)) : own;
 }
 
 void run(const Cuda& cuda, const AttentionArgs& args) {
+  if (cuda::goes_to_cudnn(cuda, args)) return cuda::attention_cudnn(cuda, args);
   cuda::tiles_fit(cuda, args) ? cuda::attention_tiles(cuda, args) : cuda::attention_rows(cuda, args);
 }
 
 void run(const Cuda& cuda, const AttentionBackwardArgs& args) {
+  if (cuda::goes_to_cudnn(cuda, args)) return cuda::attention_cudnn(cuda, args);
   if (!cuda::tiles_fit(cuda, args)) return cuda::attention_backward_rows(cuda, args);
   cuda::attention_dq_tiles(cuda, args);
   cuda::attention_dkv_tiles(cuda, args);

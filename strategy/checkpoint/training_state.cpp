@@ -10,6 +10,7 @@
 #include "core/base/cpu_isa.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
+#include "core/ops/attention_kernels.h"
 #include "core/ops/cast.h"
 #include "formats/array_shape.h"
 
@@ -106,7 +107,7 @@ std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int
 }
 
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
-                  std::int64_t world_size, bool counts_items) {
+                  std::int64_t world_size, bool counts_items, Device device) {
   Json key;
   key["castor"] = kVersion;
   key["precision"] = std::string(precision_name(precision));
@@ -116,6 +117,7 @@ Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t ac
   key["loss_normalisation"] = counts_items ? "tokens" : "micro_batch";
   key["threads_per_rank"] = num_threads();
   key["instruction_set"] = std::string(cpu_isa_name(cpu_isa()));
+  if (const std::string library = attention_library(device); !library.empty()) key["attention_library"] = library;
   return key;
 }
 
@@ -129,6 +131,10 @@ void warn_about_numerics(const Json& saved, const Json& current) {
       differences += cat(differences.empty() ? "" : ", ", name, " (", dump_json(*found), " was saved, now ",
                          dump_json(value), ")");
     }
+  }
+  for (const auto& [name, value] : saved.items()) {
+    if (current.contains(name)) continue;
+    differences += cat(differences.empty() ? "" : ", ", name, " (", dump_json(value), " was saved, now none)");
   }
   if (!differences.empty()) {
     logger().warning("resumed under another numerics key, so results may differ in their last bits: ", differences);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/json.h"
+#include "core/device/device.h"
 #include "strategy/boosted_optimizer.h"
 #include "strategy/checkpoint.h"
 #include "strategy/checkpoint/fill.h"
@@ -39,9 +40,10 @@ Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedu
 std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int64_t samples);
 
 /// What must be equal for a resumed run to give equal bits (DESIGN "numerics key"): versions, precision, batch sizes,
-/// what micro-batches weigh, threads and instruction set, by name.
+/// what micro-batches weigh, threads and instruction set, by name, and a library that does attention on `device`, where
+/// one does.
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
-                  std::int64_t world_size, bool counts_items);
+                  std::int64_t world_size, bool counts_items, Device device);
 /// Logs a warning that names every field in which the two differ.
 void warn_about_numerics(const Json& saved, const Json& current);
 

@@ -16,6 +16,7 @@
 #include "core/base/parallel.h"
 #include "core/device/backend.h"
 #include "core/device/caching_allocator.h"
+#include "core/ops/attention_kernels.h"
 
 namespace castor::strategy {
 namespace {
@@ -82,6 +83,9 @@ EnvironmentFacts collect_env(const dist::RankInfo& info, Device device) {
                    {"device", to_string(device)},
                    {"compute threads", cat(num_threads())},
                    {"OMP_NUM_THREADS", threads == nullptr ? "not set" : threads}};
+  if (const std::string library = attention_library(device); !library.empty()) {
+    facts.runtime.emplace_back("attention", cat("castor and ", library));
+  }
   return facts;
 }
 

@@ -1,7 +1,10 @@
 // How fast attention runs: medians of forward and backward on packed projections, with the rate of the products
 // that the result needs (4 and 10 operations for each visible pair and element of a head; recomputation counts for
 // nothing). tests/gpu/attention_peer.py measures PyTorch's on the same shapes.
-// usage: gpu_attention_speed     needs a GPU; prints one line a shape
+//
+// Where there is cuDNN, its kernels, too, and which of both a run takes: core/ops/attention_cudnn_cuda.cpp has the
+// table that rests on this. usage: gpu_attention_speed     needs a GPU; prints a line a shape, and with cuDNN two more
+// and more shapes
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -10,6 +13,8 @@
 
 #include "core/device/cuda_runtime.h"
 #include "core/ops/attention.h"
+#include "core/ops/attention_cudnn_cuda.h"
+#include "core/ops/attention_kernels.h"
 #include "core/ops/random.h"
 
 using namespace castor;
@@ -28,6 +33,15 @@ struct Shapes {
 constexpr Shapes kShapes[] = {
     {32, 1024, 12, 64, true}, {8, 4096, 12, 64, true},  {16, 1024, 25, 64, true},  {16, 1024, 32, 128, true},
     {4, 4096, 32, 128, true}, {8, 4096, 12, 64, false}, {4, 4096, 32, 128, false}, {8, 1024, 12, 64, true, DType::f32},
+};
+
+/// Other lengths, for the table of what cuDNN does faster.
+constexpr Shapes kMoreShapes[] = {
+    {128, 256, 12, 64, true},  {64, 512, 12, 64, true},   {16, 2048, 12, 64, true},   {2, 16384, 12, 64, true},
+    {64, 256, 32, 128, true},  {32, 512, 32, 128, true},  {8, 2048, 32, 128, true},   {1, 16384, 16, 128, true},
+    {128, 256, 12, 64, false}, {64, 512, 12, 64, false},  {32, 1024, 12, 64, false},  {16, 2048, 12, 64, false},
+    {64, 256, 32, 128, false}, {32, 512, 32, 128, false}, {16, 1024, 32, 128, false}, {8, 2048, 32, 128, false},
+    {2, 1024, 12, 64, true},   {2, 1024, 16, 128, true},
 };
 
 double median_ms(const std::function<void()>& work) {
@@ -57,28 +71,105 @@ Tensor normal(const Shape& shape, DType dtype, std::uint64_t key) {
   return x;
 }
 
+/// Milliseconds of one call of each.
+struct Times {
+  double forward = 0, backward = 0;
+};
+
+/// One attention on packed projections, its gradients into a packed one.
+class Measured {
+ public:
+  explicit Measured(const Shapes& shapes) : shapes_(shapes) {
+    const Shape packed_shape{shapes_.batch, shapes_.length, 3, shapes_.heads, shapes_.dim};
+    const Tensor packed = normal(packed_shape, shapes_.dtype, 1),
+                 gradient = Tensor::empty(packed_shape, shapes_.dtype, kGpu);
+    dout_ = normal({shapes_.batch, shapes_.length, shapes_.heads, shapes_.dim}, shapes_.dtype, 2);
+    q_ = packed.select(2, 0);
+    k_ = packed.select(2, 1);
+    v_ = packed.select(2, 2);
+    into_ = {gradient.select(2, 0), gradient.select(2, 1), gradient.select(2, 2)};
+    options_.causal = shapes_.is_causal;
+    result_ = attention(q_, k_, v_, options_);
+  }
+
+  /// By the kernels in force; a direction of 0 is not measured.
+  Times time(bool forward, bool backward) const {
+    Times times;
+    if (forward) times.forward = median_ms([&] { attention(q_, k_, v_, options_); });
+    if (backward) {
+      times.backward = median_ms([&] { attention_backward(q_, k_, v_, result_, dout_, options_, into_); });
+    }
+    return times;
+  }
+
+  AttentionArgs forward_args() const {
+    return {q_.view(),          k_.view(), v_.view(), View{},           result_.out.view(),
+            result_.lse.view(), View{},    1,         shapes_.is_causal};
+  }
+  AttentionBackwardArgs backward_args() const {
+    return {q_.view(),          k_.view(),          v_.view(),    View{},
+            result_.out.view(), result_.lse.view(), dout_.view(), into_.dq.view(),
+            into_.dk.view(),    into_.dv.view(),    View{},       1,
+            shapes_.is_causal};
+  }
+
+  void print(const char* whose, const Times& times) const {
+    const double pairs = static_cast<double>(shapes_.batch * shapes_.heads * shapes_.length) *
+                         static_cast<double>(shapes_.is_causal ? shapes_.length + 1 : 2 * shapes_.length) / 2;
+    const double forward_work = 4 * pairs * static_cast<double>(shapes_.dim), backward_work = 2.5 * forward_work;
+    const auto rate = [](double work, double ms) { return ms > 0 ? work / ms / 1e9 : 0; };
+    const std::string what = cat(shapes_.dtype, shapes_.is_causal ? " causal" : " full", " B ", shapes_.batch, " T ",
+                                 shapes_.length, " H ", shapes_.heads, " D ", shapes_.dim);
+    std::printf("%-8s %-34s forward %7.4f ms %4.0f TFLOP/s  backward %7.4f ms %4.0f TFLOP/s  both %7.4f ms\n", whose,
+                what.c_str(), times.forward, rate(forward_work, times.forward), times.backward,
+                rate(backward_work, times.backward), times.forward + times.backward);
+  }
+
+ private:
+  Shapes shapes_;
+  Tensor q_, k_, v_, dout_;
+  AttentionGradients into_;
+  AttentionOptions options_;
+  AttentionResult result_;
+};
+
+/// cuDNN's share of our own time and which of them a run takes, for one direction.
+template <class Args>
+std::string verdict(const Args& args, double own, double cudnn) {
+  const bool is_taken = cuda::cudnn_does({kGpu}, args);
+  char ratio[32] = "not measured";
+  if (cudnn > 0) std::snprintf(ratio, sizeof(ratio), "%.3f of own", cudnn / own);
+  return cat(ratio, ", a run takes ", is_taken ? "cudnn" : "own", " (", cuda::cudnn_plan_text(kGpu, args), ")");
+}
+
+void measure(const Shapes& shapes) {
+  const Measured measured(shapes);
+  Times own, cudnn;
+  {
+    const AttentionKernelScope kernels(AttentionKernels::own);
+    own = measured.time(true, true);
+    measured.print("castor", own);
+  }
+  if (attention_library(kGpu).empty()) return;
+  const AttentionArgs forward = measured.forward_args();
+  const AttentionBackwardArgs backward = measured.backward_args();
+  {
+    const AttentionKernelScope kernels(AttentionKernels::cudnn);
+    cudnn = measured.time(cuda::cudnn_does({kGpu}, forward), cuda::cudnn_does({kGpu}, backward));
+    if (cudnn.forward + cudnn.backward > 0) measured.print("cudnn", cudnn);
+  }
+  std::printf("         forward: %s; backward: %s\n", verdict(forward, own.forward, cudnn.forward).c_str(),
+              verdict(backward, own.backward, cudnn.backward).c_str());
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 int main() {
-  for (const Shapes& s : kShapes) {
-    const Shape packed_shape{s.batch, s.length, 3, s.heads, s.dim};
-    const Tensor packed = normal(packed_shape, s.dtype, 1), gradient = Tensor::empty(packed_shape, s.dtype, kGpu);
-    const Tensor dout = normal({s.batch, s.length, s.heads, s.dim}, s.dtype, 2);
-    const Tensor q = packed.select(2, 0), k = packed.select(2, 1), v = packed.select(2, 2);
-    const AttentionGradients into{gradient.select(2, 0), gradient.select(2, 1), gradient.select(2, 2)};
-    AttentionOptions options;
-    options.causal = s.is_causal;
-    const AttentionResult result = attention(q, k, v, options);
-    const double forward = median_ms([&] { attention(q, k, v, options); });
-    const double backward = median_ms([&] { attention_backward(q, k, v, result, dout, options, into); });
-    const double pairs = static_cast<double>(s.batch * s.heads * s.length) *
-                         static_cast<double>(s.is_causal ? s.length + 1 : 2 * s.length) / 2;
-    const double forward_work = 4 * pairs * static_cast<double>(s.dim), backward_work = 2.5 * forward_work;
-    const std::string what =
-        cat(s.dtype, s.is_causal ? " causal" : " full", " B ", s.batch, " T ", s.length, " H ", s.heads, " D ", s.dim);
-    std::printf("castor   %-34s forward %7.4f ms %4.0f TFLOP/s  backward %7.4f ms %4.0f TFLOP/s  both %7.4f ms\n",
-                what.c_str(), forward, forward_work / forward / 1e9, backward, backward_work / backward / 1e9,
-                forward + backward);
-  }
+  const std::string library = attention_library(kGpu);
+  std::printf("attention's kernels: castor%s%s\n", library.empty() ? "" : " and ", library.c_str());
+  for (const Shapes& shapes : kShapes) measure(shapes);
+  if (library.empty()) return 0;
+  for (const Shapes& shapes : kMoreShapes) measure(shapes);
   return 0;
 }

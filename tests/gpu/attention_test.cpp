@@ -1,6 +1,6 @@
 // What the case tables of tests/ops are too small and too general to reach in attention's CUDA kernels: the tiles, at
 // sizes around their blocks, with grouped heads, causal cuts either way and packed views, and heads of any size by
-// rows, against the CPU's f64 kernels on the same rounded operands.
+// rows, against the CPU's f64 kernels on the same rounded operands; cuDNN's kernels the same way, where there are any.
 //
 // Delicate: errors are measured over the whole result (norm of the difference over the norm), because single sums
 // cancel; every result is poisoned first, so that what no thread wrote shows as NaN.
@@ -11,8 +11,12 @@
 
 #include <doctest/doctest.h>
 
+#include "core/device/caching_allocator.h"
+#include "core/ops/attention_cudnn_cuda.h"
+#include "core/ops/attention_kernels.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/workspace.h"
 #include "tests/gpu/same_bits.h"
 
 using namespace castor;
@@ -79,51 +83,79 @@ std::string name_of(const Case& c, std::int64_t dim, DType dtype) {
              " heads of ", dim, c.is_causal ? ", causal " : " ");
 }
 
+/// Forward and backward by the kernels in force, twice, against the CPU's in f64.
+void check_near_f64(const Case& c, std::int64_t dim, DType dtype, double allowed) {
+  const std::string what = name_of(c, dim, dtype);
+  const Operands x = operands(c, dim, dtype);
+  AttentionOptions options;
+  options.causal = c.is_causal;
+  const AttentionResult got = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
+  const AttentionResult want = attention(wide(x.q.cpu), wide(x.k.cpu), wide(x.v.cpu), options);
+  check_near(what + "out", got.out, want.out, allowed);
+  const std::vector<double> lse = values_of(got.lse), lse_wanted = values_of(want.lse);
+  double worst = 0;
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    if (lse[i] != lse_wanted[i]) worst = std::max(worst, std::abs(lse[i] - lse_wanted[i]));
+    if (std::isnan(lse[i])) worst = HUGE_VAL;
+  }
+  CHECK_MESSAGE(worst < 1e-4, what, "lse: largest difference ", worst);
+
+  const auto backward = [&] {
+    const AttentionGradients into{poisoned(x.q.gpu.shape(), dtype), poisoned(x.k.gpu.shape(), dtype),
+                                  poisoned(x.v.gpu.shape(), dtype)};
+    return attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, got, x.dout.gpu, options, into);
+  };
+  const AttentionGradients g = backward(), again = backward();
+  const AttentionGradients g_wanted =
+      attention_backward(wide(x.q.cpu), wide(x.k.cpu), wide(x.v.cpu), want, wide(x.dout.cpu), options);
+  // With one key, the gradients of scores are differences of equal numbers.
+  const double floor = c.keys == 1 ? 1.0 : 1e-30;
+  check_near(what + "dq", g.dq, g_wanted.dq, 2 * allowed, floor);
+  check_near(what + "dk", g.dk, g_wanted.dk, 2 * allowed, floor);
+  check_near(what + "dv", g.dv, g_wanted.dv, 2 * allowed);
+  check_equal(what + "out again", got.out, attention(x.q.gpu, x.k.gpu, x.v.gpu, options).out);
+  check_equal(what + "dq again", g.dq, again.dq);
+  check_equal(what + "dk again", g.dk, again.dk);
+  check_equal(what + "dv again", g.dv, again.dv);
+}
+
+/// Whether there are cuDNN's kernels to try; if not, says why.
+bool has_library() {
+  if (!attention_library(kGpu).empty()) return true;
+  MESSAGE("skipped: this build, machine or GPU has no cuDNN for attention");
+  return false;
+}
+
+/// What the two contracts hand to kernels, for questions about them.
+struct CudnnCase {
+  AttentionArgs forward;
+  AttentionBackwardArgs backward;
+
+  CudnnCase(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionResult& result, const Tensor& dout,
+            const AttentionGradients& into, bool is_causal)
+      : forward{q.view(), k.view(), v.view(), View{}, result.out.view(), result.lse.view(), View{}, 0.125, is_causal},
+        backward{q.view(),          k.view(),          v.view(),    View{},
+                 result.out.view(), result.lse.view(), dout.view(), into.dq.view(),
+                 into.dk.view(),    into.dv.view(),    View{},      0.125,
+                 is_causal} {}
+};
+
 }  // namespace
 
 TEST_CASE("attention in tiles is near the f64 result, forward and backward, and the same in every run") {
+  const AttentionKernelScope own(AttentionKernels::own);
   for (const DType dtype : {DType::bf16, DType::f16}) {
     const double allowed = dtype == DType::bf16 ? 6e-3 : 1e-3;
     for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
       for (const Case& c : kCases) {
-        const std::string what = name_of(c, dim, dtype);
-        const Operands x = operands(c, dim, dtype);
-        AttentionOptions options;
-        options.causal = c.is_causal;
-        const AttentionResult got = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
-        const AttentionResult want = attention(wide(x.q.cpu), wide(x.k.cpu), wide(x.v.cpu), options);
-        check_near(what + "out", got.out, want.out, allowed);
-        const std::vector<double> lse = values_of(got.lse), lse_wanted = values_of(want.lse);
-        double worst = 0;
-        for (std::size_t i = 0; i < lse.size(); ++i) {
-          if (lse[i] != lse_wanted[i]) worst = std::max(worst, std::abs(lse[i] - lse_wanted[i]));
-          if (std::isnan(lse[i])) worst = HUGE_VAL;
-        }
-        CHECK_MESSAGE(worst < 1e-4, what, "lse: largest difference ", worst);
-
-        const auto backward = [&] {
-          const AttentionGradients into{poisoned(x.q.gpu.shape(), dtype), poisoned(x.k.gpu.shape(), dtype),
-                                        poisoned(x.v.gpu.shape(), dtype)};
-          return attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, got, x.dout.gpu, options, into);
-        };
-        const AttentionGradients g = backward(), again = backward();
-        const AttentionGradients g_wanted =
-            attention_backward(wide(x.q.cpu), wide(x.k.cpu), wide(x.v.cpu), want, wide(x.dout.cpu), options);
-        // With one key, the gradients of scores are differences of equal numbers.
-        const double floor = c.keys == 1 ? 1.0 : 1e-30;
-        check_near(what + "dq", g.dq, g_wanted.dq, 2 * allowed, floor);
-        check_near(what + "dk", g.dk, g_wanted.dk, 2 * allowed, floor);
-        check_near(what + "dv", g.dv, g_wanted.dv, 2 * allowed);
-        check_equal(what + "out again", got.out, attention(x.q.gpu, x.k.gpu, x.v.gpu, options).out);
-        check_equal(what + "dq again", g.dq, again.dq);
-        check_equal(what + "dk again", g.dk, again.dk);
-        check_equal(what + "dv again", g.dv, again.dv);
+        check_near_f64(c, dim, dtype, allowed);
       }
     }
   }
 }
 
 TEST_CASE("tiles read packed projections and write packed gradients with the bits of separate tensors") {
+  const AttentionKernelScope own(AttentionKernels::own);
   AttentionOptions options;
   options.causal = true;
   for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
@@ -184,4 +216,144 @@ TEST_CASE("rows of any length pass through shared memory in pieces, under a mask
       check_near(what + "dv", g.dv, g_wanted.dv, 2 * allowed);
     }
   }
+}
+
+TEST_CASE("attention by cuDNN is near the f64 result, forward and backward, and the same in every run") {
+  if (!has_library()) return;
+  constexpr Case kTaken[] = {
+      {2, 128, 128, 2, 2, true},  {2, 257, 257, 4, 2, true},   {1, 130, 300, 3, 1, false},
+      {1, 300, 130, 2, 2, false}, {1, 1024, 1024, 2, 2, true}, {3, 64, 64, 2, 2, false},
+  };
+  const AttentionKernelScope cudnn(AttentionKernels::cudnn);
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
+      for (const Case& c : kTaken) {
+        if (dtype == DType::f16 && c.queries != 257) continue;
+        const Operands x = operands(c, dim, dtype);
+        const AttentionResult like{Tensor::empty_like(x.q.gpu),
+                                   Tensor::empty({c.batch, c.heads, c.queries}, DType::f32, kGpu)};
+        const CudnnCase args(x.q.gpu, x.k.gpu, x.v.gpu, like, x.dout.gpu, {x.q.gpu, x.k.gpu, x.v.gpu}, c.is_causal);
+        const std::string what = name_of(c, dim, dtype);
+        CHECK_MESSAGE(cuda::cudnn_does({kGpu}, args.forward), what, cuda::cudnn_plan_text(kGpu, args.forward));
+        CHECK_MESSAGE(cuda::cudnn_does({kGpu}, args.backward), what, cuda::cudnn_plan_text(kGpu, args.backward));
+        check_near_f64(c, dim, dtype, dtype == DType::bf16 ? 6e-3 : 1e-3);
+      }
+    }
+  }
+}
+
+TEST_CASE("cuDNN's backward has the same bits in every run, also where many blocks add to one row") {
+  if (!has_library()) return;
+  const AttentionKernelScope cudnn(AttentionKernels::cudnn);
+  AttentionOptions options;
+  for (const bool is_causal : {true, false}) {
+    options.causal = is_causal;
+    const Tensor packed = make_twin({2, 2048, 3, 8, 64}, DType::bf16, {false, -2, 2}).gpu;
+    const Tensor dout = make_twin({2, 2048, 8, 64}, DType::bf16, {}, Layout::dense, 2).gpu;
+    const Tensor q = packed.select(2, 0), k = packed.select(2, 1), v = packed.select(2, 2);
+    const AttentionResult result = attention(q, k, v, options);
+    const Tensor first = poisoned(packed.shape(), DType::bf16);
+    attention_backward(q, k, v, result, dout, options, {first.select(2, 0), first.select(2, 1), first.select(2, 2)});
+    for (int run = 0; run < 5; ++run) {
+      const Tensor again = poisoned(packed.shape(), DType::bf16);
+      attention_backward(q, k, v, result, dout, options, {again.select(2, 0), again.select(2, 1), again.select(2, 2)});
+      check_equal(cat("run ", run), again, first);
+      check_equal(cat("out of run ", run), attention(q, k, v, options).out, result.out);
+    }
+  }
+}
+
+TEST_CASE(
+    "cuDNN reads packed projections, writes packed gradients, and either side's forward serves the other's backward") {
+  if (!has_library()) return;
+  constexpr double kAllowed = 6e-3;
+  AttentionOptions options;
+  options.causal = true;
+  for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
+    const Twin packed = make_twin({2, 300, 3, 4, dim}, DType::bf16, {false, -2, 2});
+    const Twin dout = make_twin({2, 300, 4, dim}, DType::bf16, {}, Layout::dense, 2);
+    const Tensor q = packed.gpu.select(2, 0), k = packed.gpu.select(2, 1), v = packed.gpu.select(2, 2);
+    const Tensor wide_q = wide(packed.cpu.select(2, 0)), wide_k = wide(packed.cpu.select(2, 1)),
+                 wide_v = wide(packed.cpu.select(2, 2));
+    const AttentionResult want = attention(wide_q, wide_k, wide_v, options);
+    const AttentionGradients g = attention_backward(wide_q, wide_k, wide_v, want, wide(dout.cpu), options);
+    for (const bool forward_is_cudnn : {true, false}) {
+      const auto side = [](bool is_cudnn) { return is_cudnn ? AttentionKernels::cudnn : AttentionKernels::own; };
+      AttentionResult got;
+      {
+        const AttentionKernelScope kernels(side(forward_is_cudnn));
+        got = attention(q, k, v, options);
+      }
+      for (const bool backward_is_cudnn : {true, false}) {
+        const AttentionKernelScope kernels(side(backward_is_cudnn));
+        const std::string what = cat("forward by cuDNN ", forward_is_cudnn, ", backward by cuDNN ", backward_is_cudnn,
+                                     ", heads of ", dim, ": ");
+        const Tensor into = poisoned(packed.gpu.shape(), DType::bf16);
+        attention_backward(q, k, v, got, dout.gpu, options, {into.select(2, 0), into.select(2, 1), into.select(2, 2)});
+        check_near(what + "out", got.out, want.out, kAllowed);
+        check_near(what + "lse", got.lse, want.lse, 1e-5);
+        check_near(what + "dq", clone(into.select(2, 0)), g.dq, 2 * kAllowed);
+        check_near(what + "dk", clone(into.select(2, 1)), g.dk, 2 * kAllowed);
+        check_near(what + "dv", clone(into.select(2, 2)), g.dv, 2 * kAllowed);
+      }
+    }
+  }
+}
+
+TEST_CASE("cuDNN's attention is recorded and repeated with the bits of single calls") {
+  if (!has_library()) return;
+  const AttentionKernelScope cudnn(AttentionKernels::cudnn);
+  AttentionOptions options;
+  options.causal = true;
+  const Operands x = operands({2, 384, 384, 4, 4, true}, 64, DType::bf16);
+  const AttentionResult single = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
+  const AttentionGradients g = attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, single, x.dout.gpu, options);
+  AttentionResult recorded;
+  AttentionGradients g_recorded;
+  std::unique_ptr<Recording> recording;
+  allocator(kGpu).release_cached();
+  {
+    const CachingAllocator::PrivateScope memory(allocator(kGpu));
+    REQUIRE(backend(kGpu).begin_recording());
+    recorded = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
+    g_recorded = attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, recorded, x.dout.gpu, options);
+    recording = backend(kGpu).end_recording();
+  }
+  for (int run = 0; run < 2; ++run) {
+    for (const Tensor& result : {recorded.out, g_recorded.dq, g_recorded.dk, g_recorded.dv}) fill(result, HUGE_VAL);
+    recording->run();
+    check_equal("out", recorded.out, single.out);
+    check_equal("lse", recorded.lse, single.lse);
+    check_equal("dq", g_recorded.dq, g.dq);
+    check_equal("dk", g_recorded.dk, g.dk);
+    check_equal("dv", g_recorded.dv, g.dv);
+  }
+}
+
+TEST_CASE("what cuDNN does not take goes to other kernels, and a plan sees the workspace of what it takes") {
+  const auto bytes = [](Device device, std::int64_t queries, std::int64_t dim, DType dtype, bool is_causal) {
+    const Tensor q = Tensor::empty({2, queries, 4, dim}, dtype, device),
+                 k = Tensor::empty({2, 320, 4, dim}, dtype, device);
+    const AttentionResult like{Tensor::empty_like(q), Tensor::empty({2, 4, queries}, DType::f32, device)};
+    const CudnnCase args(q, k, k, like, q, {q, k, k}, is_causal);
+    return std::pair{workspace_bytes(Cuda{device}, args.forward), workspace_bytes(Cuda{device}, args.backward)};
+  };
+  const Device planned = make_meta({DeviceType::cuda, "h200", 0});
+  const AttentionKernelScope cudnn(AttentionKernels::cudnn);
+  // A causal cut that is not the diagonal of a square, heads of 96, f32: never cuDNN's.
+  CHECK(bytes(kGpu, 200, 64, DType::bf16, true).first == 0);
+  CHECK(bytes(kGpu, 320, 96, DType::bf16, true).first == 0);
+  CHECK(bytes(kGpu, 320, 64, DType::f32, true).first == 0);
+  const auto of_own = [&] {
+    const AttentionKernelScope own(AttentionKernels::own);
+    return bytes(kGpu, 320, 64, DType::bf16, true);
+  }();
+  CHECK(of_own.first == 0);
+  if (!has_library()) {
+    CHECK(bytes(kGpu, 320, 64, DType::bf16, true) == of_own);
+    return;
+  }
+  CHECK(bytes(kGpu, 320, 64, DType::bf16, true).first > 0);
+  CHECK(bytes(kGpu, 320, 64, DType::bf16, true).second > of_own.second);
+  CHECK(bytes(planned, 320, 64, DType::bf16, true) == bytes(kGpu, 320, 64, DType::bf16, true));
 }

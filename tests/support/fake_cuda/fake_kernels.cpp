@@ -3,6 +3,7 @@
 #include "core/ops/activation.h"
 #include "core/ops/adam8bit.h"
 #include "core/ops/attention.h"
+#include "core/ops/attention_kernels.h"
 #include "core/ops/came.h"
 #include "core/ops/cast.h"
 #include "core/ops/conv.h"
@@ -80,6 +81,8 @@ void run(const Cuda& cuda, const SoftmaxArgs& args) { run(fake_launch(cuda), arg
 void run(const Cuda& cuda, const SoftmaxBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const CrossEntropyArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const CrossEntropyScaleArgs& args) { run(fake_launch(cuda), args); }
+
+std::string attention_library(const Cuda&) { return {}; }
 
 std::size_t workspace_bytes(const Cuda&, const BiasBackwardArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
 std::size_t workspace_bytes(const Cuda&, const AttentionArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
