@@ -297,28 +297,28 @@ bool Stepper::stream_one(std::size_t index, const StepContext& context) {
   return true;
 }
 
-// Gives the GPU what it has room for: of this part, then of later ones, in the order in which they are needed.
+// Gives the GPU what it has room for: of this part, then of later ones, in the order in which they are needed. On paper
+// it is as fast as the host.
 void Stepper::stream(std::size_t index, std::span<const std::size_t> later, const StepContext& context) {
   if (!side_copies_->overlaps()) return;
+  const bool is_on_paper = weights_of(parts_[index]).device().is_meta();
   for (std::size_t n = 0; n <= std::min(later.size(), kPartsAhead); ++n) {
     const std::size_t part = n == 0 ? index : later[n - 1];
-    while (streamed_ == nullptr || streamed_->has_room()) {
+    while (is_on_paper ? streamed_elements_ <= kept_elements_ : streamed_ == nullptr || streamed_->has_room()) {
       if (!stream_one(part, context)) break;
-      if (weights_of(parts_[part]).device().is_meta()) return;  // a device on paper is as fast as the host
     }
   }
 }
 
 // A part by itself, by the host and the GPU. What fails may be tried again: nothing is stepped twice.
 void Stepper::step_part(std::size_t index, std::span<const std::size_t> later, const StepContext& context) {
-  for (;;) {
-    stream(index, later, context);
-    std::optional<Fetching> next = fetch_ahead(index, later);
-    if (!next) break;
+  while (std::optional<Fetching> next = fetch_ahead(index, later)) {
     try {
+      stream(index, later, context);
       const Work work = arrive(*next);
       tell(index);
       step_alone(*next, work, context);
+      if (may_stream_[index]) kept_elements_ += work.weights.numel();
     } catch (...) {
       ahead_.push_front(std::move(*next));
       throw;

@@ -196,13 +196,13 @@ class Stepper {
     std::vector<ParamGroup> groups;
   };
   Late late_;
-  std::vector<bool> may_stream_;             // by part: the last step's can_stream
-  std::map<std::size_t, Progress> begun_;    // parts whose step is under way
-  std::deque<Fetching> ahead_;               // what the host steps next, in order
-  std::size_t most_ahead_ = 0;               // bytes of weights
-  std::unique_ptr<SideCopies> side_copies_;  // made by the first step; ends before what is on its way
-  std::int64_t streamed_elements_ = 0;
-  std::unique_ptr<StreamedSteps> streamed_;  // made by the first that is needed; null before
+  std::vector<bool> may_stream_;                            // by part: the last step's can_stream
+  std::map<std::size_t, Progress> begun_;                   // parts whose step is under way
+  std::deque<Fetching> ahead_;                              // what the host steps next, in order
+  std::size_t most_ahead_ = 0;                              // bytes of weights
+  std::unique_ptr<SideCopies> side_copies_;                 // made by the first step; ends before what is on its way
+  std::int64_t streamed_elements_ = 0, kept_elements_ = 0;  // by the GPU, and by the host where that could have been
+  std::unique_ptr<StreamedSteps> streamed_;                 // made by the first that is needed; null before
 };
 
 }  // namespace castor::autograd

@@ -91,11 +91,12 @@ TEST_CASE("bytes between ranks are those of the plugins' collectives") {
 }
 
 TEST_CASE("bytes between device and host are those of states and weights that live there") {
-  const Plan none = plan_gpt(kSmall, 1, gemini());
+  constexpr Shape3 kWide = {4, 16, 2048};  // its weights are of several stretches
+  const Plan none = plan_gpt(kWide, 1, gemini());
   CHECK(none.link_bytes == 0);
   const auto weights = 2.0 * static_cast<double>(none.parameters);
   // Of what the host steps a gradient goes and a weight comes, of what the GPU steps three states come and go.
-  const Plan states = plan_gpt(kSmall, 1, gemini([](auto& c) { c.offload_optim_frac = 1; }));
+  const Plan states = plan_gpt(kWide, 1, gemini([](auto& c) { c.offload_optim_frac = 1; }));
   double by_host = 0;  // share of the weights: 28 bytes each
   for (const OpTotal& op : states.ops) by_host += op.host_bytes / (14 * weights);
   CHECK(by_host > 0.3);
@@ -105,7 +106,7 @@ TEST_CASE("bytes between device and host are those of states and weights that li
   CHECK(estimate.link > 0);
   CHECK(estimate.host > 0);
   CHECK(estimate.compute < estimate_step(none, machine_named("h100")).compute);  // the host steps
-  const Plan all = plan_gpt(kSmall, 1, gemini([](auto& c) {
+  const Plan all = plan_gpt(kWide, 1, gemini([](auto& c) {
                               c.offload_optim_frac = 1;
                               c.offload_param_frac = 1;
                             }));
@@ -128,6 +129,7 @@ TEST_CASE("a machine's rates decide what a plan costs, and every part of an esti
   on_disk.disk_traffic = 1'000'000'000;
   CHECK(estimate_step(on_disk, machine_named("h100")).disk > 0.1);
   const std::string text = estimate_text(h100, machine_named("h100"));
+  CAPTURE(text);
   for (const char* word : {"h100", "compute", "exchange", "link", "host"}) CHECK(text.find(word) != std::string::npos);
   CHECK(text.find("disk") == std::string::npos);
   const nlohmann::ordered_json json = estimate_json(h100, machine_named("h100"));
