@@ -19,7 +19,7 @@ constexpr const char* kMaster = "master";
 // the GPU begins while the next ones are gathered.
 constexpr std::size_t kTogether = 64;
 constexpr std::size_t kMostAhead = 64;            // stretches that are fetched ahead of their step
-constexpr std::size_t kStretchesAhead = 4;        // of parts of several; a part of one: half of a large one
+constexpr std::size_t kStretchesAhead = 8;        // of parts of several; a part of one: half of a large one
 constexpr std::size_t kPartsAhead = 16;           // parts of which the GPU may begin the last stretches
 constexpr std::int64_t kLeastStreamed = 1 << 16;  // elements that are worth their launches
 
@@ -175,32 +175,34 @@ std::size_t Stepper::moved_bytes(std::size_t index) const {
                                                      : static_cast<std::size_t>(count) * dtype_size(weights.dtype());
 }
 
-// The next stretch of a part, its fetch begun now unless it was before; and those that come later, until enough is on
-// its way: so a large one comes while the large one before it is stepped, whatever small ones lie between. Nothing
-// where no stretch is left.
-std::optional<Stepper::Fetching> Stepper::fetch_ahead(std::size_t index, std::span<const std::size_t> later) {
-  const auto next_of = [this](std::size_t part) -> std::optional<Fetching> {
-    Progress& progress = progress_of(part);
-    const std::int64_t count = std::min(stretch_of(part), progress.streamed - progress.fetched);
-    if (count == 0) return {};
-    Fetching fetching = fetch(part, progress.fetched, count);
-    progress.fetched += count;
-    return fetching;
-  };
+// A part's next stretch for the host, its fetch begun now; nothing where none is left.
+std::optional<Stepper::Fetching> Stepper::fetch_next(std::size_t index) {
+  Progress& progress = progress_of(index);
+  const std::int64_t count = std::min(stretch_of(index), progress.streamed - progress.fetched);
+  if (count == 0) return {};
+  Fetching fetching = fetch(index, progress.fetched, count);
+  progress.fetched += count;
+  return fetching;
+}
+
+// The same, of those whose fetch was begun before first.
+std::optional<Stepper::Fetching> Stepper::take_next(std::size_t index) {
   const auto found =
       std::find_if(ahead_.begin(), ahead_.end(), [&](const Fetching& each) { return each.part == index; });
-  std::optional<Fetching> own;
-  if (found != ahead_.end()) {
-    own = std::move(*found);
-    ahead_.erase(found);
-  } else {
-    own = next_of(index);
-  }
-  if (!own || !side_copies_->overlaps()) return own;
+  if (found == ahead_.end()) return fetch_next(index);
+  Fetching next = std::move(*found);
+  ahead_.erase(found);
+  return next;
+}
+
+// Begins to fetch stretches of a part and then of later ones, until enough is on its way: so a large one comes while
+// the large one before it is stepped, whatever small ones lie between.
+void Stepper::fetch_ahead(std::size_t index, std::span<const std::size_t> later) {
+  if (!side_copies_->overlaps()) return;
   std::size_t bytes = 0;
   for (const Fetching& each : ahead_) {
     const bool is_expected = each.part == index || std::binary_search(later.begin(), later.end(), each.part);
-    if (!is_expected) return own;  // finished in another order than expected
+    if (!is_expected) return;  // finished in another order than expected
     bytes += moved_bytes(each.part);
   }
   std::size_t n = 0;  // of the part that is next, among this one and the later ones
@@ -208,14 +210,13 @@ std::optional<Stepper::Fetching> Stepper::fetch_ahead(std::size_t index, std::sp
     n = 1 + static_cast<std::size_t>(std::lower_bound(later.begin(), later.end(), ahead_.back().part) - later.begin());
   while (n <= later.size() && ahead_.size() < kMostAhead && bytes < most_ahead_) {
     const std::size_t part = n == 0 ? index : later[n - 1];
-    if (std::optional<Fetching> next = next_of(part)) {
+    if (std::optional<Fetching> next = fetch_next(part)) {
       ahead_.push_back(std::move(*next));
       bytes += moved_bytes(part);
     } else {
       ++n;
     }
   }
-  return own;
 }
 
 std::vector<Range> Stepper::ranges_of(std::size_t index, const Work& work) const {
@@ -293,7 +294,7 @@ bool Stepper::stream_one(std::size_t index, const StepContext& context) {
   for (const Range& range : ranges_of(index, work))
     progress.ends.push_back(streamed_->step(optimizer_, range, context, side_copies_->ready()));
   progress.streamed = begin;
-  streamed_elements_ += count;
+  shared_.by_gpu += count;
   return true;
 }
 
@@ -304,7 +305,7 @@ void Stepper::stream(std::size_t index, std::span<const std::size_t> later, cons
   const bool is_on_paper = weights_of(parts_[index]).device().is_meta();
   for (std::size_t n = 0; n <= std::min(later.size(), kPartsAhead); ++n) {
     const std::size_t part = n == 0 ? index : later[n - 1];
-    while (is_on_paper ? streamed_elements_ <= kept_elements_ : streamed_ == nullptr || streamed_->has_room()) {
+    while (is_on_paper ? shared_.by_gpu <= shared_.by_host : streamed_ == nullptr || streamed_->has_room()) {
       if (!stream_one(part, context)) break;
     }
   }
@@ -312,13 +313,14 @@ void Stepper::stream(std::size_t index, std::span<const std::size_t> later, cons
 
 // A part by itself, by the host and the GPU. What fails may be tried again: nothing is stepped twice.
 void Stepper::step_part(std::size_t index, std::span<const std::size_t> later, const StepContext& context) {
-  while (std::optional<Fetching> next = fetch_ahead(index, later)) {
+  while (std::optional<Fetching> next = take_next(index)) {
     try {
       stream(index, later, context);
+      fetch_ahead(index, later);
       const Work work = arrive(*next);
       tell(index);
       step_alone(*next, work, context);
-      if (may_stream_[index]) kept_elements_ += work.weights.numel();
+      if (may_stream_[index]) shared_.by_host += work.weights.numel();
     } catch (...) {
       ahead_.push_front(std::move(*next));
       throw;

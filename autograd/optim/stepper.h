@@ -132,8 +132,11 @@ class Stepper {
   void restore_weights();
   /// Takes the masters from the weights again: after weights were loaded without their masters.
   void refresh_masters();
-  /// Elements of parts with states on the host that the GPU has stepped so far.
-  std::int64_t streamed_elements() const { return streamed_elements_; }
+  /// Elements with states on the host that both may step, by who did it so far.
+  struct SharedElements {
+    std::int64_t by_gpu = 0, by_host = 0;
+  };
+  const SharedElements& shared_elements() const { return shared_; }
   std::int64_t step_count() const { return step_count_; }
   void set_step_count(std::int64_t count) { step_count_ = count; }
   /// States by "parameter name/state name", for checkpoints.
@@ -164,7 +167,9 @@ class Stepper {
   void tell(std::size_t index);
   Tensor waiting_gradient(std::size_t index) const;
   Fetching fetch(std::size_t index, std::int64_t begin, std::int64_t count);
-  std::optional<Fetching> fetch_ahead(std::size_t index, std::span<const std::size_t> later);
+  std::optional<Fetching> fetch_next(std::size_t index);
+  std::optional<Fetching> take_next(std::size_t index);
+  void fetch_ahead(std::size_t index, std::span<const std::size_t> later);
   std::size_t moved_bytes(std::size_t index) const;
   bool can_stream(std::size_t index) const;
   std::size_t most_streamed_bytes() const;
@@ -196,13 +201,13 @@ class Stepper {
     std::vector<ParamGroup> groups;
   };
   Late late_;
-  std::vector<bool> may_stream_;                            // by part: the last step's can_stream
-  std::map<std::size_t, Progress> begun_;                   // parts whose step is under way
-  std::deque<Fetching> ahead_;                              // what the host steps next, in order
-  std::size_t most_ahead_ = 0;                              // bytes of weights
-  std::unique_ptr<SideCopies> side_copies_;                 // made by the first step; ends before what is on its way
-  std::int64_t streamed_elements_ = 0, kept_elements_ = 0;  // by the GPU, and by the host where that could have been
-  std::unique_ptr<StreamedSteps> streamed_;                 // made by the first that is needed; null before
+  std::vector<bool> may_stream_;             // by part: the last step's can_stream
+  std::map<std::size_t, Progress> begun_;    // parts whose step is under way
+  std::deque<Fetching> ahead_;               // what the host steps next, in order
+  std::size_t most_ahead_ = 0;               // bytes of weights
+  std::unique_ptr<SideCopies> side_copies_;  // made by the first step; ends before what is on its way
+  SharedElements shared_;
+  std::unique_ptr<StreamedSteps> streamed_;  // made by the first that is needed; null before
 };
 
 }  // namespace castor::autograd

@@ -12,8 +12,7 @@
 namespace castor::autograd {
 namespace {
 
-// One range comes, one goes, and others wait for their turn on the link until the host looks again.
-constexpr std::size_t kSlots = 5;
+constexpr std::size_t kSlots = 3;  // one range comes, one is stepped, one goes; more were no faster
 constexpr std::size_t kAlignment = 256;
 
 std::size_t rounded(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -50,6 +49,10 @@ StreamedSteps::~StreamedSteps() {
     for (const Slot& slot : slots_) backend(device_).wait(slot.end);
   } catch (const DeviceError&) {  // the device is lost, and with it what was on its way
   }
+}
+
+double StreamedSteps::device_bytes(double state_bytes_per_element) {
+  return static_cast<double>(kSlots) * static_cast<double>(kElements) * state_bytes_per_element;
 }
 
 std::size_t StreamedSteps::moved_bytes(const Range& range, Device device) {

@@ -22,7 +22,7 @@ namespace castor::autograd {
 class StreamedSteps {
  public:
   /// Elements that are stepped at a time: a multiple of kBlockElements.
-  static constexpr std::int64_t kElements = std::int64_t{1} << 22;
+  static constexpr std::int64_t kElements = std::int64_t{1} << 21;
 
   /// On `device`, a GPU or a meta device that stands for one.
   ///   range_bytes  most moved_bytes of one range
@@ -32,6 +32,8 @@ class StreamedSteps {
   StreamedSteps(const StreamedSteps&) = delete;
   StreamedSteps& operator=(const StreamedSteps&) = delete;
 
+  /// Bytes that it takes on the device for optimizers with so many bytes of states an element, masters included.
+  static double device_bytes(double state_bytes_per_element);
   /// Bytes of a slot that a step of `range` takes: of what it has elsewhere than on `device`.
   static std::size_t moved_bytes(const Range& range, Device device);
 

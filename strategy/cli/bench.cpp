@@ -238,6 +238,11 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                               {"copies", idle.copies},
                               {"other", idle.other}};
   }
+  autograd::Stepper::SharedElements shared;
+  if (OptimWrapper* const wrapper = strategy->optim_wrapper()) shared = wrapper->stepper().shared_elements();
+  const double by_gpu = static_cast<double>(shared.by_gpu),
+               gpu_share = by_gpu / std::max(1.0, by_gpu + static_cast<double>(shared.by_host));
+  if (shared.by_gpu > 0) json["gpu_share_of_host_states"] = gpu_share;
   strategy.reset();  // a product needs room
   const ProductRate product = measure_product_rate(device, plan.compute_dtype);
   json["product"] = {{"size", product.size},
@@ -272,6 +277,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
         << idle.exchange * 1e3 << ", host " << idle.host * 1e3 << ", copies " << idle.copies * 1e3 << ", other "
         << idle.other * 1e3 << ")\n";
   }
+  if (shared.by_gpu > 0)
+    out << "of the states on the host the GPU stepped " << 100 * gpu_share << " %, over the link\n";
   out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"
       << "\n";
   for (int i = 0; i < kCategoryCount; ++i) {

@@ -148,7 +148,10 @@ class GeminiSharding final : public Sharding {
         const Placement placement = place_chunks(
             chunks, *forecast_,
             {device_, host_, memory_limit() * config_.steady_cuda_cap_ratio, host_limit(),
-             config_.nvme_offload_dir.has_value(), comm_.world_size() / static_cast<int>(config_.extra_dp_size)});
+             config_.nvme_offload_dir.has_value(), comm_.world_size() / static_cast<int>(config_.extra_dp_size),
+             kernel_type(device_) == DeviceType::cuda
+                 ? autograd::StreamedSteps::device_bytes(forecast_->state_bytes_per_element)
+                 : 0});
         kept_bytes_ = placement.kept_bytes;
         return placement.homes;
       };

@@ -30,6 +30,7 @@ Placement place_chunks(std::span<const dist::ChunkInfo> chunks, const StepForeca
     largest_piece = std::max(largest_piece, piece_bytes(chunk));
     largest_states = std::max(largest_states, state_bytes(chunk));
   }
+  if (states > room) room -= tiers.streaming_bytes;
   double host = tiers.host_bytes;
   const bool needs_disk = tiers.has_disk && states - std::max(room, 0.0) - std::min(room, 0.0) > host;
   if (needs_disk) host -= kDiskBuffers * (largest_piece + largest_states);

@@ -20,7 +20,8 @@ struct Tiers {
   double device_bytes = 0;  ///< that may be used
   double host_bytes = 0;
   bool has_disk = false;
-  int shards = 1;  ///< pieces of a chunk, of which a rank has one
+  int shards = 1;              ///< pieces of a chunk, of which a rank has one
+  double streaming_bytes = 0;  ///< of the device, for states that are stepped there but live on the host
 };
 
 /// Where `auto` puts what.

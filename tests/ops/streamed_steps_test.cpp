@@ -126,9 +126,9 @@ TEST_CASE("a step shared by host and GPU has the bits of the host's, for each op
               if (seed == 2) both.stepper->finish(3, 1);  // another order than that of the parts
             }
             CHECK(both.values() == host.values());
-            CHECK(host.stepper->streamed_elements() == 0);
-            CHECK(both.stepper->streamed_elements() > 0);
-            CHECK(both.stepper->streamed_elements() < 3 * (9 + 1 + 6 + 6) * 1024);
+            CHECK(host.stepper->shared_elements().by_gpu == 0);
+            CHECK(both.stepper->shared_elements().by_gpu > 0);
+            CHECK(both.stepper->shared_elements().by_gpu < 3 * (9 + 1 + 6 + 6) * 1024);
           }
         }
       }
@@ -173,10 +173,10 @@ TEST_CASE("what needs statistics of whole parts, or lies elsewhere, is not share
     const Stepper::Options options{.stretch_elements = 1024};
     Shared lamb(make<Lamb>(LambConfig{}), device, DType::bf16, options);
     lamb.step(1, GradientPlace::beside_weights);
-    CHECK(lamb.stepper->streamed_elements() == 0);
+    CHECK(lamb.stepper->shared_elements().by_gpu == 0);
     Shared on_host(make<AdamW>(AdamWConfig{}), kCpu, DType::bf16, options);
     on_host.step(1, GradientPlace::beside_weights);
-    CHECK(on_host.stepper->streamed_elements() == 0);
+    CHECK(on_host.stepper->shared_elements().by_gpu == 0);
     CHECK_THROWS_AS(Shared(make<AdamW>(AdamWConfig{}), device, DType::bf16, {.stretch_elements = 1000}), InternalError);
   }
 }

@@ -46,6 +46,13 @@ TEST_CASE(
   CHECK(place(50000, 0, false).kept_bytes == 50000 - 100 - 4000 - 24000);
   CHECK(places(place(5100 + 12000, 1e6, false)) == "DD DD DH DH ");
   CHECK(place(5100 + 12000, 1e6, false).kept_bytes == 1000);
+  // Room for states on their way is not taken where none are.
+  const auto streams = [&](double device) {
+    return places(place_chunks(chunks, forecast, {kFast, kSlow, device, 1e6, false, 1, 6000}));
+  };
+  CHECK(streams(5100 + 24000) == "DD DD DD DD ");
+  CHECK(streams(5100 + 23000) == "DD DD DH DH ");
+  CHECK(places(place(5100 + 23000, 1e6, false)) == "DD DD DD DH ");
   CHECK(places(place(4100, 1e6, false)) == "DH DH DH HH ");
   CHECK(places(place(5100, 40000, true)) == "DH DH DH DH ");
   CHECK(places(place(5100, 23000, true)) == "DF DF DF DF ");  // 21000 are for three chunks' way to the disk
@@ -264,7 +271,7 @@ TEST_CASE(
     return make_plan(strategy, deep, training(), some_samples());
   };
   const std::int64_t none = most(0, {});
-  CHECK(!plan(0).forecast);  // there is nothing to decide
+  CHECK(!plan(0).forecast);                   // there is nothing to decide
   constexpr std::int64_t kLayer = 512 + 256;  // bytes of its weight, and of its bias to the next boundary
   for (const std::int64_t ahead : {1, 3}) {
     CAPTURE(ahead);
