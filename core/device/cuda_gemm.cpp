@@ -271,6 +271,11 @@ int gemm_alignment(const void* data) {
   return alignment;
 }
 
+std::string cuda_gemm_library() {
+  const std::size_t version = cublasLtGetVersion();  // 130002 is 13.0.2
+  return cat("cuBLASLt ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
 bool has_cuda_fp8_units(Device device) {
   int major = 0, minor = 0;
   check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index), "ask what it is", device);

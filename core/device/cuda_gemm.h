@@ -47,6 +47,9 @@ inline constexpr std::size_t kCudaGemmWorkspace = std::size_t{32} << 20;
 /// How far `data` is aligned, in bytes: a power of two, 16 at most.
 int gemm_alignment(const void* data);
 
+/// "cuBLASLt 13.0.2": what is loaded.
+std::string cuda_gemm_library();
+
 /// Whether the GPU multiplies 8-bit floats. Throws DeviceError.
 bool has_cuda_fp8_units(Device device);
 

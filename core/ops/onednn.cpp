@@ -3,6 +3,7 @@
 
 #include <dnnl.hpp>
 
+#include "core/base/error.h"
 #include "core/ops/onednn_runtime.h"
 
 namespace castor::onednn {
@@ -22,6 +23,11 @@ bool computes_in(DType dtype) {
   if (dtype != DType::bf16) return false;  // f16 needs a later oneDNN
   const auto isa = dnnl::get_effective_cpu_isa();
   return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
+}
+
+std::string version() {
+  const dnnl_version_t* const loaded = dnnl_version();
+  return cat("oneDNN ", loaded->major, ".", loaded->minor, ".", loaded->patch);
 }
 
 std::string_view instruction_set() {

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "core/base/dtype.h"
@@ -17,6 +18,9 @@ namespace castor::onednn {
 
 /// True where oneDNN computes in `dtype` (f32, bf16, f16) on this processor; elsewhere callers convert to f32.
 bool computes_in(DType dtype);
+
+/// "oneDNN 2.6.3": what is loaded.
+std::string version();
 
 /// The instruction set that oneDNN generates code for: "avx2", "avx512_core", "avx512_core_amx", ... Part of the
 /// numerics key.

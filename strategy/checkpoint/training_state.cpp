@@ -10,6 +10,7 @@
 #include "core/base/cpu_isa.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
+#include "core/ops/arithmetic.h"
 #include "core/ops/attention_kernels.h"
 #include "core/ops/cast.h"
 #include "formats/array_shape.h"
@@ -117,6 +118,9 @@ Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t ac
   key["loss_normalisation"] = counts_items ? "tokens" : "micro_batch";
   key["threads_per_rank"] = num_threads();
   key["instruction_set"] = std::string(cpu_isa_name(cpu_isa()));
+  const Arithmetic arithmetic = arithmetic_of(device);
+  key["processor"] = arithmetic.processor;
+  key["product_library"] = arithmetic.library;
   if (const std::string library = attention_library(device); !library.empty()) key["attention_library"] = library;
   return key;
 }

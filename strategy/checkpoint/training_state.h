@@ -39,9 +39,8 @@ Json scheduler_states(const std::vector<std::unique_ptr<ParamScheduler>>& schedu
 /// time: the one that covers as many samples. Throws FormatError for a state without it.
 std::int64_t micro_steps_here(const JsonCursor& state, const char* key, std::int64_t samples);
 
-/// What must be equal for a resumed run to give equal bits (DESIGN "numerics key"): versions, precision, batch sizes,
-/// what micro-batches weigh, threads and instruction set, by name, and a library that does attention on `device`, where
-/// one does.
+/// What must be equal for a resumed run to give equal bits: versions, precision, batch sizes, what micro-batches weigh,
+/// threads, instruction set, the processor and the libraries that compute on `device`, by name.
 Json numerics_key(Precision precision, std::int64_t micro_batch, std::int64_t accumulative_counts,
                   std::int64_t world_size, bool counts_items, Device device);
 /// Logs a warning that names every field in which the two differ.

@@ -16,6 +16,7 @@
 #include "core/base/parallel.h"
 #include "core/device/backend.h"
 #include "core/device/caching_allocator.h"
+#include "core/ops/arithmetic.h"
 #include "core/ops/attention_kernels.h"
 
 namespace castor::strategy {
@@ -83,6 +84,9 @@ EnvironmentFacts collect_env(const dist::RankInfo& info, Device device) {
                    {"device", to_string(device)},
                    {"compute threads", cat(num_threads())},
                    {"OMP_NUM_THREADS", threads == nullptr ? "not set" : threads}};
+  const Arithmetic arithmetic = arithmetic_of(device);
+  if (device.is_cuda()) facts.runtime.emplace_back("GPU", arithmetic.processor);
+  facts.runtime.emplace_back("matrix products", arithmetic.library);
   if (const std::string library = attention_library(device); !library.empty()) {
     facts.runtime.emplace_back("attention", cat("castor and ", library));
   }

@@ -2,6 +2,7 @@
 // is the link error that a missing CUDA kernel would be.
 #include "core/ops/activation.h"
 #include "core/ops/adam8bit.h"
+#include "core/ops/arithmetic.h"
 #include "core/ops/attention.h"
 #include "core/ops/attention_kernels.h"
 #include "core/ops/came.h"
@@ -83,6 +84,7 @@ void run(const Cuda& cuda, const CrossEntropyArgs& args) { run(fake_launch(cuda)
 void run(const Cuda& cuda, const CrossEntropyScaleArgs& args) { run(fake_launch(cuda), args); }
 
 std::string attention_library(const Cuda&) { return {}; }
+Arithmetic arithmetic_of(const Cuda&) { return arithmetic_of(kCpu); }
 
 std::size_t workspace_bytes(const Cuda&, const BiasBackwardArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
 std::size_t workspace_bytes(const Cuda&, const AttentionArgs& args) { return workspace_bytes(Cpu{kCpu}, args); }
