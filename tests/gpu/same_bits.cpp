@@ -8,6 +8,7 @@
 #include "core/base/philox.h"
 #include "core/device/backend.h"
 #include "core/ops/cast.h"
+#include "tests/support/long_run.h"
 
 namespace castor::test {
 namespace {
@@ -141,6 +142,7 @@ std::string name_of(DType dtype, const Shape& shape, Layout layout) {
 }
 
 std::vector<Shape> all_shapes() {
+  if (short_run()) return {{}, {0, 3}, {259}, {7, 33}, {2, 1, 3, 2, 2, 1, 2, 3}};
   return {{}, {0, 3}, {1}, {5}, {259}, {7, 33}, {16, 64}, {3, 4, 5, 6}, {2, 1, 3, 2, 2, 1, 2, 3}, {67, 1031}};
 }
 

@@ -13,7 +13,6 @@
 #include "core/device/backend.h"
 #include "core/ops/random.h"
 #include "samples/gpt/model.h"
-#include "tests/gpu/watched_run.h"
 #include "tests/support/long_run.h"
 #include "tests/support/rank_training.h"
 #include "tests/support/temp_dir.h"
@@ -29,8 +28,8 @@ namespace {
 constexpr std::int64_t kLength = 64, kTokens = 96;
 
 // A tool that watches sees the same kernels in each update and layout.
-std::int64_t updates() { return test::is_watched() ? 3 : 6; }
-std::int64_t saved_at() { return test::is_watched() ? 1 : 3; }
+std::int64_t updates() { return test::short_run() ? 3 : 6; }
+std::int64_t saved_at() { return test::short_run() ? 1 : 3; }
 constexpr std::size_t kOfWatched = 5;  // one layout of so many
 
 /// Sequences of tokens made from their numbers.
@@ -129,7 +128,7 @@ std::vector<Layout> layouts(Precision precision) {
   for (const double share : {0.0, 0.5}) {
     all.push_back({cat("gemini, large chunks, ", share, " offloaded"), ranks, micro_steps, large(share)});
   }
-  if (!test::is_watched()) return all;
+  if (!test::short_run()) return all;
   std::vector<Layout> some;
   for (std::size_t i = kOfWatched - 1; i < all.size(); i += kOfWatched) some.push_back(all[i]);
   return some;
@@ -170,7 +169,7 @@ TEST_CASE("a training whose passes are recorded has the bits of one that runs op
         task.samples = {};
       }
       for (const std::int64_t micro_steps : {1, 2, 4}) {
-        if (test::is_watched() && micro_steps != 4) continue;
+        if (test::short_run() && micro_steps != 4) continue;
         CAPTURE(precision_name(precision));
         CAPTURE(has_images);
         CAPTURE(micro_steps);

@@ -7,8 +7,6 @@
 // Delicate: kernels are seen where nvcc's code calls the runtime, which the linker leads through here (--wrap). The
 // three functions belong to CUDA 13's toolkit; were they called otherwise by another one, the list would be empty,
 // which tests/gpu/run counts as a failure.
-#include "tests/gpu/watched_run.h"
-
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -46,6 +44,8 @@ Kernels& kernels() {
   static Kernels instance;
   return instance;
 }
+
+bool is_exact() { return std::getenv("CASTOR_EXACT_MEMORY") != nullptr; }
 
 template <class T>
 T layout_attribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute) {
@@ -85,12 +85,10 @@ void fill_with_zeros(void* data, cublasLtMatrixLayout_t layout, cudaStream_t str
 class ExactMemoryListener : public castor::test::QuietListener {
  public:
   using QuietListener::QuietListener;
-  void test_run_start() override { castor::set_exact_memory(castor::test::is_watched()); }
+  void test_run_start() override { castor::set_exact_memory(is_exact()); }
 };
 
 }  // namespace
-
-bool castor::test::is_watched() { return std::getenv("CASTOR_EXACT_MEMORY") != nullptr; }
 
 REGISTER_LISTENER("exact_memory", 1, ExactMemoryListener);
 
@@ -154,7 +152,7 @@ cublasStatus_t wrap_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t operati
                            const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
                            cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
                            std::size_t workspace_bytes, cudaStream_t stream) {
-  if (castor::test::is_watched()) {
+  if (is_exact()) {
     const bool is_f64 = operation_attribute<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_SCALE_TYPE) == CUDA_R_64F;
     const bool accumulates = is_f64 ? *static_cast<const double*>(beta) != 0 : *static_cast<const float*>(beta) != 0;
     if (!accumulates) fill_with_zeros(d, d_layout, stream);

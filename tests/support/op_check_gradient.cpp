@@ -9,13 +9,14 @@
 
 #include "autograd/graph.h"
 #include "core/base/philox.h"
+#include "tests/support/long_run.h"
 #include "tests/support/op_check.h"
 
 namespace castor::test {
 namespace {
 
-constexpr std::int64_t kCheckedElements = 16;
-constexpr int kDirections = 2;
+std::int64_t checked_elements() { return short_run() ? 2 : 16; }
+int directions() { return short_run() ? 1 : 2; }
 
 bool is_differentiable(const Operand& operand) {
   return !operand.dtype || (is_floating(*operand.dtype) && dtype_size(*operand.dtype) > 1);
@@ -145,7 +146,7 @@ void check_numeric(const GradientCheck& check, const OpCase& row, const std::str
     const std::int64_t count = gradient.numel();
     if (count == 0) continue;
     const double scale = std::sqrt(dot(gradient, gradient) / static_cast<double>(count));
-    const std::int64_t checked = std::min(count, kCheckedElements);
+    const std::int64_t checked = std::min(count, checked_elements());
     for (std::int64_t k = 0; k < checked; ++k) {
       const std::int64_t at = checked == count ? k : k * (count - 1) / (checked - 1);
       Array direction(gradient.shape);
@@ -153,7 +154,7 @@ void check_numeric(const GradientCheck& check, const OpCase& row, const std::str
       compare_slope(cat(what, " | operand ", i, " at ", gradient.index_of(at)), gradient[at],
                     numeric.slope(i, direction), scale, allowed);
     }
-    for (int k = 0; k < kDirections; ++k) {
+    for (int k = 0; k < directions(); ++k) {
       const Array direction =
           random_array(gradient.shape, hash_combine(seed_of(row, i), static_cast<std::uint64_t>(1000 + k)));
       compare_slope(cat(what, " | operand ", i, " along random direction ", k), dot(gradient, direction),
