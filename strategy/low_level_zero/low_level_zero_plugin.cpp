@@ -102,7 +102,7 @@ class ZeroSharding final : public Sharding {
 
   void publish_weights() override {
     std::vector<dist::Work> gathers;
-    for (std::size_t b = 0; b < weights_.size(); ++b) {
+    for (std::size_t b = weights_.size(); b-- > 0;) {  // the last bucket has the weights that forward uses first
       std::vector<dist::Buffer> pieces = dist::pieces_of(weights_[b], buckets_.layout()[b]);
       const dist::Buffer own = pieces[static_cast<std::size_t>(comm_->rank())];
       dist::Work gather =
