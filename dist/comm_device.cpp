@@ -23,8 +23,8 @@ namespace castor::dist {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::milliseconds kLook{20};       // how often the guard looks
-constexpr std::chrono::milliseconds kEndTime{2000};  // how long it waits at its own end for links that end
+constexpr std::chrono::milliseconds kLook{20};        // how often the guard looks
+constexpr std::chrono::milliseconds kEndTime{10000};  // how long it waits at its own end for links that end
 
 /// Watches what is under way on the GPU, for all groups of a job: ends it when the job fails, fails the job when an
 /// exchange takes too long.

@@ -42,6 +42,8 @@ GradientBuckets::GradientBuckets(Comm& comm, std::vector<autograd::Variable> par
     bucket.device = parameters_[array.slots.front().item].device();
     bucket.sum = Tensor::empty({array.piece_elements(comm_.rank() % owners)}, DType::f32,
                                options_.sums_on.value_or(bucket.device));
+    // What is kept is there from the start: the first step takes as much memory as all others.
+    if (options_.keeps_buffers) make_contribution(b);
     for (std::size_t s = 0; s < array.slots.size(); ++s) {
       place_[parameters_[array.slots[s].item].identity()] = {b, s};
     }
@@ -66,16 +68,19 @@ void GradientBuckets::begin_micro_step(std::int64_t position) {
   }
 }
 
-Tensor GradientBuckets::part_of(std::size_t b, std::size_t s) {
+void GradientBuckets::make_contribution(std::size_t b) {
+  const CategoryScope category(Category::gradients);
   const FlatArray& array = layout_[b];
   Bucket& bucket = buckets_[b];
-  if (!bucket.contribution.defined()) {
-    const CategoryScope category(Category::gradients);
-    const DType dtype = options_.exchange_dtype.value_or(array.dtype);
-    bucket.contribution = Tensor::empty({array.elements}, dtype, bucket.device);
-    bucket.contribution.fill_zero();  // the gaps between parameters
-  }
-  const FlatSlot& slot = array.slots[s];
+  const DType dtype = options_.exchange_dtype.value_or(array.dtype);
+  bucket.contribution = Tensor::empty({array.elements}, dtype, bucket.device);
+  bucket.contribution.fill_zero();  // the gaps between parameters
+}
+
+Tensor GradientBuckets::part_of(std::size_t b, std::size_t s) {
+  Bucket& bucket = buckets_[b];
+  if (!bucket.contribution.defined()) make_contribution(b);
+  const FlatSlot& slot = layout_[b].slots[s];
   return bucket.contribution.narrow(0, slot.offset, slot.count).reshape(parameters_[slot.item].shape());
 }
 

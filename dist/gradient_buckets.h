@@ -74,6 +74,7 @@ class GradientBuckets final : public autograd::GradientSink {
     Device device;    // of the parameters
     std::optional<Work> exchange;
   };
+  void make_contribution(std::size_t bucket);
   Tensor part_of(std::size_t bucket, std::size_t slot);
   Tensor held_part(std::size_t bucket, std::size_t slot);
   void hold(std::size_t bucket, std::size_t slot, const Tensor& gradient);

@@ -34,7 +34,7 @@ StreamedSteps::StreamedSteps(Device device, std::size_t range_bytes) : device_(d
   const CategoryScope category(Category::workspace);
   for (std::size_t i = 0; i < kSlots; ++i) {
     const Shape shape{static_cast<std::int64_t>(range_bytes)};
-    slots_.push_back({backend(device).open_queue(), Tensor::empty(shape, DType::u8, device), {}});
+    slots_.push_back({backend(device).open_queue(), Tensor::empty(shape, DType::u8, device), {}, {}});
   }
   // Memory is handed out in the order of the device's queue.
   const Event ready = backend(device).record();
@@ -66,6 +66,7 @@ bool StreamedSteps::has_room() const { return backend(device_).has_passed(slots_
 Event StreamedSteps::step(const Optimizer& optimizer, const Range& range, const StepContext& context,
                           const Event& ready) {
   Slot& slot = slots_[next_];
+  let_go(slot);
   if (moved_bytes(range, device_) > slot.memory.view().bytes())
     throw InternalError(cat("StreamedSteps: a range of '", *range.name, "' is larger than a slot"));
   Range here = range;
@@ -104,13 +105,19 @@ Event StreamedSteps::step(const Optimizer& optimizer, const Range& range, const 
     }
     span.reset();
     slot.end = queue->record();
+    for (const Moved& each : moved) slot.kept.push_back(each.host);
   }
   next_ = (next_ + 1) % slots_.size();
   return slot.end;
 }
 
-void StreamedSteps::wait() const {
-  for (const Slot& slot : slots_) backend(device_).wait_on_host(slot.end);
+void StreamedSteps::wait() {
+  for (Slot& slot : slots_) let_go(slot);
+}
+
+void StreamedSteps::let_go(Slot& slot) const {
+  backend(device_).wait_on_host(slot.end);
+  slot.kept.clear();
 }
 
 }  // namespace castor::autograd

@@ -6,8 +6,8 @@
 // bytes a weight with Adam, both ways at once.
 //
 // Delicate: the host may not touch a range's states between `step` and `wait`, nor the device its weights before it
-// has waited for the event. Inside a slot the queue's order keeps its memory; between the host and the slots only
-// events do.
+// has waited for the event. What copies read is kept until they are over: host memory is used again at once. Inside a
+// slot the queue's order keeps its memory; between the host and the slots only events do.
 #pragma once
 
 #include <cstdint>
@@ -43,14 +43,17 @@ class StreamedSteps {
   /// in page-locked memory of the host. Its end; empty on meta.
   Event step(const Optimizer& optimizer, const Range& range, const StepContext& context, const Event& ready);
   /// Returns when all steps have ended: the host may use their states.
-  void wait() const;
+  void wait();
 
  private:
   struct Slot {
     std::unique_ptr<SideQueue> queue;  // null on meta
     Tensor memory;                     // u8
     Event end;                         // of the last step
+    std::vector<Tensor> kept;          // what its copies read and write on the host
   };
+  void let_go(Slot& slot) const;
+
   Device device_;
   std::vector<Slot> slots_;
   std::size_t next_ = 0;  // the slot whose turn it is

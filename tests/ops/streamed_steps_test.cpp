@@ -151,6 +151,25 @@ TEST_CASE("who reads a part's weights on the device after it was finished finds 
   }
 }
 
+TEST_CASE("what a streamed step reads on the host lives until its copies are over") {
+  for (const Device device : gpus()) {
+    constexpr std::int64_t kCount = 4096;
+    const AdamW optimizer{AdamWConfig{}};
+    const std::string name = "w";
+    const auto on_host = [] { return Tensor::zeros({kCount}, DType::f32, kHost); };
+    Range range{&name, Shape{kCount}, 0, kCount, 0, on_host(), on_host(), {}, {}};
+    range.copy = Tensor::zeros({kCount}, DType::bf16, device);
+    for (const char* state : {"exp_avg", "exp_avg_sq"}) range.states[state] = on_host();
+    StreamedSteps steps(device, StreamedSteps::moved_bytes(range, device));
+    const std::weak_ptr<Storage> gradient = range.gradient.storage();
+    steps.step(optimizer, range, {}, backend(device).record());
+    range = {};
+    CHECK(!gradient.expired());
+    steps.wait();
+    CHECK(gradient.expired());
+  }
+}
+
 TEST_CASE("a shared step that fails goes on where it was, and steps nothing twice") {
   for (const Device device : gpus()) {
     const Stepper::Options options{.may_be_late = true, .stretch_elements = 1024};
