@@ -80,8 +80,9 @@ std::string estimate_text(const StepEstimate& estimate, const Machine& machine) 
   for_each_part(estimate, [&](const char* name, double seconds) {
     if (seconds > 0) parts += cat(parts.empty() ? "" : ", ", name, " ", seconds_text(seconds));
   });
-  return cat("about ", seconds_text(estimate.total()), " a step on ", machine.name, ": ", parts,
-             " (estimated, as if nothing overlapped)");
+  const bool share = estimate.link > 0 && estimate.host > 0;
+  return cat("about ", seconds_text(estimate.total()), " a step on ", machine.name, ": ", parts, " (estimated, as if ",
+             share ? "only link and host" : "nothing", " overlapped)");
 }
 
 nlohmann::ordered_json estimate_json(const StepEstimate& estimate, const Machine& machine) {

@@ -2,9 +2,11 @@
 // fitting a model is the cheapest, and about how long a step takes.
 //
 // Delicate: an estimate and not a measurement. Each part of a step is taken at the rate that the machine keeps up, and
-// parts are added, as if none of them happened beside another; so moves that hide behind computing are overrated.
+// parts are added, as if none but the host's and the link's happened beside another; so moves that hide behind
+// computing are overrated.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -43,14 +45,15 @@ struct StepEstimate {
   double compute = 0;   ///< the device's ops
   double exchange = 0;  ///< with other ranks
   double link = 0;      ///< between device and host
-  double host = 0;      ///< ops that run on the host: steps of offloaded states
+  double host = 0;      ///< ops that run on the host: its share of offloaded states' steps
   double disk = 0;
-  double total() const { return compute + exchange + link + host + disk; }
+  /// Host and GPU share the steps of offloaded states, so host and link work at a time; all else adds up.
+  double total() const { return compute + exchange + std::max(link, host) + disk; }
 };
 
 /// What the plan's step would take on a machine.
 StepEstimate estimate_step(const Plan& plan, const Machine& machine);
-/// In one line: "about 0.31 s a step on h100: compute 0.25 s, exchange 0.06 s (as if nothing overlapped)".
+/// In one line: "about 0.31 s a step on h100: compute 0.25 s, exchange 0.06 s (estimated, as if nothing overlapped)".
 std::string estimate_text(const StepEstimate& estimate, const Machine& machine);
 /// Seconds by part, with "total" and "machine".
 nlohmann::ordered_json estimate_json(const StepEstimate& estimate, const Machine& machine);

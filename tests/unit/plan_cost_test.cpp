@@ -128,6 +128,7 @@ TEST_CASE("a machine's rates decide what a plan costs, and every part of an esti
   Plan on_disk = plan;
   on_disk.disk_traffic = 1'000'000'000;
   CHECK(estimate_step(on_disk, machine_named("h100")).disk > 0.1);
+  CHECK(h100.total() == doctest::Approx(h100.compute + h100.exchange + std::max(h100.link, h100.host)));
   const std::string text = estimate_text(h100, machine_named("h100"));
   CAPTURE(text);
   for (const char* word : {"h100", "compute", "exchange", "link", "host"}) CHECK(text.find(word) != std::string::npos);
@@ -148,7 +149,7 @@ TEST_CASE("recomputation saves memory and shows as computing") {
 
 TEST_CASE(
     "estimates for an H100 are within a tenth of measured steps, and at most twice those that a host helps with") {
-  // Where the host steps, moves and steps happen beside computing, and that host served one device and not eight.
+  // Where the host steps, it does so beside computing, and that host served one device and not eight.
   struct Measured {
     std::string name;
     Shape3 size;
