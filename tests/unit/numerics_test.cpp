@@ -5,32 +5,13 @@
 
 #include <doctest/doctest.h>
 
-#include "core/base/log.h"
 #include "strategy/checkpoint/training_state.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/log_capture.h"
 
 using namespace castor;
 using namespace castor::strategy;
 
 namespace {
-
-/// What `work` logs.
-template <class Work>
-std::string logged(Work&& work) {
-  const test::TempDir folder;
-  const std::string path = (folder.path() / "log").string();
-  {
-    LogOptions options;
-    options.file = path;
-    options.use_console = false;
-    Logger logger(options);
-    const LogScope scope(logger);
-    work();
-  }
-  std::stringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
 
 bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
@@ -41,13 +22,16 @@ TEST_CASE(
   CHECK(here.at("processor") == "cpu");
   CHECK(has(here.at("product_library").get<std::string>(), "oneDNN "));
   CHECK(!here.contains("attention_library"));  // a GPU's
-  CHECK(logged([&] { warn_about_numerics(here, here); }).empty());
+  const test::LogCapture log;
+  warn_about_numerics(here, here);
+  CHECK(log.text().empty());
 
   Json saved = here;
   saved["processor"] = "NVIDIA H200";
   saved["attention_library"] = "cudnn 9.19.0";
   saved.erase("threads_per_rank");
-  const std::string text = logged([&] { warn_about_numerics(saved, here); });
+  warn_about_numerics(saved, here);
+  const std::string text = log.text();
   CHECK(has(text, "another numerics key"));
   CHECK(has(text, "processor (\"NVIDIA H200\" was saved, now \"cpu\")"));
   CHECK(has(text, "attention_library (\"cudnn 9.19.0\" was saved, now none)"));

@@ -10,9 +10,7 @@
 
 #include "autograd/nn/layers.h"
 #include "autograd/nn/vision.h"
-#include "core/base/file.h"
-#include "core/base/log.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/log_capture.h"
 
 using namespace castor;
 using namespace castor::strategy;
@@ -56,12 +54,9 @@ class Kinds final : public autograd::Module {
 
 /// What `action` logs.
 std::string log_of(const std::function<void()>& action) {
-  const test::TempDir folder;
-  const std::string path = (folder.path() / "log").string();
-  Logger logger({.file = path, .use_console = false});
-  const LogScope scope(logger);
+  const test::LogCapture log;
   action();
-  return read_text_file(path);
+  return log.text();
 }
 
 const autograd::ParamGroup kBase{"", {{"lr", 0.5}, {"weight_decay", 0.25}, {"eps", 1e-8}}};

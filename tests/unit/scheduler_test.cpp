@@ -4,50 +4,20 @@
 #include "strategy/scheduler.h"
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include "core/base/json.h"
-#include "core/base/log.h"
+#include "tests/support/log_capture.h"
 #include "tests/support/scheduler_groups.h"
-#include "tests/support/temp_dir.h"
 
 namespace castor::strategy {
-namespace {
 
 using namespace castor::test::schedulers;
-
-// Collects what is logged while it lives.
-class LogCapture {
- public:
-  std::string text() const {
-    std::ifstream file(path());
-    std::stringstream all;
-    all << file.rdbuf();
-    return all.str();
-  }
-
- private:
-  std::string path() const { return (dir_.path() / "log").string(); }
-  LogOptions options() const {
-    LogOptions made;
-    made.file = path();
-    made.use_console = false;
-    return made;
-  }
-
-  test::TempDir dir_;
-  Logger logger_{options()};
-  LogScope scope_{logger_};
-};
-
-}  // namespace
 
 TEST_CASE("construction takes step 0 and a window leaves values alone outside itself") {
   Groups groups = sgd_groups();
@@ -162,7 +132,7 @@ TEST_CASE("stepping before the optimizer is warned about, once, and only then") 
   StepConfig config;
   config.step_size = 4;
   {
-    const LogCapture log;
+    const test::LogCapture log;
     StepLR scheduler(context, config);
     scheduler.step();
     CHECK(has(log.text(), "StepLR: stepped before the optimizer"));
@@ -170,7 +140,7 @@ TEST_CASE("stepping before the optimizer is warned about, once, and only then") 
     scheduler.step();
     CHECK(log.text().size() == length);
   }
-  const LogCapture log;
+  const test::LogCapture log;
   StepLR scheduler(context, config);
   ++optimizer_steps;
   scheduler.step();
@@ -184,13 +154,13 @@ TEST_CASE("verbose logs every value that is set, and nothing is logged without i
   config.gamma = 0.5;
   config.end = 3;
   {
-    const LogCapture log;
+    const test::LogCapture log;
     ExponentialLR scheduler({groups}, config);
     scheduler.step();
     CHECK(log.text().empty());
   }
   config.verbose = true;
-  const LogCapture log;
+  const test::LogCapture log;
   ExponentialLR scheduler({groups}, config);
   for (int i = 0; i < 4; ++i) scheduler.step();
   CHECK(has(log.text(), "ExponentialLR: lr of group 0 is now 1.2500e-02 (epoch 2)"));
