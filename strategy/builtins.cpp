@@ -23,6 +23,7 @@
 #include "strategy/precision_config.h"
 #include "strategy/registry.h"
 #include "strategy/runner/hooks.h"
+#include "strategy/runner/profiler_hook.h"
 #include "strategy/scheduler.h"
 
 namespace castor::strategy {
@@ -181,7 +182,9 @@ void add_builtins(Registry& registry) {
                                          make<LoggerHook, Hook>);
   registry.hooks.add<CheckpointHook::Config>("CheckpointHook", "saves weights at intervals and at the end",
                                              make<CheckpointHook, Hook>);
-  for (const char* name : {"EMAHook", "EarlyStoppingHook", "ProfilerHook", "EmptyCacheHook", "SyncBuffersHook"}) {
+  registry.hooks.add<ProfilerHook::Config>("ProfilerHook", "what iterations waited for, and their timeline",
+                                           make<ProfilerHook, Hook>);
+  for (const char* name : {"EMAHook", "EarlyStoppingHook", "EmptyCacheHook", "SyncBuffersHook"}) {
     registry.hooks.refuse(name, "not in this version");
   }
   add_optimizers(registry);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <iomanip>
+#include <sstream>
 #include <vector>
 
 namespace castor {
@@ -25,6 +27,14 @@ struct Edge {
 };
 
 }  // namespace
+
+std::string idle_text(const IdleTime& idle) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(1) << idle.total() * 1e3 << " of " << idle.stretch * 1e3 << " ms (exchange "
+      << idle.exchange * 1e3 << ", host " << idle.host * 1e3 << ", copies " << idle.copies * 1e3 << ", other "
+      << idle.other * 1e3 << ")";
+  return out.str();
+}
 
 IdleTime idle_time(std::span<const Trace::TimedSpan> spans, Device device, std::string_view stretch) {
   const auto found =

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "core/device/trace.h"
@@ -19,6 +20,9 @@ struct IdleTime {
 
   double total() const { return exchange + host + copies + other; }
 };
+
+/// "347.2 of 508.4 ms (exchange 0.1, host 309.3, copies 30.9, other 6.9)".
+std::string idle_text(const IdleTime& idle);
 
 /// Of the first span called `stretch`. Nothing where there is none.
 ///   spans  of one trace of a run on `device`

@@ -272,11 +272,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       << std::setprecision(1) << 100 * plan.flops / step / product.flops << " % of what a product of " << product.size
       << " x " << product.size << " in " << dtype_name(product.dtype) << " makes here, " << product.flops / 1e12
       << " TFLOP/s\n";
-  if (!arguments.compile) {
-    out << "not overlapped in a traced step: " << idle.total() * 1e3 << " of " << idle.stretch * 1e3 << " ms (exchange "
-        << idle.exchange * 1e3 << ", host " << idle.host * 1e3 << ", copies " << idle.copies * 1e3 << ", other "
-        << idle.other * 1e3 << ")\n";
-  }
+  if (!arguments.compile) out << "not overlapped in a traced step: " << idle_text(idle) << "\n";
   if (shared.by_gpu > 0)
     out << "of the states on the host the GPU stepped " << 100 * gpu_share << " %, over the link\n";
   out << std::left << std::setw(14) << "memory" << std::right << std::setw(12) << "peak" << std::setw(12) << "planned"

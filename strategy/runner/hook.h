@@ -59,6 +59,7 @@ class Hook {
  public:
   virtual ~Hook() = default;
   virtual void before_run(RunControl&) {}
+  virtual void before_train_iter(RunControl&) {}  ///< before its batch is made
   virtual void after_train_iter(RunControl&) {}
   virtual void after_train_epoch(RunControl&) {}
   virtual void after_val(RunControl&) {}   ///< results are in progress().metrics

@@ -280,6 +280,7 @@ void Runner::make_hooks() {
 }
 
 void Runner::train_one_iteration() {
+  for (auto& hook : hooks_) hook->before_train_iter(*this);
   const auto start = Clock::now();
   const auto& values = strategy_->optim_wrapper()->optimizer().groups().at(0).values;
   const auto lr = values.find("lr");
