@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t kMostOps = 12;  // lines of the table
 
-/// "12.3 GiB on cuda:0, 92.1 GiB on host, of which the GPU stepped 46 %, 0 B on disk".
+/// "12.3 GiB on cuda:0, 92.1 GiB on host; the GPU stepped 46 % of those on the host".
 std::string states_text(OptimWrapper& wrapper) {
   std::map<std::string, std::size_t> bytes;
   for (const auto& [name, piece] : wrapper.stepper().named_states())
