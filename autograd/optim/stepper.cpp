@@ -81,6 +81,7 @@ Stepper::Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& o
     if (elements < 0 || elements % kBlockElements != 0)
       throw InternalError(cat("Stepper: cuts fall on multiples of ", kBlockElements, " elements, got ", elements));
   }
+  if (options.stretch_elements == 0) throw InternalError("Stepper: stretches have elements");
   const CategoryScope category(Category::optimizer);
   for (const Part& part : parts_) {
     const Tensor& x = part.variable.data();

@@ -196,7 +196,9 @@ TEST_CASE("what needs statistics of whole parts, or lies elsewhere, is not share
     Shared on_host(make<AdamW>(AdamWConfig{}), kCpu, DType::bf16, options);
     on_host.step(1, GradientPlace::beside_weights);
     CHECK(on_host.stepper->shared_elements().by_gpu == 0);
-    CHECK_THROWS_AS(Shared(make<AdamW>(AdamWConfig{}), device, DType::bf16, {.stretch_elements = 1000}), InternalError);
+    for (const std::int64_t elements : {0, 1000})
+      CHECK_THROWS_AS(Shared(make<AdamW>(AdamWConfig{}), device, DType::bf16, {.stretch_elements = elements}),
+                      InternalError);
   }
 }
 
