@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/ops/attention_cuda.cuh"
+#include "core/ops/attention_cuda_operands.h"
 #include "core/ops/attention_cudnn_cuda.h"
 
 namespace castor {
@@ -10,19 +11,7 @@ namespace {
 
 /// Rows that the bulk copy engine reads and that 16-byte words can be written to.
 bool has_whole_words(const View& x) {
-  if (reinterpret_cast<std::uintptr_t>(x.data) % 16 != 0) return false;
-  for (int i = 0; i < 3; ++i) {
-    if (x.size[i] > 1 && (x.stride[i] <= 0 || x.stride[i] % 8 != 0)) return false;
-  }
-  return true;
-}
-
-bool is_hopper(const Cuda& cuda) {
-  int major = 0, minor = 0;
-  const int index = cuda.device.index;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "attention", cuda.device);
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "attention", cuda.device);
-  return major == 9 && minor == 0;
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && has_whole_strides(x);
 }
 
 template <class Args>
@@ -32,7 +21,7 @@ bool inputs_fit(const Cuda& cuda, const Args& args) {
   return (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && (dim == 64 || dim == 128) &&
          !args.mask.defined() && args.scale > 0 && args.k.size[1] > 0 && args.k.size[1] < kMost &&
          args.q.size[1] < kMost && args.q.size[0] * args.q.size[2] < kMost && has_whole_words(args.q) &&
-         has_whole_words(args.k) && has_whole_words(args.v) && has_whole_words(args.out) && is_hopper(cuda);
+         has_whole_words(args.k) && has_whole_words(args.v) && has_whole_words(args.out) && is_hopper(cuda.device);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "core/device/cuda_cudnn.h"
-#include "core/device/cuda_runtime.h"
+#include "core/ops/attention_cuda_operands.h"
 #include "core/ops/attention_kernels.h"
 
 namespace castor {
@@ -41,27 +41,20 @@ constexpr std::size_t kSlack = std::size_t{64} << 10;
 
 std::int64_t up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
-bool has_whole_words(const View& x) {
-  for (int i = 0; i < 3; ++i) {
-    if (x.size[i] > 1 && (x.stride[i] <= 0 || x.stride[i] % 8 != 0)) return false;
-  }
-  return true;
-}
-
 /// What the graphs are for: 16-bit heads of 64 or 128, no mask, a cut along the diagonal of a square or none.
 template <class Args>
 bool takes(const Args& args) {
   const std::int64_t dim = args.q.size[3], queries = args.q.size[1], keys = args.k.size[1];
   return (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && (dim == 64 || dim == 128) &&
          !args.mask.defined() && args.scale > 0 && queries > 1 && keys > 1 && (!args.causal || queries == keys) &&
-         queries < kAnyLength && keys < kAnyLength && has_whole_words(args.q) && has_whole_words(args.k) &&
-         has_whole_words(args.v) && has_whole_words(args.out);
+         queries < kAnyLength && keys < kAnyLength && cuda::has_whole_strides(args.q) &&
+         cuda::has_whole_strides(args.k) && cuda::has_whole_strides(args.v) && cuda::has_whole_strides(args.out);
 }
 
 bool operands_fit(const AttentionArgs& args) { return takes(args); }
 bool operands_fit(const AttentionBackwardArgs& args) {
-  return takes(args) && has_whole_words(args.dout) && has_whole_words(args.dq) && has_whole_words(args.dk) &&
-         has_whole_words(args.dv);
+  return takes(args) && cuda::has_whole_strides(args.dout) && cuda::has_whole_strides(args.dq) &&
+         cuda::has_whole_strides(args.dk) && cuda::has_whole_strides(args.dv);
 }
 
 constexpr bool is_backward(const AttentionArgs&) { return false; }
@@ -114,13 +107,6 @@ CudnnAttentionProblem problem_of(const AttentionBackwardArgs& args) {
   return problem;
 }
 
-bool is_hopper(Device device) {
-  int major = 0, minor = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index), "attention", device);
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index), "attention", device);
-  return major == 9 && minor == 0;
-}
-
 template <class Args>
 const CudnnAttention* plan_of(Device device, const Args& args, std::string* why = nullptr) {
   return find_cudnn_attention(device, problem_of(args), cuda::cudnn_workspace(args), why);
@@ -130,7 +116,7 @@ template <class Args>
 bool does(const Cuda& cuda, const Args& args) {
   if (!has_cudnn() || !is_wanted(args) || !operands_fit(args)) return false;
   if (cuda.device.is_meta()) return true;
-  return is_hopper(cuda.device) && plan_of(cuda.device, args) != nullptr;
+  return cuda::is_hopper(cuda.device) && plan_of(cuda.device, args) != nullptr;
 }
 
 template <class Args>
@@ -164,7 +150,7 @@ AttentionKernelScope::~AttentionKernelScope() { asked_kernels = outer_; }
 AttentionKernels attention_kernels() { return asked_kernels; }
 
 std::string attention_library(const Cuda& cuda) {
-  if (!has_cudnn() || !is_hopper(cuda.device)) return {};
+  if (!has_cudnn() || !cuda::is_hopper(cuda.device)) return {};
   const std::string version = cudnn_version();
   return version.empty() ? "" : "cudnn " + version;
 }

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device/dispatch.h"
 #include "dist/comm.h"
 
 namespace castor::test {
@@ -79,6 +80,16 @@ class RecordingComm final : public dist::Comm {
   std::unique_ptr<dist::Comm> group_;  // owned where it was split
   dist::Comm& inner_;
   std::shared_ptr<Record> record_;
+};
+
+/// Puts ops between the collectives of a rank.
+class OpNotes final : public DispatchObserver {
+ public:
+  explicit OpNotes(RecordingComm& comm) : comm_(comm) {}
+  void before(const OpCall& call) override { comm_.note(call.name); }
+
+ private:
+  RecordingComm& comm_;
 };
 
 }  // namespace castor::test

@@ -63,16 +63,6 @@ std::string bytes_of_tiers(const std::vector<MemoryStats>& before) {
   return text;
 }
 
-/// Puts ops between the collectives of a rank.
-class OpNotes final : public DispatchObserver {
- public:
-  explicit OpNotes(test::RecordingComm& comm) : comm_(comm) {}
-  void before(const OpCall& call) override { comm_.note(call.name); }
-
- private:
-  test::RecordingComm& comm_;
-};
-
 /// Three updates of the mixed model with a `strategy` block.
 Seen see_strategy(const ConfigNode& block, int world_size) {
   Seen seen;
@@ -90,7 +80,7 @@ Seen see_strategy(const ConfigNode& block, int world_size) {
     log.file = (folder.path() / cat("rank", inner.rank(), ".log")).string();
     Logger logger(log);
     const LogScope scope(logger);
-    OpNotes notes(comm);
+    test::OpNotes notes(comm);
     const ObserverScope observe(notes);
     std::ostringstream numbers;
     std::string states;

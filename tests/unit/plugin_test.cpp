@@ -98,23 +98,13 @@ TEST_CASE("groups of replicas, states on the host and weights that arrive late c
   }
 }
 
-/// Puts ops between the collectives of a rank.
-class OpNotes final : public DispatchObserver {
- public:
-  explicit OpNotes(test::RecordingComm& comm) : comm_(comm) {}
-  void before(const OpCall& call) override { comm_.note(call.name); }
-
- private:
-  test::RecordingComm& comm_;
-};
-
 TEST_CASE("overlap_allgather waits for stepped weights when the next forward uses them, not at the step's end") {
   // Whether buckets' gathers were waited for when a step was over, and the ops of the next one before the first wait.
   const auto waits = [](bool overlaps) {
     std::pair<bool, int> seen;
     dist::run_ranks(2, [&](dist::Comm& inner) {
       test::RecordingComm comm(inner);
-      OpNotes notes(comm);
+      test::OpNotes notes(comm);
       ColossalAIStrategy strategy(
           kCpu, 1, {}, zero(1, Precision::fp32, kSmallBucket, [=](auto& c) { c.overlap_allgather = overlaps; })(),
           comm);
