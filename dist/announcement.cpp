@@ -41,8 +41,8 @@ std::string Announcement::describe() const {
     text += cat(" ", static_cast<DType>(dtype));
     if (kind != CollectiveOp::kAllToAll) text += cat(" x ", count);
   }
-  constexpr std::string_view kReduce[] = {"sum", "max", "min"};
-  if ((kind == CollectiveOp::kAllReduce || kind == CollectiveOp::kReduceScatter) && reduce < 3) {
+  constexpr std::string_view kReduce[] = {"sum", "max", "min", "mean"};
+  if ((kind == CollectiveOp::kAllReduce || kind == CollectiveOp::kReduceScatter) && reduce < std::size(kReduce)) {
     text += cat(" ", kReduce[reduce]);
     if ((flags & 1u) != 0) text += " accumulated";
     if ((flags & 2u) != 0) text += " into f32";

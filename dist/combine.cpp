@@ -26,7 +26,7 @@ auto accumulator_of() {
 
 template <ReduceOp kOp, class A>
 A merge(A a, A b) {
-  if constexpr (kOp == ReduceOp::kSum) {
+  if constexpr (kOp == ReduceOp::kSum || kOp == ReduceOp::kMean) {
     if constexpr (std::is_integral_v<A>) {
       using U = std::make_unsigned_t<A>;
       return static_cast<A>(static_cast<U>(static_cast<U>(a) + static_cast<U>(b)));
@@ -40,15 +40,24 @@ A merge(A a, A b) {
   }
 }
 
+/// What becomes of all terms' combination. A mean has the bits of a sum that is scaled afterwards (UnaryOp::affine).
+template <ReduceOp kOp, class A>
+A finished(A combined, A share) {
+  if constexpr (kOp == ReduceOp::kMean) return combined * share + A{0};
+  return combined;
+}
+
 template <ReduceOp kOp, class T, class Out>
 void combine_typed(std::span<const void* const> terms, std::int64_t count, void* out_bytes, bool accumulate) {
   using A = decltype(accumulator_of<T>());
   Out* out = static_cast<Out*>(out_bytes);
+  const A share = kOp == ReduceOp::kMean ? static_cast<A>(1.0 / static_cast<double>(terms.size())) : A{};
   if (terms.size() == 2 && !accumulate) {
     const T* first = static_cast<const T*>(terms[0]);
     const T* second = static_cast<const T*>(terms[1]);
     for (std::int64_t i = 0; i < count; ++i) {
-      out[i] = store<Out>(merge<kOp>(static_cast<A>(load(first[i])), static_cast<A>(load(second[i]))));
+      const A both = merge<kOp>(static_cast<A>(load(first[i])), static_cast<A>(load(second[i])));
+      out[i] = store<Out>(finished<kOp>(both, share));
     }
     return;
   }
@@ -67,7 +76,7 @@ void combine_typed(std::span<const void* const> terms, std::int64_t count, void*
       const T* term = static_cast<const T*>(terms[next]) + start;
       for (std::int64_t i = 0; i < length; ++i) sum[i] = merge<kOp>(sum[i], static_cast<A>(load(term[i])));
     }
-    for (std::int64_t i = 0; i < length; ++i) out[start + i] = store<Out>(sum[i]);
+    for (std::int64_t i = 0; i < length; ++i) out[start + i] = store<Out>(finished<kOp>(sum[i], share));
   }
 }
 
@@ -95,6 +104,9 @@ void combine(ReduceOp op, DType dtype, std::span<const void* const> terms, std::
       return combine_op<ReduceOp::kMax>(dtype, terms, count, out, out_dtype, accumulate);
     case ReduceOp::kMin:
       return combine_op<ReduceOp::kMin>(dtype, terms, count, out, out_dtype, accumulate);
+    case ReduceOp::kMean:  // of one term it is that term, minus zero and all
+      if (terms.size() == 1) return combine_op<ReduceOp::kSum>(dtype, terms, count, out, out_dtype, accumulate);
+      return combine_op<ReduceOp::kMean>(dtype, terms, count, out, out_dtype, accumulate);
   }
 }
 

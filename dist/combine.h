@@ -9,8 +9,8 @@
 
 namespace castor::dist {
 
-/// out[i] = terms[0][i] + terms[1][i] + ..., from the left, or their maximum or minimum (NaN wins). Small floats are
-/// added in f32 and rounded once at the end; integers wrap; bool takes no sum.
+/// out[i] = terms[0][i] + terms[1][i] + ..., from the left, or their mean, maximum or minimum (NaN wins). Small floats
+/// are added in f32 and rounded once at the end; integers wrap; bool takes no sum, only floats have a mean.
 ///   terms       arrays of `dtype` and `count` elements, at least one; `out` may be one of them
 ///   out_dtype   `dtype`, or f32 where `dtype` is a small float
 ///   accumulate  `out` is the term before the first

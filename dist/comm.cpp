@@ -183,6 +183,14 @@ void Comm::prepare(Collective& collective) const {
                            buffer.view.dtype));
     }
   }
+  if (collective.reduce == ReduceOp::kMean) {
+    if (!is_floating(dtype)) throw DTypeError(cat(collective.describe(), ": only floats have a mean"));
+    if (collective.accumulate || collective.order != SumOrder::kByRank) {
+      throw ShapeError(cat(collective.describe(),
+                           ": a mean is of all terms at once, in the order of ranks; sum them "
+                           "and divide the sum"));
+    }
+  }
   if (dtype == DType::boolean && collective.reduce == ReduceOp::kSum &&
       (op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduceScatter)) {
     throw DTypeError(cat(collective.describe(), ": bool has no sum; use max (any) or min (all)"));

@@ -38,8 +38,9 @@ enum class CollectiveOp : std::uint8_t {
 std::string_view collective_name(CollectiveOp op);
 
 /// How elements of several ranks become one. Small floats are combined in f32 and rounded once, f64 in f64, integers in
-/// their own type (sums wrap); bool takes max and min only.
-enum class ReduceOp : std::uint8_t { kSum, kMax, kMin };
+/// their own type (sums wrap); bool takes max and min only. kMean: the sum divided by the number of ranks before it is
+/// rounded; of floats, all_reduce in the order of ranks and reduce_scatter without `accumulate`.
+enum class ReduceOp : std::uint8_t { kSum, kMax, kMin, kMean };
 
 /// In which order a sum's terms are added.
 enum class SumOrder : std::uint8_t {

@@ -17,6 +17,7 @@
 #include "core/device/caching_allocator.h"
 #include "core/device/trace.h"
 #include "core/ops/ordered_sum_cuda.h"
+#include "dist/comm_cuda_peers.h"
 #include "dist/comm_nccl.h"
 
 namespace castor::dist {
@@ -29,8 +30,8 @@ constexpr std::chrono::milliseconds kEndTime{10000};  // how long it waits at it
 /// Watches what is under way on the GPU, for all groups of a job: ends it when the job fails, fails the job when an
 /// exchange takes too long.
 ///
-/// Delicate: to end a link NCCL may wait for the device, which is free only when what waits on it for the other links
-/// has ended, too: each is ended on a thread of its own.
+/// Delicate: to end a link may mean to wait for the device, which is free only when what waits on it for the other
+/// links has ended, too: each is ended on a thread of its own.
 class Guard {
  public:
   Guard(Device device, Health& health, int rank, GiveUp give_up)
@@ -136,6 +137,7 @@ struct Shared {
   Device device;
   Health& health;
   std::chrono::milliseconds timeout;
+  GpuTransport transport;
   Guard guard;
 };
 
@@ -268,15 +270,26 @@ class DeviceComm final : public Comm {
   void open() {
     queue_ = backend(shared_->device).open_queue();
     if (world_size() == 1) return;
-    if constexpr (kHasNccl) {
-      checks_ = host_.split(0, rank());
-      link_ = connect_nccl(host_, shared_->device, shared_->health);
-      shared_->guard.add_link(link_);
-    } else {
-      throw DeviceError(cat("group ", name(), ": ", world_size(),
-                            " ranks with GPUs need NCCL, which this build has not: configure with -Dnccl=enabled, or "
-                            "train on the CPU with env_cfg.device: cpu"));
+    checks_ = host_.split(0, rank());
+    link_ = connect();
+    shared_->guard.add_link(link_);
+  }
+
+  std::shared_ptr<DeviceLink> connect() {
+    if constexpr (kHasCuda) {
+      if (shared_->transport != GpuTransport::kNccl) {
+        if (auto link = connect_peers(host_, shared_->device, shared_->health)) return link;
+      }
     }
+    if (shared_->transport == GpuTransport::kPeer) {
+      throw DeviceError(cat("group ", name(),
+                            ": its GPUs do not all reach each other's memory (the log says which one), "
+                            "as gpu_transport: peer asks; use auto or nccl"));
+    }
+    if constexpr (kHasNccl) return connect_nccl(host_, shared_->device, shared_->health);
+    throw DeviceError(cat("group ", name(), ": ", world_size(),
+                          " GPUs that do not all reach each other's memory need NCCL, which this build has not: "
+                          "configure with -Dnccl=enabled, or train on the CPU with env_cfg.device: cpu"));
   }
 
   /// Compares with the other ranks what is about to be exchanged, without waiting for them: a meeting on the host
@@ -304,8 +317,9 @@ class DeviceComm final : public Comm {
   void plan(const Collective& collective, std::vector<DeviceBytes>& sends, std::vector<DeviceBytes>& receives,
             std::vector<const void*>& terms, std::vector<Tensor>& scratch) {
     const std::size_t world = sends.size();
-    if (collective.reduce != ReduceOp::kSum)
-      throw DTypeError(cat(collective.describe(), ": GPU tensors are summed only; move them to the CPU first"));
+    if (collective.reduce != ReduceOp::kSum && collective.reduce != ReduceOp::kMean)
+      throw DTypeError(
+          cat(collective.describe(), ": of GPU tensors there are sums and means; move them to the CPU first"));
     const auto collect_terms = [&](const Buffer& own_term) {
       const CategoryScope category(Category::workspace);
       for (std::size_t r = 0; r < world; ++r) {
@@ -359,9 +373,10 @@ class DeviceComm final : public Comm {
 
   void add(const Collective& collective, const std::vector<const void*>& terms) {
     const Buffer& out = collective.out[0];
+    const double scale = collective.reduce == ReduceOp::kMean ? 1.0 / world_size() : 1.0;
     if constexpr (kHasCuda) {
       run_ordered_sum({shared_->device, queue_->stream()}, {terms, collective.dtype(), out.view.data, out.view.dtype,
-                                                            out.view.numel(), collective.accumulate});
+                                                            out.view.numel(), collective.accumulate, scale});
     }
   }
 
@@ -377,10 +392,10 @@ class DeviceComm final : public Comm {
 
 }  // namespace
 
-std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout,
-                                       GiveUp give_up) {
+std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, DeviceCommOptions options) {
   const int rank = host.members()[static_cast<std::size_t>(host.rank())];
-  std::shared_ptr<Shared> shared(new Shared{device, health, timeout, {device, health, rank, std::move(give_up)}});
+  std::shared_ptr<Shared> shared(new Shared{
+      device, health, options.timeout, options.transport, {device, health, rank, std::move(options.give_up)}});
   return std::make_unique<DeviceComm>(host, std::move(shared));
 }
 

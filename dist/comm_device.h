@@ -8,6 +8,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -21,13 +22,21 @@ namespace castor::dist {
 using GiveUp = std::function<void(const Failure& failure)>;
 inline constexpr std::chrono::milliseconds kUnwindTime{3000};
 
+/// How bytes travel between the GPUs of a group. kAuto: from memory to memory where all GPUs of it reach each other's
+/// (comm_cuda_peers.h), else through NCCL.
+enum class GpuTransport : std::uint8_t { kAuto, kPeer, kNccl };
+
+struct DeviceCommOptions {
+  std::chrono::milliseconds timeout;  ///< the longest an exchange between GPUs may take
+  GpuTransport transport = GpuTransport::kAuto;
+  GiveUp give_up = nullptr;  ///< called unless the process has ended by then; none: it waits for its GPU
+};
+
 /// A group of the same ranks as `host`, which must outlive it, for tensors on `device` and on the CPU.
 ///   health   of the job
-///   timeout  the longest an exchange between GPUs may take
-///   give_up  called unless the process has ended by then; none: it waits for its GPU
-/// GPU tensors: all_reduce and reduce_scatter sum (f32, bf16, f16), all others move any dtype; send and recv are for
-/// the CPU. Throws DeviceError for several ranks in a build without NCCL.
-std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, std::chrono::milliseconds timeout,
-                                       GiveUp give_up = nullptr);
+/// GPU tensors: all_reduce and reduce_scatter take sums and means (f32, bf16, f16), all others move any dtype; send and
+/// recv are for the CPU. At the first of them with several ranks it throws DeviceError where no transport reaches all
+/// GPUs: kPeer and one of them cannot be reached, NCCL and this build has none.
+std::unique_ptr<Comm> make_device_comm(Comm& host, Device device, Health& health, DeviceCommOptions options);
 
 }  // namespace castor::dist

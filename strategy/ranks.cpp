@@ -40,15 +40,28 @@ void end_without_gpu(const dist::Failure& failure) {
 
 }  // namespace
 
-Ranks::Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options) : job_(info, options) {
+dist::GpuTransport gpu_transport_of(const std::string& name, const std::string& path) {
+  if (name == "auto") return dist::GpuTransport::kAuto;
+  if (name == "peer") return dist::GpuTransport::kPeer;
+  if (name == "nccl") return dist::GpuTransport::kNccl;
+  throw ConfigError(cat(path, ": no transport ", name, " between GPUs; there are: auto, peer, nccl"), path);
+}
+
+Ranks::Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options,
+             dist::GpuTransport gpu_transport)
+    : job_(info, options), gpu_transport_(gpu_transport) {
   if (device.is_cuda()) {
-    gpus_ = dist::make_device_comm(job_.world(), device, job_.health(), options.comm.timeout, end_without_gpu);
+    gpus_ = dist::make_device_comm(job_.world(), device, job_.health(),
+                                   {options.comm.timeout, gpu_transport, end_without_gpu});
   }
 }
 
 std::string Ranks::transport_name() const {
-  return gpus_ != nullptr ? cat("NCCL between GPUs, ", job_.transport_name(), " between hosts' processes")
-                          : job_.transport_name();
+  if (gpus_ == nullptr) return job_.transport_name();
+  const char* between_gpus = gpu_transport_ == dist::GpuTransport::kAuto ? "their memory where it is reached, else NCCL"
+                             : gpu_transport_ == dist::GpuTransport::kPeer ? "their memory"
+                                                                           : "NCCL";
+  return cat(between_gpus, " between GPUs, ", job_.transport_name(), " between processes");
 }
 
 }  // namespace castor::strategy

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "dist/comm.h"
+#include "dist/comm_device.h"
 #include "dist/job.h"
 
 namespace castor::strategy {
@@ -18,10 +19,15 @@ namespace castor::strategy {
 /// Throws ConfigError where there is no GPU, or none for this rank.
 Device device_of_rank(const std::optional<std::string>& wanted, int local_rank, const std::string& path);
 
+/// "auto", "peer" or "nccl"; throws ConfigError for another name.
+///   path  of the setting, for errors
+dist::GpuTransport gpu_transport_of(const std::string& name, const std::string& path);
+
 class Ranks {
  public:
   /// Meets the others. Throws CommError or CommTimeout if they do not come.
-  Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options);
+  Ranks(const dist::RankInfo& info, Device device, const dist::JobOptions& options,
+        dist::GpuTransport gpu_transport = dist::GpuTransport::kAuto);
 
   const dist::RankInfo& info() const { return job_.info(); }
   /// All ranks, for tensors on the CPU and on the device.
@@ -31,6 +37,7 @@ class Ranks {
 
  private:
   dist::Job job_;
+  dist::GpuTransport gpu_transport_;
   std::unique_ptr<dist::Comm> gpus_;
 };
 

@@ -24,7 +24,7 @@ struct Terms {
 
 template <class T, class S, int V>
 __global__ void __launch_bounds__(kThreads)
-    ordered_sum(const __grid_constant__ Terms<T> terms, S* sum, std::int64_t groups, bool accumulates) {
+    ordered_sum(const __grid_constant__ Terms<T> terms, S* sum, std::int64_t groups, bool accumulates, float scale) {
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t group = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; group < groups; group += step) {
     float total[V];
@@ -39,6 +39,9 @@ __global__ void __launch_bounds__(kThreads)
         total[i] = term == 0 && !accumulates ? value : total[i] + value;
       }
     }
+    if (scale != 1.0f) {
+      for (int i = 0; i < V; ++i) total[i] = total[i] * scale + 0.0f;
+    }
     Pack<S, V> result;
     for (int i = 0; i < V; ++i) result.value[i] = store<S>(total[i]);
     reinterpret_cast<Pack<S, V>*>(sum)[group] = result;
@@ -52,8 +55,8 @@ void launch(const Cuda& cuda, const OrderedSum& sum, std::int64_t first, std::in
   terms.count = static_cast<int>(sum.terms.size());
   for (std::size_t i = 0; i < sum.terms.size(); ++i) terms.data[i] = static_cast<const T*>(sum.terms[i]) + first;
   const auto blocks = static_cast<unsigned>(std::min((groups + kThreads - 1) / kThreads, kMostBlocks));
-  ordered_sum<T, S, V>
-      <<<blocks, kThreads, 0, stream_of(cuda)>>>(terms, static_cast<S*>(sum.sum) + first, groups, sum.accumulates);
+  ordered_sum<T, S, V><<<blocks, kThreads, 0, stream_of(cuda)>>>(terms, static_cast<S*>(sum.sum) + first, groups,
+                                                                 sum.accumulates, static_cast<float>(sum.scale));
   check_cuda(cudaGetLastError(), "sum of contributions", cuda.device);
 }
 

@@ -10,7 +10,7 @@
 
 namespace castor {
 
-/// sum = [sum +] terms[0] + terms[1] + ..., one by one in f32, rounded once to the sum's dtype.
+/// sum = ([sum +] terms[0] + terms[1] + ...) scale, one by one in f32, rounded once to the sum's dtype.
 struct OrderedSum {
   std::span<const void* const> terms;  ///< addresses on the device; at most kMostOrderedTerms
   DType dtype = DType::f32;            ///< of the terms: f32, bf16 or f16
@@ -18,6 +18,7 @@ struct OrderedSum {
   DType sum_dtype = DType::f32;        ///< f32, or the terms'
   std::int64_t count = 0;              ///< elements
   bool accumulates = false;            ///< the sum's old value is the first term
+  double scale = 1;                    ///< 1: the sum stays as it is; else as by UnaryOp::affine, in f32
 };
 
 inline constexpr std::size_t kMostOrderedTerms = 256;

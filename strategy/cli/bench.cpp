@@ -107,7 +107,9 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   if (info.world_size > 1 && !arguments.plugin)
     throw ConfigError(cat("bench: ", info.world_size, " ranks need a --plugin"), "--plugin");
   const std::unique_ptr<Ranks> ranks =
-      arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{}) : nullptr;
+      arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{},
+                                                 gpu_transport_of(arguments.gpu_transport, "--gpu-transport"))
+                       : nullptr;
   const bool is_main = info.rank == 0;
   const Precision precision = precision_of(arguments.precision, "--precision");
   const TypedConfig config = model_config(arguments);
@@ -314,6 +316,8 @@ Subcommand bench_command() {
     list.option("--plugin", arguments->plugin, "NAME",
                 "TorchDDPPlugin, lowlevel-zero or gemini: under castor run, too");
     list.option("--plugin-options", arguments->plugin_options, "KEY=VALUE ...", "of the plugin's config");
+    list.option("--gpu-transport", arguments->gpu_transport, "NAME",
+                "what several GPUs talk through: auto, peer or nccl, as env_cfg.dist_cfg.gpu_transport");
     list.option("--precision", arguments->precision, "NAME", "fp32, bf16, fp16, fp16_apex or fp8");
     list.option("--steps", arguments->steps, "N", "steps that are timed; the median counts");
     list.option("--warmup", arguments->warmup, "N", "steps before them");

@@ -19,6 +19,7 @@ struct BenchArguments {
   std::optional<std::string> device;        ///< none: a GPU where there is one
   std::optional<std::string> plugin;        ///< a registered plugin; none: one process without
   std::vector<std::string> plugin_options;  ///< KEY=VALUE of its config
+  std::string gpu_transport = "auto";       ///< as env_cfg.dist_cfg.gpu_transport
   std::string precision = "bf16";
   std::int64_t steps = 20;            ///< timed
   std::int64_t warmup = 3;            ///< not timed

@@ -119,7 +119,9 @@ void Runner::join_job() {
                                                           {"tcp", dist::Transport::kTcp},
                                                           {"mpi", dist::Transport::kMpi}};
   options.transport = transports.at(config_.env_cfg.dist_cfg.transport);
-  ranks_ = std::make_unique<Ranks>(info_, device_, options);
+  ranks_ = std::make_unique<Ranks>(
+      info_, device_, options,
+      gpu_transport_of(config_.env_cfg.dist_cfg.gpu_transport, "env_cfg.dist_cfg.gpu_transport"));
   config_.randomness.seed =
       static_cast<std::int64_t>(dist::sync_random_seed(comm(), static_cast<std::uint64_t>(*config_.randomness.seed)));
 }

@@ -130,6 +130,7 @@ void describe(V& v, DefaultHooksConfig& c) {
 struct DistConfig {
   std::int64_t timeout = 600;
   std::string transport = "auto";
+  std::string gpu_transport = "auto";
 };
 
 template <class V>
@@ -140,7 +141,12 @@ void describe(V& v, DistConfig& c) {
   v.field("transport", c.transport,
           "what ranks talk through; auto: shared memory on one machine, else TCP; mpi: under mpirun, if built with it",
           one_of({"auto", "shared_memory", "tcp", "mpi"}));
-  v.retired("backend", ConfigNode("nccl"), "GPUs talk through NCCL, and CPUs as transport says");
+  v.field(
+      "gpu_transport", c.gpu_transport,
+      "what GPUs talk through; peer: they write into each other's memory, on one host; nccl; auto: peer where all GPUs "
+      "of a group reach each other, else nccl",
+      one_of({"auto", "peer", "nccl"}));
+  v.retired("backend", ConfigNode("nccl"), "GPUs talk as gpu_transport says, and CPUs as transport says");
 }
 
 /// `env_cfg`.

@@ -7,6 +7,8 @@
 
 #include <doctest/doctest.h>
 
+#include "core/ops/cast.h"
+
 namespace castor::test {
 namespace {
 
@@ -89,6 +91,41 @@ void check_accumulation(Comm& comm) {
     expected.push_back(total);
   }
   CHECK(same_bits(sum, expected));
+}
+
+/// A mean has the bits of the f32 sum, scaled and rounded once, whether it replaces this rank's term or not.
+template <class T>
+void check_means(Comm& comm) {
+  const int world = comm.world_size();
+  for (const std::int64_t each : {1, 7, 40'001}) {
+    CAPTURE(each);
+    const Tensor x = contribution<T>(comm.rank(), each * world), whole = clone(x);
+    const Tensor part = Tensor::empty({each}, x.dtype());
+    comm.reduce_scatter(x, part, "mean", ReduceOp::kMean);
+    const Tensor own = x.narrow(0, each * comm.rank(), each);
+    comm.run(Collective::reduce_scatter({x}, own, "mean in place", ReduceOp::kMean));
+    comm.all_reduce(whole, "mean of all", ReduceOp::kMean);
+    const auto share = static_cast<float>(1.0 / world);
+    std::vector<T> expected;
+    for (std::int64_t i = 0; i < each * world; ++i) {
+      float total = load(store<T>(value_at(0, i)));
+      for (int r = 1; r < world; ++r) total += load(store<T>(value_at(r, i)));
+      expected.push_back(store<T>(world == 1 ? total : total * share + 0.0f));
+    }
+    CHECK(same_bits(whole, expected));
+    const auto begin = expected.begin() + each * comm.rank();
+    CHECK(same_bits(part, std::vector<T>(begin, begin + each)));
+    CHECK(same_bits(own, std::vector<T>(begin, begin + each)));
+  }
+  const Tensor zeros = full({5}, -0.0, DTypeOf<T>::value);
+  comm.all_reduce(zeros, "mean of minus zeros", ReduceOp::kMean);
+  CHECK(same_bits(zeros, std::vector<T>(5, store<T>(world == 1 ? -0.0f : 0.0f))));
+  const Tensor numbers = Tensor::zeros({world}, DType::i64);
+  CHECK_THROWS_AS(comm.all_reduce(numbers, "mean of numbers", ReduceOp::kMean), DTypeError);
+  const Tensor sum = Tensor::zeros({1}, DType::f32);
+  CHECK_THROWS_AS(
+      comm.run(Collective::reduce_scatter({Tensor::zeros({world}, DType::f32)}, sum, "", ReduceOp::kMean, true)),
+      ShapeError);
 }
 
 void check_moves(Comm& comm) {
@@ -216,6 +253,9 @@ void check_collectives(Comm& comm) {
   check_sums<Half>(comm);
   check_unaligned(comm);
   check_accumulation(comm);
+  check_means<float>(comm);
+  check_means<BFloat16>(comm);
+  check_means<Half>(comm);
   check_moves(comm);
   check_uneven(comm);
   check_kinds(comm);

@@ -149,7 +149,7 @@ Outcome train(const Layout& layout, const Task& task) {
     dist::run_ranks(layout.world_size, [&](dist::Comm& comm) {
       const Device device = device_of(comm.rank());
       dist::Health health;
-      const auto gpus = task.on_gpus ? dist::make_device_comm(comm, device, health, kTimeout) : nullptr;
+      const auto gpus = task.on_gpus ? dist::make_device_comm(comm, device, health, {kTimeout}) : nullptr;
       {
         ColossalAIStrategy strategy(device, task.seed, {}, layout.plugin(), gpus ? *gpus : comm, task.precision);
         run_rank(strategy, layout.micro_steps, task, outcome, mutex);

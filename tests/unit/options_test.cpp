@@ -195,8 +195,10 @@ TEST_CASE("every option of optim_wrapper and env_cfg changes something that can 
   const std::vector<Probe> environment = {{"resource_limit", "300", {"env_cfg.resource_limit=280"}},
                                           {"num_threads", "2", {"env_cfg.num_threads=1"}},
                                           {"device", "cuda", {"env_cfg.device=cpu"}}};
-  // What a deadline does takes a rank that is late, and a transport takes several processes: tests/fault has both.
-  const std::vector<std::string> elsewhere = {"dist_cfg", "dist_cfg.timeout", "dist_cfg.transport"};
+  // What a deadline does takes a rank that is late, and a transport takes several processes: tests/fault has both. One
+  // between GPUs takes several GPUs: tests/gpu.
+  const std::vector<std::string> elsewhere = {"dist_cfg", "dist_cfg.timeout", "dist_cfg.transport",
+                                              "dist_cfg.gpu_transport"};
   check_complete("optim_wrapper", struct_codec_of<OptimWrapperConfig>(), wrapper, of_other_models);
   check_retired("optim_wrapper", struct_codec_of<OptimWrapperConfig>());
   check_run_probes("optim_wrapper", wrapper, "optim_wrapper.");
