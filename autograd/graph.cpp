@@ -201,6 +201,7 @@ class Walk {
   struct LeafSum {
     std::int64_t uses = 0;
     Tensor gradient;
+    Tensor place;  // handed out for it
   };
 
   // Counts, for each leaf, the edges that will contribute to it, without recursion.
@@ -220,6 +221,14 @@ class Walk {
       stack.pop_back();
       for (const Variable& input : node->inputs()) meet(input);
     }
+  }
+
+  // The sink's, of a leaf whose gradient the asking node completes.
+  Tensor place_of(const Variable& input) {
+    if (!input.defined() || !input.requires_grad() || Graph::node_of(input)) return {};
+    LeafSum& leaf = leaves_.at(input.identity());
+    if (leaf.uses != 1 || leaf.gradient.defined()) return {};
+    return leaf.place = sink_.place_of(input);
   }
 
   void contribute(const Variable& variable, Tensor gradient) {
@@ -244,11 +253,12 @@ class Walk {
     }
     if (--leaf.uses == 0 && leaf.gradient.defined()) {
       // Optimizers and communication take row-major gradients with bytes of their own, which they may write over.
-      if (!leaf.gradient.is_contiguous() || leaf.gradient.storage().use_count() > 1) {
+      const bool is_in_place = leaf.place.defined() && is_same_place(leaf.gradient, leaf.place);
+      if (!is_in_place && (!leaf.gradient.is_contiguous() || leaf.gradient.storage().use_count() > 1)) {
         const CategoryScope category(Category::gradients);
         leaf.gradient = clone(leaf.gradient);
       }
-      leaf.gradient.storage()->set_category(Category::gradients);
+      if (!is_in_place) leaf.gradient.storage()->set_category(Category::gradients);
       sink_.deliver(variable, std::move(leaf.gradient));
       Graph::run_gradient_hooks(variable);
     }
@@ -265,6 +275,7 @@ class Walk {
     std::vector<Tensor> results(node.inputs().size());
     if (is_reached) {
       for (const Variable& input : node.inputs()) context.needs.push_back(input.defined() && input.requires_grad());
+      context.place = [this, &node](std::size_t input) { return place_of(node.inputs()[input]); };
       for (BackwardObserver* observer : observers) observer->before(node);
       results = Graph::call(node, context);
       for (auto observer = observers.rbegin(); observer != observers.rend(); ++observer) (*observer)->after(node);

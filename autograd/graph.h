@@ -26,6 +26,10 @@ struct BackwardContext {
   std::vector<bool> needs;
   /// What was saved is wanted by another backward: a function must not write over it.
   bool is_graph_kept = false;
+  /// Memory for an input's gradient, row-major, of its shape and dtype, which a function may write to and return in
+  /// place of new memory. It may be the input's own: write when the input is not read any more. Undefined where there
+  /// is none; see GradientSink::place_of.
+  std::function<Tensor(std::size_t input)> place;
 };
 
 /// Gradients of the inputs, in the order they were given to `record`.
@@ -65,11 +69,20 @@ Variable record(const char* name, Tensor result, std::vector<Variable> inputs, B
 std::vector<Variable> record_all(const char* name, std::vector<Tensor> results, std::vector<Variable> inputs,
                                  BackwardFunction backward);
 
+/// True for the same elements at the same addresses.
+inline bool is_same_place(const Tensor& a, const Tensor& b) {
+  return a.storage() == b.storage() && a.offset() == b.offset() && a.dtype() == b.dtype() && a.shape() == b.shape() &&
+         a.strides() == b.strides();
+}
+
 /// Receives each leaf's gradient of one backward. The default adds it to `leaf.grad()`.
 class GradientSink {
  public:
   virtual ~GradientSink() = default;
   virtual void deliver(const Variable& leaf, Tensor gradient) = 0;
+  /// Where the gradient of a leaf may be written by the op that completes it, which is asked for just before it is
+  /// delivered. What is delivered may still lie elsewhere.
+  virtual Tensor place_of(const Variable& /*leaf*/) { return {}; }
 };
 
 /// Watches backward on this thread: called around every node.

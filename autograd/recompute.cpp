@@ -13,10 +13,17 @@ namespace {
 
 thread_local bool recomputing = false;
 
-/// Keeps gradients by leaf instead of delivering them.
+/// Keeps gradients by leaf instead of delivering them, in the places that the outer backward has for them.
 class CollectSink final : public GradientSink {
  public:
+  explicit CollectSink(BackwardContext& outer_context) : outer(outer_context) {}
   void deliver(const Variable& leaf, Tensor gradient) override { gradients[leaf.identity()] = std::move(gradient); }
+  Tensor place_of(const Variable& leaf) override {
+    const auto found = inputs.find(leaf.identity());
+    return found == inputs.end() ? Tensor{} : outer.place(found->second);
+  }
+  BackwardContext& outer;
+  std::map<const VariableState*, std::size_t> inputs;  // by leaf: of the outer node
   std::map<const VariableState*, Tensor> gradients;
 };
 
@@ -75,7 +82,8 @@ std::vector<Variable> recompute(const Segment& segment, const std::vector<Variab
       gradients.push_back(std::move(context.gradients[i]));
     }
     outputs.clear();
-    CollectSink sink;
+    CollectSink sink(context);
+    for (std::size_t i = 0; i < leaves.size(); ++i) sink.inputs[leaves[i].identity()] = inputs.size() + i;
     backward(roots, std::move(gradients), &sink);
     std::vector<Tensor> results_gradients;
     for (const Variable& input : again)

@@ -40,10 +40,17 @@ GradientBuckets::GradientBuckets(Comm& comm, std::vector<autograd::Variable> par
     bucket.label = cat("gradients of bucket ", b, " from ", parameters_[array.slots.front().item].name());
     bucket.filled.resize(array.slots.size());
     bucket.device = parameters_[array.slots.front().item].device();
-    bucket.sum = Tensor::empty({array.piece_elements(comm_.rank() % owners)}, DType::f32,
-                               options_.sums_on.value_or(bucket.device));
+    bucket.is_mean = !options_.accumulates && options_.exchange_dtype.value_or(array.dtype) == array.dtype;
+    const Device sums_on = options_.sums_on.value_or(bucket.device);
     // What is kept is there from the start: the first step takes as much memory as all others.
     if (options_.keeps_buffers) make_contribution(b);
+    const auto owner = static_cast<std::size_t>(comm_.rank() % owners);
+    if (bucket.is_mean && options_.keeps_buffers && sums_on == bucket.device) {
+      bucket.sum = bucket.contribution.narrow(0, array.cuts[owner], array.cuts[owner + 1] - array.cuts[owner]);
+    } else {
+      bucket.sum = Tensor::empty({array.piece_elements(static_cast<int>(owner))},
+                                 bucket.is_mean ? array.dtype : DType::f32, sums_on);
+    }
     for (std::size_t s = 0; s < array.slots.size(); ++s) {
       place_[parameters_[array.slots[s].item].identity()] = {b, s};
     }
@@ -60,6 +67,12 @@ GradientBuckets::~GradientBuckets() {
 }
 
 void GradientBuckets::begin_micro_step(std::int64_t position) {
+  if (position > 0 && !options_.accumulates) {
+    throw ConfigError(cat(options_.owner,
+                          ": a second backward before the step, where windows of one were announced; say "
+                          "how many there are in accumulative_counts"),
+                      "accumulative_counts");
+  }
   if (position == 0) has_sums_ = false;
   started_ = 0;
   for (Bucket& bucket : buckets_) {
@@ -104,6 +117,14 @@ void GradientBuckets::note_filled(std::size_t b, std::size_t s) {
   ++buckets_[b].filled_count;
 }
 
+Tensor GradientBuckets::place_of(const autograd::Variable& leaf) {
+  const auto found = place_.find(leaf.identity());
+  if (found == place_.end() || is_deferred_) return {};
+  const auto [b, s] = found->second;
+  const bool is_rounded = options_.exchange_dtype.value_or(leaf.dtype()) != leaf.dtype();
+  return is_rounded || buckets_[b].filled[s] || buckets_[b].held.defined() ? Tensor{} : part_of(b, s);
+}
+
 void GradientBuckets::deliver(const autograd::Variable& leaf, Tensor gradient) {
   const auto found = place_.find(leaf.identity());
   if (found == place_.end()) return;  // frozen after prepare
@@ -115,7 +136,8 @@ void GradientBuckets::deliver(const autograd::Variable& leaf, Tensor gradient) {
     hold(b, s, gradient);
     copy_into(held_part(b, s), part_of(b, s));
   } else {
-    copy_into(gradient, part_of(b, s));
+    const Tensor place = part_of(b, s);
+    if (!autograd::is_same_place(gradient, place)) copy_into(gradient, place);
   }
   note_filled(b, s);
   if (options_.overlaps) start_full();
@@ -142,6 +164,15 @@ void GradientBuckets::end_micro_step() {
   has_sums_ = true;
 }
 
+Tensor GradientBuckets::mean(std::size_t b, std::int64_t micro_batches) {
+  const Tensor& sum = buckets_[b].sum;
+  if (buckets_[b].is_mean) return sum;
+  if (micro_batches > 1 && sum.numel() > 0)
+    unary_inplace(UnaryOp::affine, sum, 1.0 / static_cast<double>(micro_batches), 0);
+  const CategoryScope category(Category::gradients);
+  return cast(sum, layout_[b].dtype);
+}
+
 void GradientBuckets::start_full() {
   while (started_ < buckets_.size() && buckets_[started_].filled_count == buckets_[started_].filled.size()) {
     start(started_++);
@@ -153,12 +184,12 @@ void GradientBuckets::start(std::size_t b) {
   const bool is_elsewhere = bucket.sum.device() != bucket.device;
   if (is_elsewhere) {
     const CategoryScope category(Category::gradients);
-    bucket.arriving = Tensor::empty(bucket.sum.shape(), DType::f32, bucket.device);
+    bucket.arriving = Tensor::empty(bucket.sum.shape(), bucket.sum.dtype(), bucket.device);
     if (has_sums_) copy_across(bucket.sum, bucket.arriving);
   }
-  bucket.exchange = comm_.start(
-      Collective::reduce_scatter(pieces_of(bucket.contribution, layout_[b], options_.replicas),
-                                 is_elsewhere ? bucket.arriving : bucket.sum, bucket.label, ReduceOp::kSum, has_sums_));
+  bucket.exchange = comm_.start(Collective::reduce_scatter(
+      pieces_of(bucket.contribution, layout_[b], options_.replicas), is_elsewhere ? bucket.arriving : bucket.sum,
+      bucket.label, bucket.is_mean ? ReduceOp::kMean : ReduceOp::kSum, has_sums_));
   // At most one more is on its way where memory is given back.
   if ((!options_.keeps_buffers || is_elsewhere) && b > 0) finish(buckets_[b - 1]);
 }

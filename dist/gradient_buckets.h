@@ -23,6 +23,7 @@ namespace castor::dist {
 struct BucketOptions {
   std::int64_t capacity = 0;                 ///< elements of a bucket
   std::optional<DType> exchange_dtype = {};  ///< contributions are rounded to it before they are sent; none: their own
+  bool accumulates = true;                   ///< false: windows have one micro-step, so nothing is kept in f32
   bool keeps_buffers = true;                 ///< false: a bucket's contribution has memory only until it was sent
   bool overlaps = true;                      ///< false: nothing is sent before backward has ended
   int replicas = 1;                       ///< ranks that own the same piece: pieces are cut for world size / replicas
@@ -46,20 +47,23 @@ class GradientBuckets final : public autograd::GradientSink {
   const std::vector<autograd::Variable>& parameters() const { return parameters_; }
   const std::string& label(std::size_t bucket) const { return buckets_[bucket].label; }
 
-  /// Before a micro-step's backward.
+  /// Before a micro-step's backward. Throws ConfigError for a second one in a window where nothing is accumulated.
   ///   position  of the micro-step in its window, from 0
   void begin_micro_step(std::int64_t position);
   /// True: the contributions of the micro-steps from now on are added here, in f32, and sent with that of the first
   /// micro-step that is not deferred. Their sum is then rounded as one contribution.
   void set_deferred(bool is_deferred) { is_deferred_ = is_deferred; }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override;
+  Tensor place_of(const autograd::Variable& leaf) override;
   /// After it. A parameter that got no gradient counts as zero. All contributions of this micro-step are added when it
   /// returns.
   void end_micro_step();
-  /// This rank's piece of the window's sum, f32; to be scaled in place by whoever ends the window.
-  const Tensor& sum(std::size_t bucket) const { return buckets_[bucket].sum; }
-  /// Where this rank's contribution was gathered, [elements] of the bucket; between micro-steps free for other use.
-  /// Undefined where buffers are not kept.
+  /// At a window's end: this rank's piece of the bucket's gradient, in the parameters' dtype. Call it once: where sums
+  /// are kept it divides them in place.
+  ///   micro_batches  of the window, of all ranks together
+  Tensor mean(std::size_t bucket, std::int64_t micro_batches);
+  /// Where this rank's contribution was gathered, [elements] of the bucket; between micro-steps free for other use
+  /// (mean() may lie in it). Undefined where buffers are not kept.
   const Tensor& contribution(std::size_t bucket) const { return buckets_[bucket].contribution; }
 
  private:
@@ -67,11 +71,12 @@ class GradientBuckets final : public autograd::GradientSink {
     std::string label;
     std::vector<bool> filled;  // by slot, in this micro-step
     std::size_t filled_count = 0;
-    Tensor contribution;  // this rank's, of the whole bucket
-    Tensor held;          // f32: the sum of deferred contributions; undefined: there are none
-    Tensor sum;
-    Tensor arriving;  // the sum while it is exchanged, where it lives elsewhere
-    Device device;    // of the parameters
+    Tensor contribution;   // this rank's, of the whole bucket
+    Tensor held;           // f32: the sum of deferred contributions; undefined: there are none
+    bool is_mean = false;  // the exchange gives the rounded mean, which is the window's gradient: nothing is added
+    Tensor sum;            // of this rank's piece, f32, or the mean in the parameters' dtype
+    Tensor arriving;       // it while it is exchanged, where it lives elsewhere
+    Device device;         // of the parameters
     std::optional<Work> exchange;
   };
   void make_contribution(std::size_t bucket);

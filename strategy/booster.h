@@ -68,7 +68,7 @@ struct BoostOptions {
   std::optional<ClipConfig> clip = {};
   std::optional<ParamwiseConfig> paramwise = {};  ///< unset: one group
   bool counts_items = false;                      ///< BoostedOptimizerOptions::counts_items
-  std::int64_t accumulative_counts = 1;           ///< micro-steps of this rank in a window
+  std::int64_t accumulative_counts = 0;           ///< micro-steps of this rank in a window, at most; 0: not known
   DispatchOptions dispatch = {};
   std::optional<StepForecast> forecast =
       {};  ///< of the plan of this run; unset: plugins measure the first step instead

@@ -42,7 +42,7 @@ struct ShardRequest {
   dist::Comm& comm;
   std::vector<autograd::Variable> parameters;  ///< of the model, in its order; frozen ones too
   Device device = kCpu;                        ///< where the model computes
-  std::int64_t accumulative_counts = 1;        ///< micro-steps in a window
+  std::int64_t accumulative_counts = 0;        ///< micro-steps in a window, at most; 0: not known
   /// Fills a parameter that is on meta: builds_on_meta.
   std::function<void(const autograd::Variable& parameter, const Tensor& into)> fill = {};
   const StepForecast* forecast = nullptr;  ///< of the run's plan; null: there was none

@@ -56,6 +56,7 @@ void describe(V& v, AutoScaleConfig& c) {
 
 /// What `prepare` is given: what a model is boosted with, and what the strategy does around it.
 struct PrepareOptions : BoostOptions {
+  PrepareOptions() { accumulative_counts = 1; }  // a strategy steps by its own count
   std::optional<AutoScaleConfig> auto_scale_lr;  ///< unset: as the strategy was told when it was made
   CompileOption compile = false;
 };

@@ -45,7 +45,8 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias,
   Tensor y = castor::linear(x.data(), weight.data(), bias_data, activation, is_recorded ? &saved : nullptr);
   Tensor saved_x = x.data(), saved_weight = weight.data();
   return record("linear", y, std::move(inputs), [=](BackwardContext& context) -> std::vector<Tensor> {
-    const LinearNeeds needs{context.needs[0], context.needs[1], has_bias && context.needs[2]};
+    const LinearNeeds needs{context.needs[0], context.needs[1], has_bias && context.needs[2], context.place(1),
+                            has_bias ? context.place(2) : Tensor{}};
     LinearGradients gradients =
         castor::linear_backward(std::move(context.gradients[0]), saved_x, saved_weight, saved, activation, needs);
     std::vector<Tensor> result = {std::move(gradients.x), std::move(gradients.weight)};
@@ -110,7 +111,8 @@ Variable feed_forward(const Variable& x, const LinearParameters& fc, Activation 
                   const auto& needs = context.needs;
                   FeedForwardGradients gradients = castor::feed_forward_backward(
                       std::move(context.gradients[0]), saved_x, fc_weight, input, activation, proj_weight,
-                      {needs[0], needs[1], needs[2]}, {false, needs[3], needs[4]});
+                      {needs[0], needs[1], needs[2], context.place(1)},
+                      {false, needs[3], needs[4], context.place(3), context.place(4)});
                   return {std::move(gradients.fc.x), std::move(gradients.fc.weight), std::move(gradients.fc.bias),
                           std::move(gradients.proj.weight), std::move(gradients.proj.bias)};
                 });

@@ -17,7 +17,8 @@ Variable record_rows(const char* name, const Variable& x, const Variable& weight
                      const LayerNormed& normed) {
   const Tensor saved = x.data(), scale = data_of(weight), mean = normed.mean, rstd = normed.rstd;
   return record(name, normed.y, {x, weight, bias}, [=](BackwardContext& context) -> std::vector<Tensor> {
-    const NormNeeds needs{context.needs[0], context.needs[1], context.needs[2], false};
+    const NormNeeds needs{context.needs[0], context.needs[1], context.needs[2], false,
+                          context.place(1), context.place(2)};
     NormGradients gradients = castor::layer_norm_backward(saved, scale, mean, rstd, context.gradients[0], {}, needs);
     return {std::move(gradients.x), std::move(gradients.weight), std::move(gradients.bias)};
   });
@@ -30,7 +31,8 @@ NormedSum record_sum(const char* name, const Variable& x, const Variable& residu
       name, {normed.y, normed.sum}, {x, residual, weight, bias}, [=](BackwardContext& context) -> std::vector<Tensor> {
         const Tensor &dy = context.gradients[0], &dsum = context.gradients[1];
         if (!dy.defined()) return {dsum, dsum, Tensor{}, Tensor{}};
-        const NormNeeds needs{context.needs[0], context.needs[2], context.needs[3], context.needs[1]};
+        const NormNeeds needs{context.needs[0], context.needs[2], context.needs[3],
+                              context.needs[1], context.place(2), context.place(3)};
         NormGradients gradients = castor::layer_norm_backward(sum, scale, mean, rstd, dy, dsum, needs);
         return {std::move(gradients.x), std::move(gradients.residual), std::move(gradients.weight),
                 std::move(gradients.bias)};

@@ -146,7 +146,10 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   const bool sums_in_product = activation == Activation::none && needs.bias && needs.weight && flat.is_contiguous();
   auto [gradient, dbias] = bias_backward(std::move(flat), saved, activation, needs.bias && !sums_in_product);
   gradient = readable(gradient);
-  if (sums_in_product) dbias = Tensor::empty({gradient.size(1)}, gradient.dtype(), gradient.device());
+  if (sums_in_product) {
+    dbias = needs.bias_place.defined() ? needs.bias_place
+                                       : Tensor::empty({gradient.size(1)}, gradient.dtype(), gradient.device());
+  }
   LinearGradients result;
   if (needs.x) {
     Tensor dx = Tensor::empty({gradient.size(0), weight.size(1)}, x.dtype(), x.device());
@@ -154,7 +157,8 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
     result.x = dx.reshape(x.shape());
   }
   if (needs.weight) {
-    result.weight = Tensor::empty(weight.shape(), weight.dtype(), weight.device());
+    result.weight = needs.weight_place.defined() ? needs.weight_place
+                                                 : Tensor::empty(weight.shape(), weight.dtype(), weight.device());
     multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight, false,
              sums_in_product ? dbias : Tensor{});
   }
@@ -184,12 +188,13 @@ FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Ten
     Tensor hidden, dbias;
     std::tie(gradient, dbias) = bias_backward(std::move(gradient), input, activation, fc_needs.bias, &hidden);
     result.proj =
-        linear_backward(rows, hidden, proj_weight, {}, Activation::none, {false, proj_needs.weight, proj_needs.bias});
+        linear_backward(rows, hidden, proj_weight, {}, Activation::none,
+                        {false, proj_needs.weight, proj_needs.bias, proj_needs.weight_place, proj_needs.bias_place});
     result.fc.bias = std::move(dbias);
   }
   const Tensor x_rows = as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x);
   LinearGradients by_fc = linear_backward(std::move(gradient), x_rows, fc_weight, {}, Activation::none,
-                                          {fc_needs.x, fc_needs.weight, false});
+                                          {fc_needs.x, fc_needs.weight, false, fc_needs.weight_place});
   if (by_fc.x.defined()) result.fc.x = by_fc.x.reshape(x.shape());
   result.fc.weight = std::move(by_fc.weight);
   return result;

@@ -60,6 +60,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, Ac
 /// Which gradients linear_backward computes.
 struct LinearNeeds {
   bool x = true, weight = true, bias = true;
+  /// Where the parameters' go, row-major; it may be the parameter itself. Undefined: to new memory.
+  Tensor weight_place = {}, bias_place = {};
 };
 /// Undefined where not asked for.
 struct LinearGradients {

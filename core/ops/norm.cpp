@@ -168,8 +168,11 @@ NormGradients layer_norm_backward(const Tensor& x_any, const Tensor& weight, con
   const Tensor center = is_rms ? mean : checked_statistic(op, "mean", mean, statistics, x);
   NormGradients result;
   result.x = empty_if(wants_x, x.shape(), x.dtype(), device);
-  result.weight = empty_if(needs.weight && weight.defined(), {n}, x.dtype(), device);
-  result.bias = empty_if(needs.bias && !is_rms, {n}, x.dtype(), device);
+  const auto parameter_gradient = [&](bool is_wanted, const Tensor& place) {
+    return is_wanted && place.defined() ? place : empty_if(is_wanted, {n}, x.dtype(), device);
+  };
+  result.weight = parameter_gradient(needs.weight && weight.defined(), needs.weight_place);
+  result.bias = parameter_gradient(needs.bias && !is_rms, needs.bias_place);
   const bool has_sums = result.weight.defined() || result.bias.defined();
   if (!wants_x && !has_sums) return result;
   const Tensor workspace = workspace_of(has_sums ? layer_norm_workspace(rows, n) : 0, statistics_dtype(x), device);

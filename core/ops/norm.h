@@ -87,6 +87,9 @@ void run(const Cuda& cuda, const GroupNormBackwardArgs& args);
 /// Which gradients a backward is asked for.
 struct NormNeeds {
   bool x = true, weight = true, bias = true, residual = false;
+  /// Where layer_norm_backward puts the parameters' gradients, row-major; it may be the parameter itself. Undefined: to
+  /// new memory.
+  Tensor weight_place = {}, bias_place = {};
 };
 
 /// What layer_norm and rms_norm give.

@@ -29,7 +29,7 @@ struct ChunkManager::Chunk final : StoragePager {
   std::shared_ptr<Storage> storage;
   Tensor whole;                 // over the storage
   Tensor piece;                 // this rank's weights, or the window's gradients in their place
-  Tensor sum;                   // f32, of this rank's piece
+  Tensor sum;                   // of this rank's piece, f32; where nothing accumulates the rounded mean
   Tensor gradient;              // of the finished window
   std::vector<bool> delivered;  // by slot
   std::size_t delivered_count = 0;

@@ -22,6 +22,18 @@ void ChunkManager::begin_pass(bool is_training) {
 
 void ChunkManager::begin_micro_step(std::int64_t position) { position_ = position; }
 
+Tensor ChunkManager::place_of(const autograd::Variable& leaf) {
+  const auto found = place_.find(leaf.identity());
+  if (found == place_.end()) return {};
+  const auto [number, s] = found->second;
+  Chunk& chunk = *chunks_[number];
+  if (!chunk.is_trained || chunk.delivered[s]) return {};
+  touch(chunk);
+  chunk.state = ChunkState::kCollecting;  // from here on it must not be dropped
+  const FlatSlot& slot = chunk.array.slots[s];
+  return chunk.whole.narrow(0, slot.offset, slot.count).reshape(leaf.shape());
+}
+
 void ChunkManager::deliver(const autograd::Variable& leaf, Tensor gradient) {
   const auto found = place_.find(leaf.identity());
   if (found == place_.end()) return;
@@ -34,7 +46,8 @@ void ChunkManager::deliver(const autograd::Variable& leaf, Tensor gradient) {
   {
     const Moving moving(*this);
     const FlatSlot& slot = chunk.array.slots[s];
-    copy_into(gradient, chunk.whole.narrow(0, slot.offset, slot.count).reshape(leaf.shape()));
+    const Tensor place = chunk.whole.narrow(0, slot.offset, slot.count).reshape(leaf.shape());
+    if (!autograd::is_same_place(gradient, place)) copy_into(gradient, place);
   }
   chunk.state = ChunkState::kCollecting;
   chunk.delivered[s] = true;
@@ -69,14 +82,17 @@ void ChunkManager::end_micro_step() {
 void ChunkManager::start_reduce(Chunk& chunk) {
   const Moving moving(*this);
   while (reducing_.size() >= kMostReducing) finish_oldest_reduce();
-  if (!chunk.sum.defined()) {
+  if (!options_.accumulates && takes_piece(chunk) && chunk.home.piece == device_ && !chunk.home.piece_on_disk) {
+    prepare_piece(chunk);
+    chunk.sum = chunk.piece;
+  } else if (!chunk.sum.defined()) {
     const CategoryScope category(Category::gradients);
-    chunk.sum = Tensor::empty({chunk.piece.numel()}, DType::f32, device_);
+    chunk.sum = Tensor::empty({chunk.piece.numel()}, options_.accumulates ? DType::f32 : chunk.array.dtype, device_);
   }
   chunk.delivered_count = chunk.delivered.size();
-  chunk.work = reduce_group_->start(Collective::reduce_scatter(pieces_of(chunk.whole, chunk.array, options_.replicas),
-                                                               chunk.sum, cat("gradients of ", chunk.label),
-                                                               ReduceOp::kSum, position_ > 0));
+  chunk.work = reduce_group_->start(Collective::reduce_scatter(
+      pieces_of(chunk.whole, chunk.array, options_.replicas), chunk.sum, cat("gradients of ", chunk.label),
+      options_.accumulates ? ReduceOp::kSum : ReduceOp::kMean, position_ > 0));
   chunk.state = ChunkState::kReducing;
   reducing_.push_back(chunk.number);
   ++traffic_.reductions;
@@ -93,24 +109,35 @@ void ChunkManager::finish_reduce(Chunk& chunk) {
   if (!options_.accumulates) make_gradient(chunk, comm_.world_size());
 }
 
+// The weights are the masters' rounding: until the step writes them anew their place is the gradient's.
+bool ChunkManager::takes_piece(const Chunk& chunk) const {
+  return chunk.array.dtype != DType::f32 && options_.keeps_masters;
+}
+
+void ChunkManager::prepare_piece(const Chunk& chunk) const {
+  finish_parts(chunk);
+  if (before_change_) before_change_(chunk.piece);
+}
+
 void ChunkManager::make_gradient(Chunk& chunk, std::int64_t micro_batches) {
   finish_parts(chunk);
   const CategoryScope category(Category::gradients);
-  if (micro_batches > 1 && chunk.sum.numel() > 0)
-    unary_inplace(UnaryOp::affine, chunk.sum, 1.0 / static_cast<double>(micro_batches), 0);
-  const DType dtype = chunk.array.dtype;
-  if (dtype != DType::f32 && options_.keeps_masters) {
-    // The weights are the masters' rounding: until the step writes them anew their place is the gradient's.
-    if (before_change_) before_change_(chunk.piece);
-    copy_across(cast(chunk.sum, dtype), chunk.piece);
-    chunk.gradient = chunk.piece;
-  } else {
-    const Tensor gradient = cast(chunk.sum, dtype);
-    chunk.gradient = gradient;
-    if (chunk.home.states != device_) {
-      chunk.gradient = Tensor::empty(gradient.shape(), dtype, chunk.home.states);
-      copy_across(gradient, chunk.gradient);
+  Tensor mean = chunk.sum;
+  if (options_.accumulates) {
+    if (micro_batches > 1 && mean.numel() > 0)
+      unary_inplace(UnaryOp::affine, mean, 1.0 / static_cast<double>(micro_batches), 0);
+    mean = cast(mean, chunk.array.dtype);
+  }
+  chunk.gradient = mean;
+  if (takes_piece(chunk)) {
+    if (mean.storage() != chunk.piece.storage()) {
+      prepare_piece(chunk);
+      copy_across(mean, chunk.piece);
     }
+    chunk.gradient = chunk.piece;
+  } else if (chunk.home.states != device_) {
+    chunk.gradient = Tensor::empty(mean.shape(), mean.dtype(), chunk.home.states);
+    copy_across(mean, chunk.gradient);
   }
   if (!options_.accumulates) chunk.sum = {};
 }

@@ -153,6 +153,8 @@ class ChunkManager final : public autograd::GradientSink {
   void begin_pass(bool is_training);
   void begin_micro_step(std::int64_t position);
   void deliver(const autograd::Variable& leaf, Tensor gradient) override;
+  /// In the leaf's chunk, where its weights are until the gradient is computed.
+  Tensor place_of(const autograd::Variable& leaf) override;
   /// All gradients of the micro-step are added to the pieces' sums when it returns.
   void end_micro_step();
   /// Gives each part its gradient: the sum divided by `micro_batches`, rounded to the weights' dtype.
@@ -185,6 +187,8 @@ class ChunkManager final : public autograd::GradientSink {
   void start_reduce(Chunk& chunk);
   void finish_reduce(Chunk& chunk);
   void finish_oldest_reduce();
+  bool takes_piece(const Chunk& chunk) const;
+  void prepare_piece(const Chunk& chunk) const;
   void make_gradient(Chunk& chunk, std::int64_t micro_batches);
   void finish_parts(const Chunk& chunk) const;
   std::vector<std::vector<OwnedStretch>> owned_stretches() const;

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
 #include "dist/gradient_buckets.h"
 
 namespace castor::strategy {
@@ -14,10 +12,12 @@ constexpr double kMebibyte = 1 << 20;
 
 class DdpSharding final : public Sharding {
  public:
-  DdpSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, std::int64_t bucket_elements)
+  DdpSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, std::int64_t bucket_elements,
+              bool accumulates)
       : comm_(comm),
         parameters_(parameters),
-        buckets_(comm, parameters, {.capacity = bucket_elements, .owner = "TorchDDPPlugin"}) {}
+        buckets_(comm, parameters,
+                 {.capacity = bucket_elements, .accumulates = accumulates, .owner = "TorchDDPPlugin"}) {}
 
   std::vector<autograd::Part> parts() const override {
     std::vector<autograd::Part> parts;
@@ -31,17 +31,15 @@ class DdpSharding final : public Sharding {
   void deliver(const autograd::Variable& leaf, Tensor gradient) override {
     buckets_.deliver(leaf, std::move(gradient));
   }
+  Tensor place_of(const autograd::Variable& leaf) override { return buckets_.place_of(leaf); }
   void end_micro_step() override { buckets_.end_micro_step(); }
 
   void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) override {
     for (std::size_t b = 0; b < buckets_.layout().size(); ++b) {
       const dist::FlatArray& array = buckets_.layout()[b];
       const Tensor& all = buckets_.contribution(b);  // was sent, and has the right size
-      const Tensor& sum = buckets_.sum(b);
-      if (micro_batches > 1 && sum.numel() > 0) {
-        unary_inplace(UnaryOp::affine, sum, 1.0 / static_cast<double>(micro_batches), 0);
-      }
-      comm_.run(dist::Collective::all_gather(cast(sum, array.dtype), dist::pieces_of(all, array), buckets_.label(b)));
+      comm_.run(dist::Collective::all_gather(buckets_.mean(b, micro_batches), dist::pieces_of(all, array),
+                                             buckets_.label(b)));
       for (const dist::FlatSlot& slot : array.slots) {
         // Items are in reverse order of the parameters.
         parts[parameters_.size() - 1 - slot.item].gradient = all.narrow(0, slot.offset, slot.count);
@@ -59,7 +57,8 @@ class DdpSharding final : public Sharding {
 
 std::unique_ptr<Sharding> TorchDDPPlugin::shard(const ShardRequest& request) {
   const auto elements = static_cast<std::int64_t>(config_.bucket_cap_mb * kMebibyte / sizeof(float));
-  return std::make_unique<DdpSharding>(request.comm, request.trained(), std::max<std::int64_t>(elements, 1));
+  return std::make_unique<DdpSharding>(request.comm, request.trained(), std::max<std::int64_t>(elements, 1),
+                                       request.accumulative_counts != 1);
 }
 
 }  // namespace castor::strategy

@@ -115,6 +115,7 @@ class GeminiSharding final : public Sharding {
 
   void begin_pass(bool is_training) override { chunks_.begin_pass(is_training); }
   void begin_micro_step(std::int64_t position) override { chunks_.begin_micro_step(position); }
+  Tensor place_of(const autograd::Variable& leaf) override { return chunks_.place_of(leaf); }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override { chunks_.deliver(leaf, std::move(gradient)); }
   void end_micro_step() override {
     chunks_.end_micro_step();

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
 #include "dist/comm_meta.h"
 #include "dist/gradient_buckets.h"
 #include "dist/part_sums.h"
@@ -81,18 +80,14 @@ class ZeroSharding final : public Sharding {
   void deliver(const autograd::Variable& leaf, Tensor gradient) override {
     buckets_.deliver(leaf, std::move(gradient));
   }
+  Tensor place_of(const autograd::Variable& leaf) override { return buckets_.place_of(leaf); }
   void end_micro_step() override { buckets_.end_micro_step(); }
 
   void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) override {
     std::size_t part = 0;
     for (std::size_t b = 0; b < weights_.size(); ++b) {
       const dist::FlatArray& array = buckets_.layout()[b];
-      const Tensor& sum = buckets_.sum(b);
-      if (micro_batches > 1 && sum.numel() > 0) {
-        unary_inplace(UnaryOp::affine, sum, 1.0 / static_cast<double>(micro_batches), 0);
-      }
-      const CategoryScope category(Category::gradients);
-      const Tensor gradient = cast(sum, array.dtype);
+      const Tensor gradient = buckets_.mean(b, micro_batches);
       const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_->rank())];
       for (const dist::FlatStretch& stretch : array.stretches(comm_->rank())) {
         parts[part++].gradient = gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
@@ -187,6 +182,7 @@ std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request)
     options.exchange_dtype =
         compute_dtype(precision_of(*config_.communication_dtype, "strategy.plugin.communication_dtype"));
   }
+  options.accumulates = request.accumulative_counts != 1;
   options.keeps_buffers = config_.stage == 1;
   options.overlaps = config_.overlap_communication;
   options.owner = "LowLevelZeroPlugin";

@@ -173,6 +173,29 @@ std::string refusal(const Fn& fn) {
   return "";
 }
 
+TEST_CASE("a window longer than announced is refused where sums are not kept, and trains where nothing was announced") {
+  for (const bool is_ddp : {false, true}) {
+    const MakePlugin plugin = [is_ddp]() -> std::unique_ptr<Plugin> {
+      if (is_ddp) return std::make_unique<TorchDDPPlugin>(TorchDDPPlugin::Config{});
+      return std::make_unique<LowLevelZeroPlugin>(LowLevelZeroPlugin::Config{});
+    };
+    on_ranks(2, plugin, [&](dist::Comm* comm) {
+      Booster booster(booster_options(is_ddp ? Precision::fp32 : Precision::fp16, plugin, comm));
+      BoostOptions options = boost_options();
+      for (const std::int64_t announced : {1, 0, 2}) {
+        CAPTURE(announced);
+        options.accumulative_counts = announced;
+        Boosted run = booster.boost(kMixed, options);
+        if (announced != 1) {
+          loop(booster, run, 0, 1);
+        } else {
+          CHECK_THROWS_WITH_AS(loop(booster, run, 0, 1), doctest::Contains("accumulative_counts"), ConfigError);
+        }
+      }
+    });
+  }
+}
+
 TEST_CASE("a loop on Booster has the bits of the strategy, alone and on ranks, under every plugin") {
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
     for (const auto& [name, plugin] : plugins(precision)) {

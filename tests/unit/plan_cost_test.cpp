@@ -148,7 +148,7 @@ TEST_CASE("recomputation saves memory and shows as computing") {
 }
 
 TEST_CASE(
-    "estimates for an H100 are within a tenth of measured steps, and at most twice those that a host helps with") {
+    "estimates for an H200 are within a tenth of measured steps, and at most twice those that a host helps with") {
   // Where the host steps, it does so beside computing, and that host served one device and not eight.
   struct Measured {
     std::string name;
@@ -159,11 +159,11 @@ TEST_CASE(
     double tokens_a_second;
   };
   const Measured all[] = {{"124M", {12, 12, 768}, 32, false, 0, 554e3},
-                          {"350M", {24, 16, 1024}, 32, false, 0, 211e3},
-                          {"1.5B", {48, 25, 1600}, 16, false, 0, 51.3e3},
-                          {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 14.6e3},
-                          {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 8.31e3},
-                          {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 4.68e3}};
+                          {"350M", {24, 16, 1024}, 32, false, 0, 216e3},
+                          {"1.5B", {48, 25, 1600}, 16, false, 0, 52.9e3},
+                          {"1.5B, all states on the host", {48, 25, 1600}, 8, false, 1, 19.7e3},
+                          {"6.7B, a quarter on the host", {32, 32, 4096}, 16, true, 0.24, 11.3e3},
+                          {"6.7B, a fifth on the host", {32, 32, 4096}, 4, true, 0.2, 7.71e3}};
   for (const Measured& measured : all) {
     CAPTURE(measured.name);
     const auto plugin = gemini([&](auto& c) {
@@ -171,9 +171,9 @@ TEST_CASE(
       c.offload_optim_frac = measured.offload;
     });
     const Plan plan = plan_gpt(measured.size, measured.batch, plugin, 1, measured.recompute);
-    const StepEstimate estimate = estimate_step(plan, machine_named("h100"));
+    const StepEstimate estimate = estimate_step(plan, machine_named("h200"));
     const double seconds = static_cast<double>(measured.batch) * 1024 / measured.tokens_a_second;
-    MESSAGE(measured.name << ": measured " << seconds << " s, " << estimate_text(estimate, machine_named("h100")));
+    MESSAGE(measured.name << ": measured " << seconds << " s, " << estimate_text(estimate, machine_named("h200")));
     CHECK(estimate.total() > 0.9 * seconds);
     CHECK(estimate.total() < (measured.offload == 0 ? 1.1 : 2.0) * seconds);
   }

@@ -2,7 +2,10 @@
 // and do forward's side effects once.
 #include "autograd/recompute.h"
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,6 +18,8 @@
 #include "autograd/nn/transformer.h"
 #include "autograd/nn/vision.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/norm.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/random_state.h"
 #include "core/base/philox.h"
@@ -136,6 +141,65 @@ TEST_CASE("a segment keeps its inputs only and runs again once in backward") {
   const Variable middle = exp(plain);
   backward(middle * middle);
   CHECK(values_of(x.grad()) == values_of(plain.grad()));
+}
+
+/// Has a place for each leaf: the leaf's own bytes, as a chunk has, or others.
+class Places final : public GradientSink {
+ public:
+  explicit Places(bool own) : own_(own) {}
+  void deliver(const Variable& leaf, Tensor gradient) override {
+    const auto place = offered_.find(leaf.name());
+    if (place != offered_.end() && is_same_place(gradient, place->second)) in_place.push_back(leaf.name());
+    gradients[leaf.name()] = values_of(gradient);
+  }
+  Tensor place_of(const Variable& leaf) override {
+    Tensor place = own_ ? leaf.data() : full(leaf.shape(), std::nan(""), leaf.dtype());
+    return offered_[leaf.name()] = place;
+  }
+  std::map<std::string, Values> gradients;
+  std::vector<std::string> in_place;
+
+ private:
+  bool own_;
+  std::map<std::string, Tensor> offered_;
+};
+
+TEST_CASE("gradients of linear layers and norms are written where the sink has a place, and have the same values") {
+  const auto run = [](GradientSink& sink, bool recomputes) {
+    const auto named = [](const Shape& shape, std::uint64_t stream, const char* name) {
+      Variable variable(random_tensor(shape, stream), true);
+      variable.set_name(name);
+      return variable;
+    };
+    const Variable x(random_tensor({5, 6}, 1), true),
+        w = named({6, 6}, 2, "w"), b = named({6}, 3, "b"), scale = named({6}, 4, "scale"),
+        shift = named({6}, 5, "shift"), fc = named({8, 6}, 6, "fc"), fc_bias = named({8}, 7, "fc_bias"),
+        proj = named({6, 8}, 8, "proj"), twice = named({6, 6}, 9, "twice");
+    const auto block = [&](const Variable& in) {
+      const Variable normed = layer_norm(linear(in, w, b), scale, shift, 1e-5);
+      const Variable fed = feed_forward(normed, {fc, fc_bias}, Activation::gelu_tanh, {proj, {}});
+      return linear(linear(fed, twice), twice);
+    };
+    backward(sum(recomputes ? recompute(block, x) : block(x)), {.sink = &sink});
+  };
+  class Plain final : public GradientSink {
+   public:
+    void deliver(const Variable& leaf, Tensor gradient) override { gradients[leaf.name()] = values_of(gradient); }
+    std::map<std::string, Values> gradients;
+  };
+  Plain plain;
+  run(plain, false);
+  for (const bool recomputes : {false, true}) {
+    for (const bool own : {false, true}) {
+      CAPTURE(recomputes);
+      CAPTURE(own);
+      Places places(own);
+      run(places, recomputes);
+      CHECK(places.gradients == plain.gradients);
+      std::ranges::sort(places.in_place);
+      CHECK(places.in_place == std::vector<std::string>{"b", "fc", "proj", "scale", "shift", "w"});
+    }
+  }
 }
 
 TEST_CASE("a leaf used inside and outside a segment is delivered once") {
