@@ -34,6 +34,18 @@ Tensor moved(const Tensor& x, Device device) {
   return there;
 }
 
+// While it lives parts are being stepped.
+class SteppingScope {
+ public:
+  explicit SteppingScope(bool& is_stepping) : is_stepping_(is_stepping) { is_stepping_ = true; }
+  ~SteppingScope() { is_stepping_ = false; }
+  SteppingScope(const SteppingScope&) = delete;
+  SteppingScope& operator=(const SteppingScope&) = delete;
+
+ private:
+  bool& is_stepping_;
+};
+
 // While it lives an optimizer has other groups.
 class GroupsScope {
  public:
@@ -149,9 +161,10 @@ bool Stepper::joins_others(std::size_t index) const {
 // Statistics of several owners are completed in the order of a step, so parts that need some are never late.
 bool Stepper::is_late(std::size_t index) const {
   const Part& part = parts_[index];
-  const bool has_place = part.gradient.defined() && part.gradient.storage() == weights_of(part).storage();
-  return options_.may_be_late && has_place && place_of(part) != part.variable.device() &&
-         optimizer_.stats_passes() == 0;
+  const Device place = place_of(part);
+  const bool stays = part.gradient.defined() &&
+                     (part.gradient.device() == place || part.gradient.storage() == weights_of(part).storage());
+  return options_.may_be_late && stays && place != part.variable.device() && optimizer_.stats_passes() == 0;
 }
 
 void Stepper::step(double gradient_scale) {
@@ -163,7 +176,12 @@ void Stepper::step(double gradient_scale) {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     if (parts_[i].count == 0) continue;
     if (side_copies_ == nullptr) side_copies_ = std::make_unique<SideCopies>(weights_of(parts_[i]).device());
-    (is_late(i) ? late_.parts : stepped).push_back(i);
+    if (is_late(i)) {
+      late_.parts.push_back(i);
+      late_.gradients[i] = parts_[i].gradient;
+    } else {
+      stepped.push_back(i);
+    }
   }
   if (side_copies_ == nullptr) return;
   side_copies_->begin();
@@ -181,6 +199,7 @@ void Stepper::step(double gradient_scale) {
     late_.context = context;
     late_.groups = optimizer_.groups();
   }
+  const SteppingScope stepping(is_stepping_);
   step_all(stepped, context);
 }
 
@@ -207,15 +226,18 @@ void Stepper::step_all(const std::vector<std::size_t>& indices, const StepContex
 }
 
 void Stepper::finish(std::size_t first, std::size_t count) {
+  if (is_stepping_) return;
   std::vector<std::size_t>& late = late_.parts;
   auto next = std::lower_bound(late.begin(), late.end(), first);
   const auto is_over = [&] { return next == late.end() || *next >= first + count; };
   if (is_over()) return;
+  const SteppingScope stepping(is_stepping_);
   const TraceSpan span("late update", "phase", parts_[*next].variable.device());
   const GroupsScope groups(optimizer_, late_.groups);
   while (!is_over()) {
     const std::size_t i = *next;
     step_part(i, {next + 1, late.end()}, late_.context);
+    late_.gradients.erase(i);
     next = late.erase(next);  // one by one: what was stepped when another fails is not stepped again
   }
   side_copies_->end();

@@ -86,8 +86,8 @@ class Stepper {
     std::int64_t cut_elements = 0;  ///< > 0: parts are stepped in ranges of that many elements (a multiple of
                                     ///< kBlockElements), which is how tests prove the contract
     bool keeps_masters = true;      ///< false: 16-bit weights are widened for a step and rounded after it
-    /// True: step() leaves parts whose states are elsewhere than the variable, and whose gradient lies in the place of
-    /// their weights, to `finish`, which must be called before anyone else uses those.
+    /// True: step() leaves parts whose states are elsewhere than the variable, and whose gradient lies there, too, or
+    /// in the place of their weights, to `finish`, which must be called before anyone else uses weights or gradient.
     bool may_be_late = false;
     /// Elements of the stretches that host and GPU share a part by; a multiple of kBlockElements.
     std::int64_t stretch_elements = StreamedSteps::kElements;
@@ -104,7 +104,8 @@ class Stepper {
   /// One step from each part's gradient.
   ///   gradient_scale   multiplies every gradient
   void step(double gradient_scale = 1.0);
-  /// Steps those of parts [first, first + count) that the last step left, with its hyper-parameters.
+  /// Steps those of parts [first, first + count) that the last step left, with its hyper-parameters. Nothing while
+  /// parts are stepped, so whoever is told of every use of the weights may call it.
   void finish(std::size_t first, std::size_t count);
   /// The same for all of them, and waits for what the GPU steps. Whatever reads or writes states or weights here does
   /// it first.
@@ -196,11 +197,13 @@ class Stepper {
 
   /// What a step left.
   struct Late {
-    std::vector<std::size_t> parts;  // in order
+    std::vector<std::size_t> parts;           // in order
+    std::map<std::size_t, Tensor> gradients;  // theirs
     StepContext context;
     std::vector<ParamGroup> groups;
   };
   Late late_;
+  bool is_stepping_ = false;
   std::vector<bool> may_stream_;             // by part: the last step's can_stream
   std::map<std::size_t, Progress> begun_;    // parts whose step is under way
   std::deque<Fetching> ahead_;               // what the host steps next, in order

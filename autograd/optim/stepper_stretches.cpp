@@ -16,10 +16,10 @@ constexpr std::int64_t kLeastStreamed = 1 << 16;  // elements that are worth the
 
 }  // namespace
 
-// Of a late part the gradient has been forgotten, but not its place.
+// A late part's own has been forgotten.
 Tensor Stepper::waiting_gradient(std::size_t index) const {
-  const bool is_late = std::binary_search(late_.parts.begin(), late_.parts.end(), index);
-  return is_late ? weights_of(parts_[index]) : gradient_of(parts_[index]);
+  const auto late = late_.gradients.find(index);
+  return late != late_.gradients.end() ? late->second : gradient_of(parts_[index]);
 }
 
 Stepper::Progress& Stepper::progress_of(std::size_t index) {
@@ -129,7 +129,8 @@ std::size_t Stepper::most_streamed_bytes() const {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     if (!may_stream_[i]) continue;
     const std::int64_t count = std::min(options_.stretch_elements, parts_[i].count);
-    const Work work{weights_of(parts_[i]).narrow(0, 0, count), waiting_gradient(i).narrow(0, 0, count)};
+    const Tensor gradient = waiting_gradient(i), weights = weights_of(parts_[i]);  // one that is done has no gradient
+    const Work work{weights.narrow(0, 0, count), (gradient.defined() ? gradient : weights).narrow(0, 0, count)};
     for (const Range& range : ranges_of(i, work))
       most = std::max(most, StreamedSteps::moved_bytes(range, work.weights.device()));
   }

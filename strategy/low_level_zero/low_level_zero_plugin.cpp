@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "core/ops/cast.h"
@@ -39,17 +40,24 @@ class ZeroSharding final : public Sharding {
         parameter.set_data(place);
       }
       weights_.push_back(weights);
-      if (!gathers_late) continue;
+      if (can_finish_late()) {
+        unfinished_.push_back(std::make_unique<Unfinished>(*this, weights_.size() - 1));
+        weights.storage()->set_pager(unfinished_.back().get());
+      }
+      if (!gathers_late || shards_ == 1) continue;
       arrivals_.push_back(std::make_unique<Arrival>());
       weights.storage()->set_pager(arrivals_.back().get());
     }
+    parts_from_.assign(weights_.size() + 1, 0);
+    for_stretches(comm_->rank(), [this](std::size_t b, const dist::FlatStretch&) { ++parts_from_[b]; });
+    for (std::size_t b = weights_.size(); b-- > 0;) parts_from_[b] += parts_from_[b + 1];
   }
 
   ~ZeroSharding() override {
-    for (std::size_t b = 0; b < arrivals_.size(); ++b) {
-      weights_[b].storage()->set_pager(nullptr);
+    for (const Tensor& weights : weights_) weights.storage()->set_pager(nullptr);
+    for (const auto& arrival : arrivals_) {
       try {
-        arrivals_[b]->touch();
+        arrival->touch();
       } catch (const std::exception&) {  // whoever ended the step early has thrown already
       }
     }
@@ -57,14 +65,11 @@ class ZeroSharding final : public Sharding {
 
   std::vector<autograd::Part> parts() const override {
     std::vector<autograd::Part> parts;
-    for (std::size_t b = 0; b < weights_.size(); ++b) {
-      const dist::FlatArray& array = buckets_.layout()[b];
-      for (const dist::FlatStretch& stretch : array.stretches(comm_->rank())) {
-        parts.push_back({buckets_.parameters()[array.slots[stretch.slot].item], 0, stretch.item_offset,
-                         weights_[b].narrow(0, stretch.offset, stretch.count)});
-        parts.back().states_on = states_on_;
-      }
-    }
+    for_stretches(comm_->rank(), [&](std::size_t b, const dist::FlatStretch& stretch) {
+      parts.push_back({buckets_.parameters()[buckets_.layout()[b].slots[stretch.slot].item], 0, stretch.item_offset,
+                       weights_[b].narrow(0, stretch.offset, stretch.count)});
+      parts.back().states_on = states_on_;
+    });
     return parts;
   }
   autograd::StatsReducer* reducer() override { return &sums_; }
@@ -72,11 +77,21 @@ class ZeroSharding final : public Sharding {
   bool is_replica() const override { return is_replica_; }
   std::optional<Device> host() const override { return states_on_; }
   std::vector<autograd::Variable> sharded() const override { return buckets_.parameters(); }
-  std::vector<autograd::Part> pieces() const override { return parts(); }
+  std::vector<autograd::Part> pieces() const override {
+    finish_all();
+    return parts();
+  }
+
+  // Where a rank has everything nobody waits for its weights but itself.
+  bool can_finish_late() const override { return shards_ == 1 && states_on_.has_value(); }
+  void set_finish_parts(FinishParts finish_parts) override { finish_parts_ = std::move(finish_parts); }
 
   bool can_defer() const override { return keeps_buffers_; }
   void set_deferred(bool is_deferred) override { buckets_.set_deferred(is_deferred); }
-  void begin_micro_step(std::int64_t position) override { buckets_.begin_micro_step(position); }
+  void begin_micro_step(std::int64_t position) override {
+    finish_all();  // of what forward did not use: its gradient's memory is used again
+    buckets_.begin_micro_step(position);
+  }
   void deliver(const autograd::Variable& leaf, Tensor gradient) override {
     buckets_.deliver(leaf, std::move(gradient));
   }
@@ -84,18 +99,18 @@ class ZeroSharding final : public Sharding {
   void end_micro_step() override { buckets_.end_micro_step(); }
 
   void finish_window(std::int64_t micro_batches, std::vector<autograd::Part>& parts) override {
+    std::vector<Tensor> gradients;
+    for (std::size_t b = 0; b < weights_.size(); ++b) gradients.push_back(buckets_.mean(b, micro_batches));
     std::size_t part = 0;
-    for (std::size_t b = 0; b < weights_.size(); ++b) {
-      const dist::FlatArray& array = buckets_.layout()[b];
-      const Tensor gradient = buckets_.mean(b, micro_batches);
-      const std::int64_t begin = array.cuts[static_cast<std::size_t>(comm_->rank())];
-      for (const dist::FlatStretch& stretch : array.stretches(comm_->rank())) {
-        parts[part++].gradient = gradient.narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
-      }
-    }
+    for_stretches(comm_->rank(), [&](std::size_t b, const dist::FlatStretch& stretch) {
+      const std::int64_t begin = buckets_.layout()[b].cuts[static_cast<std::size_t>(comm_->rank())];
+      parts[part++].gradient = gradients[b].narrow(0, stretch.count == 0 ? 0 : stretch.offset - begin, stretch.count);
+    });
   }
 
   void publish_weights() override {
+    stepped_by_ = std::this_thread::get_id();
+    if (shards_ == 1) return;
     std::vector<dist::Work> gathers;
     for (std::size_t b = weights_.size(); b-- > 0;) {  // the last bucket has the weights that forward uses first
       std::vector<dist::Buffer> pieces = dist::pieces_of(weights_[b], buckets_.layout()[b]);
@@ -129,16 +144,45 @@ class ZeroSharding final : public Sharding {
     std::optional<dist::Work> gather_;
   };
 
+  // Weights that the last step may have left: whoever takes their address finishes them first. A save's thread has had
+  // them finished, and what it copies is not stepped again before it is told.
+  class Unfinished final : public StoragePager {
+   public:
+    Unfinished(ZeroSharding& sharding, std::size_t bucket) : sharding_(sharding), bucket_(bucket) {}
+    void touch() override {
+      if (std::this_thread::get_id() != sharding_.stepped_by_) return;
+      const std::vector<std::size_t>& from = sharding_.parts_from_;
+      sharding_.finish_parts_(from[bucket_ + 1], from[bucket_] - from[bucket_ + 1]);
+    }
+
+   private:
+    ZeroSharding& sharding_;
+    std::size_t bucket_;
+  };
+
+  void finish_all() const {
+    if (finish_parts_) finish_parts_(0, parts_from_[0]);
+  }
+
+  /// Calls f(bucket, stretch) for a rank's stretches in the order in which forward uses them: the reverse of the
+  /// buckets'.
+  template <class F>
+  void for_stretches(int rank, F&& f) const {
+    for (std::size_t b = buckets_.layout().size(); b-- > 0;) {
+      std::vector<dist::FlatStretch> stretches = buckets_.layout()[b].stretches(rank);
+      for (auto stretch = stretches.rbegin(); stretch != stretches.rend(); ++stretch) f(b, *stretch);
+    }
+  }
+
   std::vector<std::vector<dist::OwnedStretch>> owned_stretches() const {
     std::vector<std::vector<dist::OwnedStretch>> owned;
     const std::size_t last = buckets_.parameters().size() - 1;  // the buckets' items are in reverse order
     for (int rank = 0; rank < comm_->world_size(); ++rank) {
       std::vector<dist::OwnedStretch>& stretches = owned.emplace_back();
-      for (const dist::FlatArray& array : buckets_.layout()) {
-        for (const dist::FlatStretch& stretch : array.stretches(rank)) {
-          stretches.push_back({last - array.slots[stretch.slot].item, stretch.item_offset, stretch.count});
-        }
-      }
+      for_stretches(rank, [&](std::size_t b, const dist::FlatStretch& stretch) {
+        const std::size_t item = buckets_.layout()[b].slots[stretch.slot].item;
+        stretches.push_back({last - item, stretch.item_offset, stretch.count});
+      });
     }
     return owned;
   }
@@ -157,8 +201,12 @@ class ZeroSharding final : public Sharding {
   std::optional<Device> states_on_;  // none: where the model is
   dist::GradientBuckets buckets_;
   dist::PartSums sums_;
-  std::vector<Tensor> weights_;                     // by bucket: all of it
-  std::vector<std::unique_ptr<Arrival>> arrivals_;  // by bucket; none where nobody goes on meanwhile
+  std::vector<Tensor> weights_;                          // by bucket: all of it
+  std::vector<std::unique_ptr<Arrival>> arrivals_;       // by bucket; none where nobody goes on meanwhile
+  std::vector<std::unique_ptr<Unfinished>> unfinished_;  // by bucket; none where no step is late
+  std::vector<std::size_t> parts_from_;                  // by bucket: parts() of it and of those behind it; at last 0
+  FinishParts finish_parts_;
+  std::thread::id stepped_by_;
 };
 
 }  // namespace

@@ -105,8 +105,10 @@ std::vector<Layout> layouts(Precision precision) {
   const int ranks = visible_gpus() > 1 ? 2 : 1;
   const std::int64_t micro_steps = 2 / ranks;
   for (const std::int64_t stage : {1, 2}) {
-    all.push_back({cat("zero-", stage, " with its states on the host"), ranks, micro_steps,
-                   test::zero(stage, precision, 0.03, [](LowLevelZeroPlugin::Config& c) { c.cpu_offload = true; })});
+    const auto on_host =
+        test::zero(stage, precision, 0.03, [](LowLevelZeroPlugin::Config& c) { c.cpu_offload = true; });
+    all.push_back({cat("zero-", stage, " with its states on the host"), ranks, micro_steps, on_host});
+    if (ranks > 1) all.push_back({cat("zero-", stage, " with its states on the host, one GPU"), 1, 2, on_host});
   }
   all.push_back({"gemini, states and weights on disk", ranks, micro_steps, test::gemini(precision, [](auto& c) {
                    c.offload_optim_frac = 1;

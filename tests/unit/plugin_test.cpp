@@ -136,6 +136,35 @@ TEST_CASE("overlap_allgather waits for stepped weights when the next forward use
   CHECK(ops_before < all_ops);  // at the first use in forward, and not behind the whole backward
 }
 
+TEST_CASE("where one rank has everything, zero's states on the host are stepped by whoever uses the weights next") {
+  dist::run_ranks(1, [](dist::Comm& comm) {
+    ColossalAIStrategy strategy(kCpu, 1, {},
+                                zero(2, Precision::bf16, kSmallBucket, [](auto& c) { c.cpu_offload = true; })(), comm);
+    PrepareOptions options;
+    options.optimizer = test::make_adamw;
+    strategy.prepare([](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor, false); },
+                     options);
+    std::vector<std::string> stepped;
+    autograd::Stepper& stepper = strategy.optim_wrapper()->stepper();
+    stepper.set_before_update(
+        [&](const autograd::Part& part, const auto&) { stepped.push_back(part.variable.name()); });
+    const std::size_t all = stepper.parts().size();
+    SamplerOptions loading;
+    loading.batch_size = 4;
+    DataLoader loader(std::make_shared<CountedSamples>(), loading);
+    strategy.train_step(loader.next());
+    CHECK(stepped.empty());
+    const autograd::Variable last = strategy.model().named_parameters().back().second;
+    last.data().view();
+    CHECK(std::ranges::find(stepped, last.name()) != stepped.end());
+    CHECK(stepped.size() < all);
+    strategy.train_step(loader.next());
+    CHECK(stepped.size() == all);  // of the first step
+    strategy.optim_wrapper()->sharding().pieces();
+    CHECK(stepped.size() == 2 * all);
+  });
+}
+
 TEST_CASE("ranks with different memory place chunks alike") {
   const Task task;
   std::atomic<int> ranks = 0;

@@ -228,14 +228,17 @@ TEST_CASE("options out of range are refused with the option's name") {
   CHECK(path_of([&] { Adafactor{adafactor}; }) == "lr");
 }
 
-/// Four bf16 parameters whose states are on the host, two of them cut in two, with gradients in their weights' place.
+/// Four bf16 parameters whose states are on the host, two of them cut in two, with gradients there, too, or in their
+/// weights' place.
 struct LateRun {
   AdamWConfig config;
   AdamW optimizer{config};
   std::vector<Tensor> places;  ///< by part
   std::unique_ptr<Stepper> stepper;
 
-  explicit LateRun(bool may_be_late) {
+  bool keeps_weights;  ///< gradients are on the host
+
+  explicit LateRun(bool may_be_late, bool keeps_the_weights = false) : keeps_weights(keeps_the_weights) {
     std::vector<Part> parts;
     for (int p = 0; p < 4; ++p) {
       Variable variable(Tensor::zeros({2048}, DType::bf16), true);
@@ -255,8 +258,9 @@ struct LateRun {
   std::vector<float> at(std::size_t part) const { return cast(places[part], DType::f32).to_vector<float>(); }
   void step(std::uint64_t seed) {
     for (std::size_t i = 0; i < places.size(); ++i) {
-      fill_normal(places[i], {seed, i});
-      stepper->parts()[i].gradient = places[i];
+      const Tensor gradient = keeps_weights ? Tensor::empty(places[i].shape(), DType::bf16, kHost) : places[i];
+      fill_normal(gradient, {seed, i});
+      stepper->parts()[i].gradient = gradient;
     }
     stepper->step(0.5);
     stepper->zero_grad();
@@ -270,8 +274,8 @@ struct LateRun {
   }
 };
 
-TEST_CASE("a step that is finished late, in any order, has the bits and the hyper-parameters of one at once") {
-  LateRun at_once(false), late(true);
+void check_late(bool keeps_weights) {
+  LateRun at_once(false, keeps_weights), late(true, keeps_weights);
   const auto is_left = [&](std::size_t part) { return late.at(part) != at_once.at(part); };
   for (LateRun* run : {&at_once, &late}) {
     run->step(1);
@@ -300,6 +304,13 @@ TEST_CASE("a step that is finished late, in any order, has the bits and the hype
   CHECK(late.values() == at_once.values());
 }
 
+TEST_CASE("a step that is finished late, in any order, has the bits and the hyper-parameters of one at once") {
+  for (const bool keeps_weights : {false, true}) {
+    CAPTURE(keeps_weights);
+    check_late(keeps_weights);
+  }
+}
+
 TEST_CASE("a late step that fails at a part goes on there, and steps nothing twice") {
   LateRun at_once(false), late(true);
   for (LateRun* run : {&at_once, &late}) run->step(1);
@@ -315,7 +326,8 @@ TEST_CASE("a late step that fails at a part goes on there, and steps nothing twi
   CHECK(late.values() == at_once.values());
 }
 
-TEST_CASE("only what lies in the weights' place is finished late, and nothing where owners share statistics") {
+TEST_CASE(
+    "only what lies on the host or in the weights' place is finished late, and nothing where owners share statistics") {
   LateRun run(true);
   for (std::size_t i = 0; i < run.places.size(); ++i)
     run.stepper->parts()[i].gradient = full(run.places[i].shape(), 1, DType::bf16);
