@@ -4,10 +4,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/device/trace.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 
 namespace castor::dist {
+namespace {
+
+constexpr std::size_t kMostSentOff = 4;  // sums of buckets
+
+}  // namespace
 
 std::vector<Buffer> pieces_of(const Tensor& whole, const FlatArray& array, int replicas) {
   std::vector<Buffer> pieces;
@@ -63,6 +69,10 @@ GradientBuckets::~GradientBuckets() {
       if (bucket.exchange) bucket.exchange->wait();
     } catch (const std::exception&) {  // whoever ended the step early has thrown already
     }
+  }
+  try {
+    await_sent_off(0);
+  } catch (const DeviceError&) {  // the device is lost, and with it what was on its way
   }
 }
 
@@ -161,6 +171,7 @@ void GradientBuckets::end_micro_step() {
     finish(bucket);
     bucket.held = {};
   }
+  await_sent_off(0);
   has_sums_ = true;
 }
 
@@ -194,9 +205,32 @@ void GradientBuckets::start(std::size_t b) {
   if ((!options_.keeps_buffers || is_elsewhere) && b > 0) finish(buckets_[b - 1]);
 }
 
+// Beside computing where the device can; on paper what is kept meanwhile counts, too.
+void GradientBuckets::send_off(const Tensor& sum, const Tensor& home) {
+  const Device device = sum.device();
+  const bool overlaps = kernel_type(device) == DeviceType::cuda && kernel_type(home.device()) == DeviceType::cpu;
+  if (!overlaps || device.is_meta() || sum.numel() == 0) {
+    copy_across(sum, home);
+    if (overlaps) sent_off_.push_back({sum, {}});
+  } else {
+    if (outgoing_ == nullptr) outgoing_ = backend(device).open_queue();
+    outgoing_->wait(backend(device).record());
+    const TraceSpan span("gradients to the host", "copy", outgoing_.get(), "copies to the host");
+    outgoing_->copy(home.view().data, sum.view().data, sum.view().bytes());
+    sent_off_.push_back({sum, outgoing_->record()});
+  }
+  await_sent_off(kMostSentOff);
+}
+
+// Until at most so many are on their way.
+void GradientBuckets::await_sent_off(std::size_t most) {
+  for (; sent_off_.size() > most; sent_off_.pop_front())
+    backend(sent_off_.front().source.device()).wait_on_host(sent_off_.front().end);
+}
+
 void GradientBuckets::finish(Bucket& bucket) {
   if (bucket.exchange) std::exchange(bucket.exchange, std::nullopt)->wait();
-  if (bucket.arriving.defined()) copy_across(std::exchange(bucket.arriving, {}), bucket.sum);
+  if (bucket.arriving.defined()) send_off(std::exchange(bucket.arriving, {}), bucket.sum);
   if (!options_.keeps_buffers) bucket.contribution = {};
 }
 

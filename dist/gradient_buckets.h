@@ -9,12 +9,15 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "autograd/graph.h"
+#include "core/device/backend.h"
 #include "dist/comm.h"
 #include "dist/flat_layout.h"
 
@@ -87,6 +90,8 @@ class GradientBuckets final : public autograd::GradientSink {
   void start_full();
   void start(std::size_t bucket);
   void finish(Bucket& bucket);
+  void send_off(const Tensor& sum, const Tensor& home);
+  void await_sent_off(std::size_t most);
 
   Comm& comm_;
   BucketOptions options_;
@@ -94,6 +99,13 @@ class GradientBuckets final : public autograd::GradientSink {
   std::vector<FlatArray> layout_;
   std::vector<Bucket> buckets_;
   std::map<autograd::VariableState*, std::pair<std::size_t, std::size_t>> place_;  // bucket and slot
+  /// Sums on their way to where they live; kept until they are there.
+  struct SentOff {
+    Tensor source;
+    Event end;
+  };
+  std::deque<SentOff> sent_off_;
+  std::unique_ptr<SideQueue> outgoing_;  // made for the first of them
   std::size_t started_ = 0;
   bool is_deferred_ = false;
   bool has_sums_ = false;  // of this window's earlier micro-steps

@@ -161,10 +161,8 @@ bool Stepper::joins_others(std::size_t index) const {
 // Statistics of several owners are completed in the order of a step, so parts that need some are never late.
 bool Stepper::is_late(std::size_t index) const {
   const Part& part = parts_[index];
-  const Device place = place_of(part);
-  const bool stays = part.gradient.defined() &&
-                     (part.gradient.device() == place || part.gradient.storage() == weights_of(part).storage());
-  return options_.may_be_late && stays && place != part.variable.device() && optimizer_.stats_passes() == 0;
+  return options_.may_be_late && part.gradient.defined() && place_of(part) != part.variable.device() &&
+         optimizer_.stats_passes() == 0;
 }
 
 void Stepper::step(double gradient_scale) {

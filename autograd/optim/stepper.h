@@ -86,8 +86,8 @@ class Stepper {
     std::int64_t cut_elements = 0;  ///< > 0: parts are stepped in ranges of that many elements (a multiple of
                                     ///< kBlockElements), which is how tests prove the contract
     bool keeps_masters = true;      ///< false: 16-bit weights are widened for a step and rounded after it
-    /// True: step() leaves parts whose states are elsewhere than the variable, and whose gradient lies there, too, or
-    /// in the place of their weights, to `finish`, which must be called before anyone else uses weights or gradient.
+    /// True: step() leaves parts whose states are elsewhere than the variable to `finish`, which must be called before
+    /// anyone else uses their weights or what lies where their gradient is.
     bool may_be_late = false;
     /// Elements of the stretches that host and GPU share a part by; a multiple of kBlockElements.
     std::int64_t stretch_elements = StreamedSteps::kElements;

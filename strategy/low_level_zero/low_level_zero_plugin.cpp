@@ -19,13 +19,13 @@ constexpr double kMebiElements = 1 << 20;
 class ZeroSharding final : public Sharding {
  public:
   ZeroSharding(dist::Comm& comm, const std::vector<autograd::Variable>& parameters, const dist::BucketOptions& options,
-               Device device, bool keeps_masters, bool gathers_late)
+               Device device, std::optional<Device> states_on, bool keeps_masters, bool gathers_late)
       : shards_(comm.world_size() / options.replicas),
         is_replica_(comm.rank() >= shards_),
         comm_(dist::split_blocks(comm, shards_)),
         keeps_masters_(keeps_masters),
         keeps_buffers_(options.keeps_buffers),
-        states_on_(options.sums_on),
+        states_on_(states_on),
         buckets_(comm, parameters, options),
         sums_(*comm_, owned_stretches(), names_of(parameters), device) {
     const CategoryScope category(Category::parameters);
@@ -236,8 +236,11 @@ std::unique_ptr<Sharding> LowLevelZeroPlugin::shard(const ShardRequest& request)
   options.owner = "LowLevelZeroPlugin";
   options.replicas = static_cast<int>(config_.extra_dp_size);
   check_replicas(request.comm.world_size(), config_.extra_dp_size, type_name());
-  if (config_.cpu_offload) options.sums_on = host_tier(request.device);
-  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, request.device,
+  std::optional<Device> states_on;
+  if (config_.cpu_offload) states_on = host_tier(request.device);
+  // Gradients that stay in buckets on the device anyway are stepped from there.
+  if (options.accumulates || !options.keeps_buffers) options.sums_on = states_on;
+  return std::make_unique<ZeroSharding>(request.comm, request.trained(), options, request.device, states_on,
                                         config_.master_weights, config_.overlap_allgather);
 }
 

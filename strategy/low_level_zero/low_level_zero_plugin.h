@@ -58,7 +58,7 @@ void describe(V& v, LowLevelZeroPlugin::Config& c) {
   v.field("master_weights", c.master_weights,
           "keep f32 copies of 16-bit weights; without them updates smaller than their rounding are lost");
   v.field("cpu_offload", c.cpu_offload,
-          "keep masters, sums of gradients and optimizer states in host memory, and step there");
+          "keep masters and optimizer states in host memory, in stage 2 gradients too, and step there");
   v.field("overlap_allgather", c.overlap_allgather,
           "go on while stepped weights are gathered: a bucket is waited for when it is used");
   v.field("extra_dp_size", c.extra_dp_size,

@@ -326,14 +326,12 @@ TEST_CASE("a late step that fails at a part goes on there, and steps nothing twi
   CHECK(late.values() == at_once.values());
 }
 
-TEST_CASE(
-    "only what lies on the host or in the weights' place is finished late, and nothing where owners share statistics") {
+TEST_CASE("what has no gradient is not left for later, and nothing is where owners share statistics") {
   LateRun run(true);
-  for (std::size_t i = 0; i < run.places.size(); ++i)
-    run.stepper->parts()[i].gradient = full(run.places[i].shape(), 1, DType::bf16);
-  const std::vector<float> before = run.at(0);
+  int stepped = 0;
+  run.stepper->set_before_update([&](const Part&, const auto&) { ++stepped; });
   run.stepper->step();
-  CHECK(run.at(0) != before);
+  CHECK(stepped == 6);
 
   Lamb lamb{LambConfig{}};
   const Tensor place = full({1024}, 1, DType::bf16);
