@@ -34,7 +34,6 @@ using Clock = std::chrono::steady_clock;
 // of 32 MiB 350, 16 MiB 320, 8 MiB 260, 4 MiB 210; the link gives 380.
 constexpr std::uint32_t kSlots = 2;
 constexpr std::size_t kLargestSlot = std::size_t{32} << 20;
-constexpr std::size_t kPeerBoxBytes = std::size_t{128} << 20;  // of all peers' slots together
 constexpr std::size_t kUnit = 4096;
 constexpr std::uint32_t kFarAhead = 1U << 30U;  // streams compare counters as distances of less than 2^31
 constexpr std::chrono::seconds kAbortTime{10};  // after which an abort leaves the device to itself
@@ -56,8 +55,8 @@ std::size_t counter_bytes(int world_size) {
   return (bytes + kUnit - 1) / kUnit * kUnit;
 }
 
-std::size_t slot_bytes(int world_size) {
-  const std::size_t share = kPeerBoxBytes / kSlots / static_cast<std::size_t>(std::max(1, world_size - 1));
+std::size_t slot_bytes(int world_size, std::size_t box_bytes) {
+  const std::size_t share = box_bytes / kSlots / static_cast<std::size_t>(std::max(1, world_size - 1));
   return std::min(kLargestSlot, share) / kUnit * kUnit;
 }
 
@@ -94,12 +93,12 @@ struct Driver {
 
 class PeerLink final : public DeviceLink {
  public:
-  PeerLink(const Comm& host, Device device, const Health& health)
+  PeerLink(const Comm& host, Device device, const Health& health, std::size_t box_bytes)
       : device_(device),
         health_(health),
         own_(static_cast<std::size_t>(host.rank())),
         world_(static_cast<std::size_t>(host.world_size())),
-        slot_(slot_bytes(host.world_size())),
+        slot_(slot_bytes(host.world_size(), box_bytes)),
         peers_(world_) {}
   PeerLink(const PeerLink&) = delete;
   PeerLink& operator=(const PeerLink&) = delete;
@@ -333,8 +332,8 @@ class PeerLink final : public DeviceLink {
 
 }  // namespace
 
-std::unique_ptr<DeviceLink> connect_peers(Comm& host, Device device, const Health& health) {
-  auto link = std::make_unique<PeerLink>(host, device, health);
+std::unique_ptr<DeviceLink> connect_peers(Comm& host, Device device, const Health& health, std::size_t box_bytes) {
+  auto link = std::make_unique<PeerLink>(host, device, health, box_bytes);
   Offer own = link->offer();
   std::vector<Offer> offers(static_cast<std::size_t>(host.world_size()));
   host.all_gather(view_of(&own, sizeof(own)), view_of(offers.data(), offers.size() * sizeof(own)), "GPUs' memory");

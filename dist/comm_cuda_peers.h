@@ -8,6 +8,7 @@
 // rank whose peer has died, without a call of the driver's.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "dist/comm.h"
@@ -16,9 +17,13 @@
 
 namespace castor::dist {
 
+inline constexpr std::size_t kPeerBoxBytes = std::size_t{128} << 20;
+
 /// Connects the GPUs of `host`'s ranks, or returns null on all of them where one cannot reach the memory of another
 /// (another host, no link between the GPUs) or ranks share a process; a line in the log says why. All ranks call it.
-/// Takes 64 MiB of each GPU, 128 MiB from three ranks on. Throws as Comm::run when a rank fails meanwhile.
-std::unique_ptr<DeviceLink> connect_peers(Comm& host, Device device, const Health& health);
+/// Throws as Comm::run when a rank fails meanwhile.
+///   box_bytes  of each GPU for what the others send, at most; two ranks need half of the default
+std::unique_ptr<DeviceLink> connect_peers(Comm& host, Device device, const Health& health,
+                                          std::size_t box_bytes = kPeerBoxBytes);
 
 }  // namespace castor::dist

@@ -166,10 +166,10 @@ void check_death(Comm& host, Comm& gpus, Device gpu, const std::function<void()>
     works.push_back(groups[i]->start(Collective::all_reduce(sums[i])));
   }
   backend(gpu).synchronize();  // until what waits there is ended
-  for (const Work& work : works) CHECK_THROWS_WITH_AS(work.wait(), doctest::Contains("rank 1"), CommError);
+  for (const Work& work : works) REQUIRE_THROWS_WITH_AS(work.wait(), doctest::Contains("rank 1"), CommError);
   groups.clear();
-  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(4));
-  CHECK(Tensor::zeros({3}, DType::f32, gpu).to_vector<float>() == std::vector<float>(3, 0.0f));  // the GPU works on
+  REQUIRE(std::chrono::steady_clock::now() - begin < std::chrono::seconds(4));
+  REQUIRE(Tensor::zeros({3}, DType::f32, gpu).to_vector<float>() == std::vector<float>(3, 0.0f));  // the GPU works on
 }
 
 void check_death_of_process(Comm& host, Comm& gpus, Device gpu) {
