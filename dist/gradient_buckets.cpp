@@ -67,6 +67,7 @@ GradientBuckets::~GradientBuckets() {
   for (Bucket& bucket : buckets_) {
     try {
       if (bucket.exchange) bucket.exchange->wait();
+      if (bucket.gather) bucket.gather->wait();
     } catch (const std::exception&) {  // whoever ended the step early has thrown already
     }
   }
@@ -201,6 +202,10 @@ void GradientBuckets::start(std::size_t b) {
   bucket.exchange = comm_.start(Collective::reduce_scatter(
       pieces_of(bucket.contribution, layout_[b], options_.replicas), is_elsewhere ? bucket.arriving : bucket.sum,
       bucket.label, bucket.is_mean ? ReduceOp::kMean : ReduceOp::kSum, has_sums_));
+  // A group does one after another, so the piece is there when its turn comes.
+  if (is_gathered(b))
+    bucket.gather =
+        comm_.start(Collective::all_gather(bucket.sum, pieces_of(bucket.contribution, layout_[b]), bucket.label));
   // At most one more is on its way where memory is given back.
   if ((!options_.keeps_buffers || is_elsewhere) && b > 0) finish(buckets_[b - 1]);
 }
@@ -230,6 +235,7 @@ void GradientBuckets::await_sent_off(std::size_t most) {
 
 void GradientBuckets::finish(Bucket& bucket) {
   if (bucket.exchange) std::exchange(bucket.exchange, std::nullopt)->wait();
+  if (bucket.gather) std::exchange(bucket.gather, std::nullopt)->wait();
   if (bucket.arriving.defined()) send_off(std::exchange(bucket.arriving, {}), bucket.sum);
   if (!options_.keeps_buffers) bucket.contribution = {};
 }

@@ -28,6 +28,7 @@ struct BucketOptions {
   std::optional<DType> exchange_dtype = {};  ///< contributions are rounded to it before they are sent; none: their own
   bool accumulates = true;                   ///< false: windows have one micro-step, so nothing is kept in f32
   bool keeps_buffers = true;                 ///< false: a bucket's contribution has memory only until it was sent
+  bool gathers_means = false;                ///< what is_gathered() is about; only with keeps_buffers
   bool overlaps = true;                      ///< false: nothing is sent before backward has ended
   int replicas = 1;                       ///< ranks that own the same piece: pieces are cut for world size / replicas
   std::optional<Device> sums_on = {};     ///< where sums live between micro-steps; none: where the parameters are
@@ -65,6 +66,9 @@ class GradientBuckets final : public autograd::GradientSink {
   /// are kept it divides them in place.
   ///   micro_batches  of the window, of all ranks together
   Tensor mean(std::size_t bucket, std::int64_t micro_batches);
+  /// True where, beside backward, every rank got the whole gradient of the bucket in contribution(): gathers_means was
+  /// asked for and nothing accumulates. Then nobody needs mean().
+  bool is_gathered(std::size_t bucket) const { return options_.gathers_means && buckets_[bucket].is_mean; }
   /// Where this rank's contribution was gathered, [elements] of the bucket; between micro-steps free for other use
   /// (mean() may lie in it). Undefined where buffers are not kept.
   const Tensor& contribution(std::size_t bucket) const { return buckets_[bucket].contribution; }
@@ -80,7 +84,7 @@ class GradientBuckets final : public autograd::GradientSink {
     Tensor sum;            // of this rank's piece, f32, or the mean in the parameters' dtype
     Tensor arriving;       // it while it is exchanged, where it lives elsewhere
     Device device;         // of the parameters
-    std::optional<Work> exchange;
+    std::optional<Work> exchange, gather;
   };
   void make_contribution(std::size_t bucket);
   Tensor part_of(std::size_t bucket, std::size_t slot);

@@ -17,7 +17,10 @@ class DdpSharding final : public Sharding {
       : comm_(comm),
         parameters_(parameters),
         buckets_(comm, parameters,
-                 {.capacity = bucket_elements, .accumulates = accumulates, .owner = "TorchDDPPlugin"}) {}
+                 {.capacity = bucket_elements,
+                  .accumulates = accumulates,
+                  .gathers_means = true,
+                  .owner = "TorchDDPPlugin"}) {}
 
   std::vector<autograd::Part> parts() const override {
     std::vector<autograd::Part> parts;
@@ -38,8 +41,10 @@ class DdpSharding final : public Sharding {
     for (std::size_t b = 0; b < buckets_.layout().size(); ++b) {
       const dist::FlatArray& array = buckets_.layout()[b];
       const Tensor& all = buckets_.contribution(b);  // was sent, and has the right size
-      comm_.run(dist::Collective::all_gather(buckets_.mean(b, micro_batches), dist::pieces_of(all, array),
-                                             buckets_.label(b)));
+      if (!buckets_.is_gathered(b)) {
+        comm_.run(dist::Collective::all_gather(buckets_.mean(b, micro_batches), dist::pieces_of(all, array),
+                                               buckets_.label(b)));
+      }
       for (const dist::FlatSlot& slot : array.slots) {
         // Items are in reverse order of the parameters.
         parts[parameters_.size() - 1 - slot.item].gradient = all.narrow(0, slot.offset, slot.count);

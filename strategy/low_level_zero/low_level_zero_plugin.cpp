@@ -2,6 +2,7 @@
 #include "strategy/low_level_zero/low_level_zero_plugin.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -150,7 +151,7 @@ class ZeroSharding final : public Sharding {
    public:
     Unfinished(ZeroSharding& sharding, std::size_t bucket) : sharding_(sharding), bucket_(bucket) {}
     void touch() override {
-      if (std::this_thread::get_id() != sharding_.stepped_by_) return;
+      if (std::this_thread::get_id() != sharding_.stepped_by_.load()) return;
       const std::vector<std::size_t>& from = sharding_.parts_from_;
       sharding_.finish_parts_(from[bucket_ + 1], from[bucket_] - from[bucket_ + 1]);
     }
@@ -206,7 +207,7 @@ class ZeroSharding final : public Sharding {
   std::vector<std::unique_ptr<Unfinished>> unfinished_;  // by bucket; none where no step is late
   std::vector<std::size_t> parts_from_;                  // by bucket: parts() of it and of those behind it; at last 0
   FinishParts finish_parts_;
-  std::thread::id stepped_by_;
+  std::atomic<std::thread::id> stepped_by_;
 };
 
 }  // namespace

@@ -136,6 +136,33 @@ TEST_CASE("overlap_allgather waits for stepped weights when the next forward use
   CHECK(ops_before < all_ops);  // at the first use in forward, and not behind the whole backward
 }
 
+TEST_CASE("ddp gathers the gradients of a bucket beside backward, and behind it where micro-steps are added") {
+  for (const std::int64_t micro_steps : {1, 2}) {
+    CAPTURE(micro_steps);
+    dist::run_ranks(2, [&](dist::Comm& inner) {
+      test::RecordingComm comm(inner);
+      ColossalAIStrategy strategy(kCpu, 1, {}, test::ddp(1e-3)(), comm, Precision::fp32);
+      PrepareOptions options;
+      options.optimizer = test::make_adamw;
+      options.accumulative_counts = micro_steps;
+      options.dispatch.max_iters = 100;
+      strategy.prepare(
+          [](const autograd::TensorOptions& tensor) { return std::make_shared<MixedModel>(tensor, false); }, options);
+      SamplerOptions loading;
+      loading.batch_size = 4;
+      DataLoader loader(std::make_shared<CountedSamples>(), loading);
+      for (std::int64_t i = 0; i < micro_steps; ++i) strategy.train_step(loader.next());
+      const std::string text = comm.text();
+      const auto first_gather = text.find("all_gather 'gradients of bucket");
+      const auto last_sum = text.rfind("started reduce_scatter 'gradients of bucket");
+      if (inner.rank() != 0) return;
+      REQUIRE(first_gather != std::string::npos);
+      REQUIRE(last_sum != std::string::npos);
+      CHECK((first_gather < last_sum) == (micro_steps == 1));
+    });
+  }
+}
+
 TEST_CASE("where one rank has everything, zero's states on the host are stepped by whoever uses the weights next") {
   dist::run_ranks(1, [](dist::Comm& comm) {
     ColossalAIStrategy strategy(kCpu, 1, {},
