@@ -106,10 +106,9 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       is_named ? device_from_name(*arguments.device) : device_of_rank(arguments.device, info.local_rank, "--device");
   if (info.world_size > 1 && !arguments.plugin)
     throw ConfigError(cat("bench: ", info.world_size, " ranks need a --plugin"), "--plugin");
+  const dist::GpuTransport gpu_transport = gpu_transport_of(arguments.gpu_transport, "--gpu-transport");
   const std::unique_ptr<Ranks> ranks =
-      arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{},
-                                                 gpu_transport_of(arguments.gpu_transport, "--gpu-transport"))
-                       : nullptr;
+      arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{}, gpu_transport) : nullptr;
   const bool is_main = info.rank == 0;
   const Precision precision = precision_of(arguments.precision, "--precision");
   const TypedConfig config = model_config(arguments);

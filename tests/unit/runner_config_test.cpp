@@ -105,6 +105,7 @@ TEST_CASE("what this version lacks is refused by name with the reason, never as 
       {"train_dataloader.pin_memory=true", "takes microseconds"},
       {"train_dataloader.sampler={type: InfiniteSampler}", "goes on with the next epoch"},
       {"env_cfg.dist_cfg={backend: gloo}", "as transport says"},
+      {"env_cfg.dist_cfg={gpu_transport: pigeons}", "nccl"},
       {"env_cfg.mp_cfg={}", "no worker processes"},
       {"env_cfg.cudnn_benchmark=true", "chosen by shape"},
       {"randomness.diff_rank_seed=true", "results depend on their number"},

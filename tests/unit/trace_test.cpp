@@ -192,6 +192,10 @@ TEST_CASE("castor bench writes the timeline of a step, which holds the ops that 
   arguments.ops = arguments.json = true;
   arguments.trace = (folder.path() / "step.json").string();
   std::ostringstream out;
+  arguments.gpu_transport = "pigeons";
+  CHECK_THROWS_WITH_AS(strategy::run_bench(arguments, registry, out), doctest::Contains("auto, peer, nccl"),
+                       ConfigError);
+  arguments.gpu_transport = "nccl";
   REQUIRE(strategy::run_bench(arguments, registry, out) == 0);
   const Json result = parse_json(out.str(), "bench");
   const double begun = result.at("first_forward_after_seconds").get<double>();
