@@ -19,6 +19,7 @@
 #include "dist/comm_thread.h"
 #include "dist/job.h"
 #include "dist/run_job.h"
+#include "tests/support/rank_processes.h"
 #include "tests/support/temp_dir.h"
 
 namespace {
@@ -176,10 +177,7 @@ constexpr Body kConverse{"converse", converse}, kLoseARank{"lose a rank", lose_a
 
 int as_processes(const Body& body, int ranks) {
   setenv("CASTOR_TEST_BODY", body.name, 1);
-  RunJobOptions options;
-  options.command = {"/proc/self/exe", "--no-skip=true", "--minimal=true", cat("--test-case=", kRankCase)};
-  options.processes = ranks;
-  return run_job(options);
+  return run_job(test::ranks_of(kRankCase, ranks));
 }
 
 }  // namespace

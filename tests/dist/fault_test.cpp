@@ -20,6 +20,7 @@
 #include "dist/run_job.h"
 #include "dist/store.h"
 #include "tests/support/long_run.h"
+#include "tests/support/rank_processes.h"
 #include "tests/support/temp_dir.h"
 
 namespace {
@@ -90,14 +91,6 @@ void die_once() {
   }
 }
 
-/// The options that start this program's case `body` as every rank.
-RunJobOptions ranks_of(const std::string& body, int processes) {
-  RunJobOptions options;
-  options.command = {"/proc/self/exe", "--no-skip=true", "--minimal=true", cat("--test-case=", body)};
-  options.processes = processes;
-  return options;
-}
-
 struct Variable {
   Variable(const char* variable, const std::string& value) : name(variable) { setenv(name, value.c_str(), 1); }
   ~Variable() { unsetenv(name); }
@@ -132,7 +125,7 @@ void hurt_one_rank(int signal, bool tcp, int victim = 1, std::chrono::microsecon
   std::atomic<int> code{-1};
   std::thread launcher([&] {
     const LogScope scope(log);
-    RunJobOptions options = ranks_of("rank body: reduce until a peer dies", 3);
+    RunJobOptions options = test::ranks_of("rank body: reduce until a peer dies", 3);
     options.own_end = 2s;
     options.term_end = 1s;
     code = run_job(options);
@@ -188,7 +181,7 @@ TEST_CASE("rank body: die once" * doctest::skip()) {
 TEST_CASE("launcher body: run ranks for ever" * doctest::skip()) {
   if (folder().empty()) return;
   mute();
-  run_job(ranks_of("rank body: reduce until a peer dies", 2));
+  run_job(test::ranks_of("rank body: reduce until a peer dies", 2));
 }
 
 TEST_CASE("a rank killed at any moment is named by every live rank, and none is left over") {
@@ -216,7 +209,7 @@ TEST_CASE("a job that fails once is started again and ends well") {
   quiet.use_console = false;
   Logger log(quiet);
   const LogScope scope(log);
-  RunJobOptions options = ranks_of("rank body: die once", 3);
+  RunJobOptions options = test::ranks_of("rank body: die once", 3);
   options.max_restarts = 1;
   CHECK(run_job(options) == 0);
   CHECK(read_text_file((temporary.path() / "result").string()) == "243 after 1");
@@ -229,7 +222,7 @@ TEST_CASE("a job without restarts left ends with the code of the first failure")
   quiet.use_console = false;
   Logger log(quiet);
   const LogScope scope(log);
-  CHECK(run_job(ranks_of("rank body: die once", 2)) == 128 + SIGKILL);
+  CHECK(run_job(test::ranks_of("rank body: die once", 2)) == 128 + SIGKILL);
 }
 
 TEST_CASE("a killed launcher takes its ranks with it; a terminated one ends them and says so") {
@@ -240,7 +233,7 @@ TEST_CASE("a killed launcher takes its ranks with it; a terminated one ends them
     std::vector<std::string> environment;
     for (char** entry = environ; *entry != nullptr; ++entry) environment.emplace_back(*entry);
     Processes launcher;
-    launcher.start(ranks_of("launcher body: run ranks for ever", 1).command, environment);
+    launcher.start(test::ranks_of("launcher body: run ranks for ever", 1).command, environment);
     REQUIRE(within(30s, [&] { return exists((at / "ready_0").string()) && exists((at / "ready_1").string()); }));
     kill(launcher.id(0), signal);
     std::optional<ProcessEnd> end;

@@ -26,6 +26,7 @@
 #include "dist/comm_thread.h"
 #include "dist/job.h"
 #include "dist/run_job.h"
+#include "tests/support/rank_processes.h"
 #include "tests/support/temp_dir.h"
 
 using namespace castor;
@@ -189,10 +190,7 @@ constexpr Body kSums{"sums", check_sums}, kMoves{"moves", check_moves},
 /// Runs a body on as many processes. Returns run_job's code.
 int as_processes(const Body& body, int ranks) {
   setenv("CASTOR_TEST_BODY", body.name, 1);
-  RunJobOptions options;
-  options.command = {"/proc/self/exe", "--no-skip=true", "--minimal=true", cat("--test-case=", kRankCase)};
-  options.processes = ranks;
-  return run_job(options);
+  return run_job(test::ranks_of(kRankCase, ranks));
 }
 
 void run_everywhere(const Body& body) {
