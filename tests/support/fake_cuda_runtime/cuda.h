@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 
 enum CUresult { CUDA_SUCCESS = 0 };
 using CUstream = cudaStream_t;

@@ -16,10 +16,11 @@
 #include <random>
 #include <thread>
 
+#include <cuda.h>
+
 #include "core/base/error.h"
 #include "core/base/shared_memory.h"
 #include "core/device/cuda_runtime.h"
-#include "cuda.h"
 
 struct CUevent_st {
   std::shared_ptr<std::atomic<bool>> last = std::make_shared<std::atomic<bool>>(true);
