@@ -38,11 +38,12 @@ struct Shared {
   std::vector<Tensor> weights;  ///< by part
   std::unique_ptr<Stepper> stepper;
 
-  Shared(const MakeOptimizer& make_optimizer, Device where, DType dtype, const Stepper::Options& options)
+  Shared(const MakeOptimizer& make_optimizer, Device where, DType dtype, const Stepper::Options& options,
+         const std::vector<std::int64_t>& counts = {9 * 1024 + 77, 1024, 20, 6 * 1024, 5 * 1024 + 1})
       : optimizer(make_optimizer()), device(where) {
     std::vector<Part> parts;
     std::uint64_t key = 0;
-    for (const std::int64_t count : {9 * 1024 + 77, 1024, 20, 6 * 1024, 5 * 1024 + 1}) {
+    for (const std::int64_t count : counts) {
       Variable variable(Tensor::zeros({count}, dtype, device), true);
       variable.set_name(cat("w", key));
       weights.push_back(random(count, dtype, ++key));
@@ -148,6 +149,22 @@ TEST_CASE("who reads a part's weights on the device after it was finished finds 
         CHECK(both.at(part) == host.at(part));
       }
     }
+  }
+}
+
+TEST_CASE("a large part behind many small ones is shared when these have been finished") {
+  std::vector<std::int64_t> counts(20, 24);
+  counts.push_back(64 * 1024);  // more than the host asks for ahead
+  for (const Device device : gpus()) {
+    const Stepper::Options options{.may_be_late = true, .stretch_elements = 1024};
+    Shared host(make<AdamW>(AdamWConfig{}), kCpu, DType::bf16, options, counts);
+    Shared both(make<AdamW>(AdamWConfig{}), device, DType::bf16, options, counts);
+    for (Shared* each : {&host, &both}) {
+      each->step(1, GradientPlace::on_host);
+      for (std::size_t part = 0; part < counts.size(); ++part) each->stepper->finish(part, 1);
+    }
+    CHECK(both.values() == host.values());
+    CHECK(both.stepper->shared_elements().by_gpu > 0);
   }
 }
 
