@@ -302,6 +302,7 @@ class PeerLink final : public DeviceLink {
     if (is_registered_) cudaHostUnregister(memory_->data());
   }
   bool have_all_left() {
+    if (memory_ == nullptr) return false;  // connecting was broken off: others may have the own memory by now
     left(own_).value = 1;
     const auto until = Clock::now() + kCloseTime;
     const auto has_left = [this](std::size_t r) { return left(r).value != 0; };
@@ -341,7 +342,8 @@ std::unique_ptr<DeviceLink> connect_peers(Comm& host, Device device, const Healt
   std::int32_t is_reached = link->reason().empty() ? 1 : 0;
   host.all_reduce(View{&is_reached, DType::i32, 1, {1}, {1}}, "are the GPUs' memories reached", ReduceOp::kMin);
   if (is_reached == 1) return link;
-  if (!link->reason().empty()) logger().info("group ", host.name(), ": its GPUs use NCCL, since ", link->reason());
+  if (!link->reason().empty())
+    logger().info("group ", host.name(), ": GPUs do not write into each other's memory, since ", link->reason());
   link->let_go();
   host.barrier("the GPUs' memories are let go");
   link->set_left_by_all();
