@@ -1,10 +1,12 @@
 // Cross entropy on CUDA. A team of warps owns a row; each warp reads chunks of 1024 logits, keeps their maximum and sum
-// of exponentials, and the chunks meet in f64 in order. The gradient is made in a second walk over the row: it lies in
-// shared memory where that holds two of them, otherwise the second-level cache still has it.
+// of exponentials, and the chunks meet in f64, lane by lane. The gradient is made in a second walk over the row: it
+// lies in shared memory where that holds two of them, otherwise the second-level cache still has it. In shared memory
+// the next row's logits take the place of those whose gradients are made, so that memory is read while it is written.
 //
 // Delicate: nobody can throw here, so a target out of range gives its row a loss and a gradient of NaN. A chunk of
 // -infinity only must not be subtracted from itself. In bf16 and f16 the exponential is the processor's own: with the
-// one of core/base/math.h this kernel would be bound by arithmetic.
+// one of core/base/math.h this kernel would be bound by arithmetic. A warp may be a row ahead of another one, which
+// still reads the chunks' numbers: rows take turns with two sets of them.
 #include <cmath>
 
 #include "core/ops/row_packs_cuda.cuh"
@@ -19,7 +21,7 @@ template <class T>
 using Computed = decltype(load(T{}));
 
 constexpr int kThreads = 1024;              // of the kernels with one block
-constexpr std::int64_t kMostChunks = 2048;  // whose numbers fit into 48 KiB of shared memory
+constexpr std::int64_t kMostChunks = 2048;  // whose numbers fit into shared memory, twice
 
 struct Targets {
   const void* data;
@@ -78,6 +80,7 @@ __device__ void fill_row(const RowTeam& team, T* gradient, std::int64_t n, T val
 }
 
 constexpr std::size_t kHalfShared = 112 << 10;  ///< of a multiprocessor's shared memory
+constexpr unsigned kMostHolding = 2 * 132;      ///< blocks with a row there: what a large GPU holds at a time
 
 /// Until at most `later` of this thread's copies to shared memory, in order of their ends, are still on their way; it
 /// may wait for more.
@@ -93,123 +96,161 @@ __device__ inline void wait_copies(int later) {
   }
 }
 
-/// V logits are read and written as a word. With `kHolds` the row lies in shared memory between the walks; the block
-/// has one row. `gradient` may be x.
+constexpr float kLog2E = 1.44269504f;
+
+/// e^(x - shift), for many x: of 16 bits by one product, exact enough for them.
+template <class T>
+struct ShiftedExp {
+  using C = Computed<T>;
+  explicit __device__ ShiftedExp(C shift) : by(std::is_arithmetic_v<T> ? shift : static_cast<C>(kLog2E * shift)) {}
+  __device__ C operator()(C x) const {
+    if constexpr (std::is_arithmetic_v<T>) {
+      return math::exp(x - by);
+    } else {
+      float result;
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(math::fma(x, kLog2E, -by)));
+      return result;
+    }
+  }
+  C by;
+};
+
+/// What a chunk of 1024 logits adds to its row: what its exponentials are relative to, their sum, the sum of its
+/// logits.
+struct Chunk {
+  double shift, sum, total;
+};
+
+template <class T, int V>
+__device__ Chunk read_chunk(const RowTeam& team, const T* x, std::int64_t begin, std::int64_t n, bool needs_total) {
+  using C = Computed<T>;
+  const C lowest = -std::numeric_limits<C>::infinity();
+  C held[cuda::kPackSteps<V>][V];
+  C max = lowest, sum = C(0), total = C(0);
+#pragma unroll
+  for (auto& pack : held) {
+    for (C& value : pack) value = lowest;  // what lies beyond the row counts for nothing
+  }
+  cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
+    const auto pack = cuda::numbers(cuda::pack_at<V>(x + i));
+    for (int e = 0; e < V; ++e) held[k][e] = pack.value[e];
+  });
+#pragma unroll
+  for (const auto& pack : held) {
+    for (const C value : pack) max = larger(max, value);
+  }
+  max = cuda::join_lanes(max, cuda::LargerLane{});
+  const C shift = max == lowest ? C(0) : max;
+  const ShiftedExp<T> exp(shift);
+#pragma unroll
+  for (const auto& pack : held) {
+    for (const C value : pack) sum += exp(value);
+  }
+  sum = cuda::join_lanes(sum, cuda::AddLanes{});
+  if (needs_total) {
+    cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t) {
+      for (int e = 0; e < V; ++e) total += held[k][e];
+    });
+    total = cuda::join_lanes(total, cuda::AddLanes{});
+  }
+  return {static_cast<double>(shift), static_cast<double>(sum), static_cast<double>(total)};
+}
+
+/// V logits are read and written as a word. With `kHolds` a block has one row at a time, which lies in shared memory
+/// between the walks. `gradient` may be x.
 template <class T, int V, bool kHolds>
 __global__ void __launch_bounds__(cuda::kTeamThreads, 2)
-    cross_entropy_rows(const T* x, Targets targets, T* gradient, double* losses, const double* counted,
+    cross_entropy_rows(const T* logits, Targets targets, T* gradients, double* losses, const double* counted,
                        RowOptions options) {
   using C = Computed<T>;
   const RowTeam team;
-  if (team.row >= options.rows) return;
-  const std::int64_t n = options.classes, target = targets[team.row];
+  const std::int64_t n = options.classes, step = static_cast<std::int64_t>(gridDim.x) * blockDim.z;
   const bool is_first = team.lane == 0 && team.warp == 0;
   const double smoothing = options.smoothing;
-  x += team.row * n;
-  if (gradient != nullptr) gradient += team.row * n;
-  if (target == options.ignore_index || target < 0 || target >= n) {
-    const double value = target == options.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN();
-    if (is_first) losses[team.row] = value;
-    return fill_row(team, gradient, n, store<T>(static_cast<C>(value)));
-  }
-
-  // Three numbers a chunk: what its exponentials are relative to, their sum, and the sum of its logits.
-  extern __shared__ __align__(16) double shared[];
   const int chunks = static_cast<int>((n + kSumBlock - 1) / kSumBlock);
-  double* const shifts = shared + threadIdx.z * 3 * chunks;
-  double* const sums = shifts + chunks;
-  double* const totals = sums + chunks;
-  T* const held_row = reinterpret_cast<T*>(shared + (3 * chunks + 1) / 2 * 2);
-  if constexpr (kHolds) {
-    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+  extern __shared__ __align__(16) Chunk shared_chunks[];
+  __shared__ double target_logits[cuda::kMostWarps];
+  T* const held_row = reinterpret_cast<T*>(shared_chunks + 2 * chunks);
+  const auto copy_chunk = [&](std::int64_t row, int chunk) {
+    if (row < options.rows) {
       cuda::for_packs<V>(team, chunk * kSumBlock, n,
-                         [&](int, std::int64_t i) { cuda::copy_ahead(held_row + i, x + i); });
-      cuda::end_copies();
+                         [&](int, std::int64_t i) { cuda::copy_ahead(held_row + i, logits + row * n + i); });
     }
-    x = held_row;
+    cuda::end_copies();
+  };
+  if constexpr (kHolds) {
+    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) copy_chunk(team.row, chunk);
   }
-  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
-    const std::int64_t begin = chunk * kSumBlock;
-    if constexpr (kHolds) wait_copies((chunks - 1 - chunk) / team.warps);
-    const C lowest = -std::numeric_limits<C>::infinity();
-    C held[cuda::kPackSteps<V>][V];
-    C max = lowest, sum = C(0), total = C(0);
-#pragma unroll
-    for (auto& pack : held) {
-      for (C& value : pack) value = lowest;  // what lies beyond the row counts for nothing
+  int slot = kHolds ? 0 : static_cast<int>(threadIdx.z);  // of the row's numbers
+  for (std::int64_t row = team.row; row < options.rows; row += step) {
+    const std::int64_t target = targets[row];
+    const T* const x = kHolds ? held_row : logits + row * n;
+    T* const gradient = gradients != nullptr ? gradients + row * n : nullptr;
+    if (target == options.ignore_index || target < 0 || target >= n) {
+      const double value = target == options.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+      if (is_first) losses[row] = value;
+      fill_row(team, gradient, n, store<T>(static_cast<C>(value)));
+      if constexpr (kHolds) {
+        wait_copies(0);
+        for (int chunk = team.warp; chunk < chunks; chunk += team.warps) copy_chunk(row + step, chunk);
+      }
+      continue;
     }
-    cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t i) {
-      const cuda::Pack<T, V> pack = cuda::pack_at<V>(x + i);
-      for (int e = 0; e < V; ++e) held[k][e] = cuda::read(pack.value[e]);
-    });
-#pragma unroll
-    for (const auto& pack : held) {
-      for (const C value : pack) max = larger(max, value);
+    const auto has_target = [&](std::int64_t begin) {  // in a word of this lane
+      return target >= begin && target < begin + kSumBlock && (target - begin) / V % 32 == team.lane;
+    };
+
+    Chunk* const parts = shared_chunks + slot * chunks;
+    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+      if constexpr (kHolds) wait_copies((chunks - 1 - chunk) / team.warps);
+      const Chunk part = read_chunk<T, V>(team, x, chunk * kSumBlock, n, smoothing > 0);
+      if (team.lane == 0) parts[chunk] = part;
+      if (has_target(chunk * kSumBlock)) target_logits[slot] = static_cast<double>(cuda::read(x[target]));
     }
+    team.sync();
+    const double at_target = target_logits[slot];
+    double max = -HUGE_VAL, sum = 0, total = 0;
+    for (int chunk = team.lane; chunk < chunks; chunk += 32) max = larger(max, parts[chunk].shift);
     max = cuda::join_lanes(max, cuda::LargerLane{});
-    const C shift = max == lowest ? C(0) : max;
-#pragma unroll
-    for (const auto& pack : held) {
-      for (const C value : pack) sum += cuda::row_exp<T>(value - shift);
+    for (int chunk = team.lane; chunk < chunks; chunk += 32) {
+      sum += parts[chunk].sum * std::exp(parts[chunk].shift - max);
+      total += parts[chunk].total;
     }
     sum = cuda::join_lanes(sum, cuda::AddLanes{});
-    if (smoothing > 0) {
-      cuda::for_packs<V>(team, begin, n, [&](int k, std::int64_t) {
-        for (int e = 0; e < V; ++e) total += held[k][e];
-      });
-      total = cuda::join_lanes(total, cuda::AddLanes{});
+    total = cuda::join_lanes(total, cuda::AddLanes{});
+    const double logsumexp = max + std::log(sum);
+    if (is_first) {
+      double loss = smoothing < 1 ? (1 - smoothing) * (logsumexp - at_target) : 0;
+      if (smoothing > 0) loss += smoothing * (logsumexp - total / static_cast<double>(n));
+      losses[row] = loss;
     }
-    if (team.lane == 0) {
-      shifts[chunk] = static_cast<double>(shift);
-      sums[chunk] = static_cast<double>(sum);
-      totals[chunk] = static_cast<double>(total);
-    }
-  }
-  team.sync();
-  double max = -HUGE_VAL;
-  for (int chunk = team.lane; chunk < chunks; chunk += 32) max = larger(max, shifts[chunk]);
-  max = cuda::join_lanes(max, cuda::LargerLane{});
-  for (int chunk = team.warp * 32 + team.lane; chunk < chunks; chunk += 32 * team.warps)
-    sums[chunk] *= std::exp(shifts[chunk] - max);
-  team.sync();
-  double sum = 0;
-  for (int chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk];
-  const double logsumexp = max + std::log(sum);
+    if (gradient == nullptr) continue;
 
-  const double at_target = static_cast<double>(cuda::read(x[target]));
-  if (is_first) {
-    double loss = smoothing < 1 ? (1 - smoothing) * (logsumexp - at_target) : 0;
-    if (smoothing > 0) {
-      double total = 0;
-      for (int chunk = 0; chunk < chunks; ++chunk) total += totals[chunk];
-      loss += smoothing * (logsumexp - total / static_cast<double>(n));
+    const double factor = !options.is_mean ? 1.0 : *counted > 0 ? 1 / *counted : 0.0;
+    const double spread = smoothing / static_cast<double>(n) * factor;
+    const C less = static_cast<C>(spread);
+    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+      const std::int64_t begin = chunk * kSumBlock;
+      // f32 and f64 stay relative to the chunk's maximum, which is exact; 16 bits do not show the difference.
+      C shift = static_cast<C>(logsumexp), scale = static_cast<C>(factor);
+      if constexpr (std::is_arithmetic_v<T>) {
+        shift = static_cast<C>(parts[chunk].shift);
+        scale = static_cast<C>(std::exp(parts[chunk].shift - logsumexp) * factor);
+      }
+      const ShiftedExp<T> exp(shift);
+      cuda::for_packs<V>(team, begin, n, [&](int, std::int64_t i) {
+        const auto pack = cuda::numbers(cuda::pack_at<V>(x + i));
+        C values[V];
+        for (int e = 0; e < V; ++e) values[e] = math::fma(exp(pack.value[e]), scale, -less);
+        cuda::store_pack(gradient + i, cuda::rounded<T, V>(values));
+      });
+      if (has_target(begin)) {  // the same thread wrote this element just now
+        const double p = std::exp(at_target - logsumexp);
+        gradient[target] = store<T>(static_cast<C>(p * factor - spread - (1 - smoothing) * factor));
+      }
+      if constexpr (kHolds) copy_chunk(row + step, chunk);
     }
-    losses[team.row] = loss;
-  }
-  if (gradient == nullptr) return;
-  if constexpr (!kHolds) {
-    if (gradient == x) team.sync();  // the target's logit has been read by all
-  }
-  const double factor = !options.is_mean ? 1.0 : *counted > 0 ? 1 / *counted : 0.0;
-  const double spread = smoothing / static_cast<double>(n) * factor;
-  const C less = static_cast<C>(spread);
-  const T hot = store<T>(static_cast<C>(std::exp(at_target - logsumexp) * factor - spread - (1 - smoothing) * factor));
-  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
-    const std::int64_t begin = chunk * kSumBlock;
-    // f32 and f64 stay relative to the chunk's maximum, which is exact; 16 bits do not show the difference.
-    C shift = static_cast<C>(logsumexp), scale = static_cast<C>(factor);
-    if constexpr (std::is_arithmetic_v<T>) {
-      shift = static_cast<C>(shifts[chunk]);
-      scale = static_cast<C>(std::exp(shifts[chunk] - logsumexp) * factor);
-    }
-    cuda::for_packs<V>(team, begin, n, [&](int, std::int64_t i) {
-      const cuda::Pack<T, V> pack = cuda::pack_at<V>(x + i);
-      C values[V];
-      for (int e = 0; e < V; ++e) values[e] = cuda::row_exp<T>(cuda::read(pack.value[e]) - shift) * scale - less;
-      cuda::store_pack(gradient + i, cuda::rounded<T, V>(values));
-    });
-    // The same thread wrote this element just now.
-    if (target >= begin && target < begin + kSumBlock && (target - begin) / V % 32 == team.lane) gradient[target] = hot;
+    if constexpr (kHolds) slot = 1 - slot;
   }
 }
 
@@ -258,20 +299,20 @@ void run(const Cuda& cuda, const CrossEntropyArgs& args) {
     using C = Computed<T>;
     if (options.rows > 0) {
       const cuda::TeamLaunch launch(options.rows, options.classes);
-      const std::size_t shared = static_cast<std::size_t>(3 * chunks) * launch.threads.z * sizeof(double);
+      const auto all_chunks = static_cast<std::size_t>(chunks);
       const std::size_t row_bytes = static_cast<std::size_t>(options.classes) * sizeof(T);
+      const std::size_t held_bytes = 2 * all_chunks * sizeof(Chunk) + row_bytes;
       const bool fits = cuda::rows_fit(options.classes, {&args.logits, &args.gradient});
-      const bool holds =
-          fits && launch.threads.z == 1 && args.gradient.defined() && shared + 8 + row_bytes <= kHalfShared;
+      const bool holds = fits && launch.threads.z == 1 && args.gradient.defined() && held_bytes <= kHalfShared;
       const auto run_rows = [&](auto width, auto held) {
-        const auto kernel = cross_entropy_rows<T, decltype(width)::value, decltype(held)::value>;
-        const std::size_t bytes = decltype(held)::value ? shared + 8 + row_bytes : shared;
-        if (decltype(held)::value) {
-          check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-                     op, cuda.device);
-        }
-        kernel<<<launch.blocks, launch.threads, bytes, stream>>>(args.logits.as<T>(), targets, args.gradient.as<T>(),
-                                                                 losses, counted, options);
+        constexpr bool kHolds = decltype(held)::value;
+        const auto kernel = cross_entropy_rows<T, decltype(width)::value, kHolds>;
+        const std::size_t bytes = kHolds ? held_bytes : all_chunks * launch.threads.z * sizeof(Chunk);
+        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+                   op, cuda.device);
+        const dim3 blocks = kHolds ? std::min(launch.blocks.x, kMostHolding) : launch.blocks;
+        kernel<<<blocks, launch.threads, bytes, stream>>>(args.logits.as<T>(), targets, args.gradient.as<T>(), losses,
+                                                          counted, options);
       };
       using Wide = std::integral_constant<int, cuda::kPackWidth<T>>;
       if (holds) {
