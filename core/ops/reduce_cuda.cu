@@ -144,20 +144,24 @@ __global__ void __launch_bounds__(cuda::kTeamThreads)
   }
 }
 
-constexpr int kBlocksAtOnce = 8;  // row blocks that a block of threads folds at a time, for 32 columns
+constexpr int kColumnWarps = 8;  // of a block of threads: so many row blocks at a time, of one or more tiles of columns
 
-/// Columns [32 blockIdx.x, ...) of slab blockIdx.z; with partials the row blocks [8 blockIdx.y, ...), else all.
+/// A tile is 32 columns of a slab: warp (y, z) has row blocks y, y + blockDim.y, ... of tile z of its block; with
+/// partials one of them, else all.
 template <class Op, class T>
-__global__ void __launch_bounds__(32 * kBlocksAtOnce)
+__global__ void __launch_bounds__(32 * kColumnWarps)
     reduce_columns(const T* x, const __grid_constant__ ReducePlan plan, const Output<Op, T> output, double* workspace) {
   using C = Computed<T>;
-  __shared__ Partial found[kBlocksAtOnce][32];
+  __shared__ Partial all_found[kColumnWarps][32];
   const int inner = plan.kept.ndim - 1, lane = static_cast<int>(threadIdx.x), own = static_cast<int>(threadIdx.y);
-  const std::int64_t tiles = (plan.columns + 31) / 32, slab = blockIdx.x / tiles;
-  const std::int64_t column = blockIdx.x % tiles * 32 + lane;
-  const bool is_live = column < plan.columns;
+  const int at_once = static_cast<int>(blockDim.y);
+  const auto found = all_found + at_once * threadIdx.z;
+  const std::int64_t tiles = (plan.columns + 31) / 32;
+  const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * blockDim.z + threadIdx.z, slab = tile / tiles;
+  const std::int64_t column = tile % tiles * 32 + lane;
+  const bool is_live = slab < plan.slabs && column < plan.columns;
   std::int64_t at_x, at_y;
-  plan.kept.offsets(slab, inner, at_x, at_y);
+  plan.kept.offsets(is_live ? slab : 0, inner, at_x, at_y);
   const T* const from = x + at_x + column * plan.kept.x_stride[inner];
   const auto rows_in = [&](std::int64_t block) {
     const std::int64_t left = plan.count - block * ReducePlan::kRowBlock;
@@ -180,17 +184,17 @@ __global__ void __launch_bounds__(32 * kBlocksAtOnce)
         JoinNothing{});
   };
   if (plan.has_partials) {
-    const std::int64_t block = static_cast<std::int64_t>(blockIdx.y) * kBlocksAtOnce + own;
+    const std::int64_t block = static_cast<std::int64_t>(blockIdx.y) * at_once + own;
     if (is_live && block < plan.row_blocks)
       put<Op>(workspace, block * plan.outputs + slab * plan.columns + column, fold_block(block));
     return;
   }
   Partial total = Op::identity();
   double count = 0;
-  for (std::int64_t first = 0; first < plan.row_blocks; first += kBlocksAtOnce) {
+  for (std::int64_t first = 0; first < plan.row_blocks; first += at_once) {
     if (is_live && first + own < plan.row_blocks) found[own][lane] = fold_block(first + own);
     __syncthreads();
-    for (int k = 0; own == 0 && is_live && k < kBlocksAtOnce && first + k < plan.row_blocks; ++k) {
+    for (int k = 0; own == 0 && is_live && k < at_once && first + k < plan.row_blocks; ++k) {
       const double rows = static_cast<double>(rows_in(first + k));
       Op::merge(total.a, total.b, count, found[k][lane].a, found[k][lane].b, rows);
       count += rows;
@@ -211,7 +215,7 @@ __global__ void __launch_bounds__(32)
   Partial total = Op::identity();
   double count = 0;
   const std::int64_t parts = plan.by_columns ? plan.row_blocks : plan.parts;
-#pragma unroll 4
+#pragma unroll 16  // what bounds it is how many numbers are on their way
   for (std::int64_t part = 0; part < parts; ++part) {
     double elements = 0;
     if constexpr (std::is_same_v<Op, reduction::Variance>) {
@@ -239,11 +243,14 @@ void run_op(const Cuda& cuda, const ReduceArgs& args, const ReducePlan& plan) {
   const Output<Op, T> output{args.y.as<T>(), args.mean.defined() ? args.mean.as<C>() : nullptr,
                              static_cast<double>(plan.count), args.correction};
   if (plan.by_columns) {
-    const auto tiles = static_cast<unsigned>((plan.columns + 31) / 32 * plan.slabs);
-    const auto parts =
-        static_cast<unsigned>(plan.has_partials ? (plan.row_blocks + kBlocksAtOnce - 1) / kBlocksAtOnce : 1);
-    reduce_columns<Op, T>
-        <<<dim3(tiles, parts), dim3(32, kBlocksAtOnce), 0, stream>>>(args.x.as<T>(), plan, output, workspace);
+    const std::int64_t tiles = (plan.columns + 31) / 32 * plan.slabs;
+    int at_once = 1;
+    while (at_once < kColumnWarps && at_once < plan.row_blocks) at_once *= 2;
+    const int beside = kColumnWarps / at_once;
+    const dim3 blocks(static_cast<unsigned>((tiles + beside - 1) / beside),
+                      static_cast<unsigned>(plan.has_partials ? (plan.row_blocks + at_once - 1) / at_once : 1));
+    const dim3 threads(32, static_cast<unsigned>(at_once), static_cast<unsigned>(beside));
+    reduce_columns<Op, T><<<blocks, threads, 0, stream>>>(args.x.as<T>(), plan, output, workspace);
   } else {
     const std::int64_t pieces = plan.has_partials ? plan.pieces_per_part : plan.pieces;
     const cuda::TeamLaunch launch(plan.outputs * (plan.has_partials ? plan.parts : 1), pieces * kSumBlock);

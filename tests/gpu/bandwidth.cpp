@@ -165,6 +165,8 @@ int main(int count, char**) {
     report("sum of all, f32 2^28", bytes_of(p), [&] { sum(p); });
     const Tensor rows = Tensor(g.storage(), {count / 1024, 1024}, {1024, 1}, 0, DType::bf16);
     report("sum over rows (bias gradient), bf16 [2^18,1024]", bytes_of(rows), [&] { sum(rows, {0}); });
+    const Tensor batch = Tensor(g.storage(), {32, 1024 * 768}, {1024 * 768, 1}, 0, DType::bf16);
+    report("sum over a batch (position gradient), bf16 [32,2^20*3/4]", bytes_of(batch), [&] { sum(batch, {0}); });
     report("sum over columns, bf16 [2^18,1024]", bytes_of(rows), [&] { sum(rows, {1}); });
     report("dropout bf16 2^28", 2 * bytes_of(g), [&] { dropout(g, {1, 2}, 0.1); });
   }
