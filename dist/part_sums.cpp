@@ -137,7 +137,7 @@ void PartSums::order_blocks() {
   in_order_ = to_device(Tensor::from_values(order, {static_cast<std::int64_t>(order.size())}), device_);
 }
 
-std::vector<double> PartSums::sum_blocks(const std::vector<autograd::BlockRun>& runs) {
+Tensor PartSums::sum_blocks(const std::vector<autograd::BlockRun>& runs) {
   const CategoryScope category(Category::workspace);
   if (segments_.empty()) order_blocks();
   const Tensor all = Tensor::empty({begins_.back()}, DType::f64, device_);
@@ -151,7 +151,7 @@ std::vector<double> PartSums::sum_blocks(const std::vector<autograd::BlockRun>& 
   if (covered != own.numel()) own.fill_zero();
   for (const autograd::BlockRun& run : runs) copy_across(run.sums, own.narrow(0, run.offset, run.sums.numel()));
   if (comm_.world_size() > 1) comm_.run(Collective::all_gather(own, std::move(pieces), "squares of gradients"));
-  return fold_segments(index_select(all, 0, in_order_), segments_).to_vector<double>();
+  return fold_segments(index_select(all, 0, in_order_), segments_);
 }
 
 }  // namespace castor::dist

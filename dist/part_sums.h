@@ -32,7 +32,7 @@ class PartSums final : public autograd::StatsReducer {
   PartSums(Comm& comm, std::vector<std::vector<OwnedStretch>> owned, std::vector<std::string> names, Device device);
 
   autograd::Stats reduce(std::size_t part, const std::function<void(autograd::Stats& carry)>& add) override;
-  std::vector<double> sum_blocks(const std::vector<autograd::BlockRun>& runs) override;
+  Tensor sum_blocks(const std::vector<autograd::BlockRun>& runs) override;
   const std::vector<std::string>& names() const override { return names_; }
 
  private:

@@ -121,10 +121,17 @@ UpdateResult BoostedOptimizer::step_window() {
   const std::optional<ClipConfig>& clip = options_.clip;
   const double loss_scale = scaler_ ? scaler_->scale() : 1.0;
   const double scale = options_.counts_items ? loss_scale / items_factor(micro_batches) : loss_scale;
+  const bool clips_values = clip && clip->type == "value";
+  squares_scale_ = scale;
+  if (has_norms() && !scaler_ && !clips_values) {
+    squares_ = stepper_.step_limited(scale, clip ? clip->max_norm : std::nullopt);
+    result.grad_norm = autograd::Stepper::norm_of(squares_) / scale;
+    sharding_->publish_weights();
+    return result;
+  }
   double factor = 1.0 / scale;
   if (has_norms()) {
     squares_ = stepper_.gradient_squares();
-    squares_scale_ = scale;
     const double norm = autograd::Stepper::norm_of(squares_) / scale;
     result.grad_norm = norm;
     if (scaler_) {
@@ -140,7 +147,7 @@ UpdateResult BoostedOptimizer::step_window() {
     }
     if (clip && clip->type == "norm") factor *= autograd::clip_factor(norm, *clip->max_norm);
   }
-  if (clip && clip->type == "value") {
+  if (clips_values) {
     for (const autograd::Part& part : stepper_.parts()) {
       if (!part.gradient.defined()) continue;
       unary_inplace(UnaryOp::clamp, part.gradient, -*clip->clip_value * scale, *clip->clip_value * scale);

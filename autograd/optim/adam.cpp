@@ -40,7 +40,7 @@ void Adam::apply(const Range& range, const StepContext& context, const Stats&) c
 void Adam::apply_all(std::span<const Range> ranges, const StepContext& context) const {
   std::vector<AdamStep> steps;
   for (const Range& range : ranges) steps.push_back(step_of(range, context));
-  adam_steps(steps);
+  adam_steps(steps, context.device_scale);
 }
 
 AdamStep Adam::step_of(const Range& range, const StepContext& context) const {
@@ -51,10 +51,9 @@ AdamStep Adam::step_of(const Range& range, const StepContext& context) const {
                             .weight_decay = value(range.group, "weight_decay"),
                             .is_decoupled = is_decoupled_,
                             .is_bias_corrected = config_.bias_correction};
-  const double factor = config_.maximize ? -context.gradient_scale : context.gradient_scale;
   const Tensor largest = config_.amsgrad ? required_state(range, "max_exp_avg_sq") : Tensor{};
   return {step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,
-          adam_scalars(options, context.step, factor)};
+          adam_scalars(options, context.step, gradient_factor(context, config_.maximize))};
 }
 
 }  // namespace castor::autograd

@@ -84,6 +84,7 @@ class Adam : public Optimizer {
   std::vector<StateSpec> states(const Shape& shape) const override;
   void apply(const Range& range, const StepContext& context, const Stats& stats) const final;
   void apply_all(std::span<const Range> ranges, const StepContext& context) const final;
+  bool takes_device_scale() const final { return true; }
 
  protected:
   Adam(const char* type, const AdamConfig& config, std::vector<ParamGroup> groups, bool decoupled);

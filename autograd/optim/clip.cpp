@@ -6,14 +6,12 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/optim.h"
+#include "core/ops/optim_element.h"
 #include "core/ops/reduce.h"
 
 namespace castor::autograd {
 
-double clip_factor(double norm, double max_norm) {
-  const double factor = max_norm / (norm + 1e-6);
-  return factor > 1 ? 1 : factor;
-}
+double clip_factor(double norm, double max_norm) { return optim::share_within(norm, max_norm); }
 
 double total_gradient_norm(const std::vector<Variable>& parameters, double norm_type) {
   if (norm_type != 2 && norm_type != HUGE_VAL)

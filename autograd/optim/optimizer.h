@@ -67,6 +67,7 @@ using Stats = std::map<std::string, std::vector<double>>;
 struct StepContext {
   std::int64_t step = 1;        ///< counts from 1
   double gradient_scale = 1.0;  ///< multiplies every gradient: 1/loss scale and the clip factor
+  Tensor device_scale;          ///< f64 [1] on all ranges' device: in place of gradient_scale; for takes_device_scale
   double gradient_norm = 0;     ///< L2 norm of all parameters' gradients times gradient_scale; for needs_gradient_norm
 };
 
@@ -95,6 +96,8 @@ class Optimizer {
   virtual void finish_pass(int pass, const Range& range, const StepContext& context, const Stats& finished) const;
   /// Updates the range's parameter, copy and cut states, when all passes are finished.
   virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
+  /// True: a StepContext may have device_scale, what only the device knows of.
+  virtual bool takes_device_scale() const { return false; }
   /// The same for ranges of any parameters on one device, where there are no statistics passes.
   virtual void apply_all(std::span<const Range> ranges, const StepContext& context) const;
 

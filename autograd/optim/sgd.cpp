@@ -23,12 +23,12 @@ void SGD::apply(const Range& range, const StepContext& context, const Stats&) co
 void SGD::apply_all(std::span<const Range> ranges, const StepContext& context) const {
   std::vector<SgdStep> steps;
   for (const Range& range : ranges) steps.push_back(step_of(range, context));
-  sgd_steps(steps);
+  sgd_steps(steps, context.device_scale);
 }
 
 SgdStep SGD::step_of(const Range& range, const StepContext& context) const {
   SgdScalars scalars;
-  scalars.gradient_factor = static_cast<float>(config_.maximize ? -context.gradient_scale : context.gradient_scale);
+  scalars.gradient_factor = static_cast<float>(gradient_factor(context, config_.maximize));
   scalars.lr = static_cast<float>(value(range.group, "lr"));
   scalars.momentum = static_cast<float>(value(range.group, "momentum"));
   scalars.dampening = static_cast<float>(value(range.group, "dampening"));

@@ -49,6 +49,7 @@ class SGD final : public Optimizer {
   std::vector<StateSpec> states(const Shape& shape) const override;
   void apply(const Range& range, const StepContext& context, const Stats& stats) const override;
   void apply_all(std::span<const Range> ranges, const StepContext& context) const override;
+  bool takes_device_scale() const override { return true; }
 
  private:
   SgdStep step_of(const Range& range, const StepContext& context) const;

@@ -25,6 +25,12 @@ inline const Tensor& required_state(const Range& range, const char* name) {
   return found->second;
 }
 
+/// The factor of gradients that a step's scalars have; device_scale multiplies it where there is one.
+inline double gradient_factor(const StepContext& context, bool climbs) {
+  const double factor = context.device_scale.defined() ? 1 : context.gradient_scale;
+  return climbs ? -factor : factor;
+}
+
 inline constexpr const char* kMomentumBuffer = "momentum_buffer";
 
 /// The state of that name, or an undefined tensor where `momentum` is 0. Throws ConfigError when a run that started

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "autograd/optim/clip.h"
 #include "autograd/optim/part_places.h"
 #include "core/device/trace.h"
 #include "core/ops/cast.h"
@@ -167,9 +168,14 @@ bool Stepper::is_late(std::size_t index) const {
 
 void Stepper::step(double gradient_scale) {
   finish();
-  ++step_count_;
-  StepContext context{step_count_, gradient_scale};
+  StepContext context;
+  context.gradient_scale = gradient_scale;
   if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
+  step_as(std::move(context));
+}
+
+void Stepper::step_as(StepContext context) {
+  context.step = ++step_count_;
   std::vector<std::size_t> stepped;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     if (parts_[i].count == 0) continue;
@@ -251,6 +257,11 @@ struct Stepper::BlockSums {
   Tensor all;                        // f64
   std::vector<std::size_t> parts;    // whose gradients are there, in order
   std::vector<std::int64_t> begins;  // of each part's blocks, and the end
+
+  /// Puts the parts' sums where they belong.
+  void spread(const std::vector<double>& folded, std::vector<double>& of_part) const {
+    for (std::size_t i = 0; i < parts.size(); ++i) of_part[parts[i]] = folded[i];
+  }
 };
 
 std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
@@ -298,33 +309,87 @@ std::vector<std::string> Stepper::gradient_names() const {
   return names;
 }
 
+std::vector<BlockRun> Stepper::runs_of(const std::vector<BlockSums>& found) const {
+  std::vector<std::int64_t> offsets = {0};
+  for (const Part& part : parts_) offsets.push_back(offsets.back() + block_count(part.count));
+  std::vector<BlockRun> runs;
+  for (const BlockSums& sums : found) {
+    std::size_t first = 0;
+    for (std::size_t i = 1; i <= sums.parts.size(); ++i) {
+      if (i < sums.parts.size() && offsets[sums.parts[i]] == offsets[sums.parts[i - 1] + 1]) continue;
+      const std::int64_t begin = sums.begins[first];
+      runs.push_back({offsets[sums.parts[first]], sums.all.narrow(0, begin, sums.begins[i] - begin)});
+      first = i;
+    }
+  }
+  return runs;
+}
+
 std::vector<double> Stepper::gradient_squares() const {
   const std::vector<BlockSums> found = sum_blocks();
   if (!parts_.empty() && parts_.front().variable.device().is_meta()) {
     for (const BlockSums& sums : found) fold_segments(sums.all, sums.begins);
     return {};
   }
-  if (reducer_ != nullptr) {
-    std::vector<std::int64_t> offsets = {0};
-    for (const Part& part : parts_) offsets.push_back(offsets.back() + block_count(part.count));
-    std::vector<BlockRun> runs;
-    for (const BlockSums& sums : found) {
-      std::size_t first = 0;
-      for (std::size_t i = 1; i <= sums.parts.size(); ++i) {
-        if (i < sums.parts.size() && offsets[sums.parts[i]] == offsets[sums.parts[i - 1] + 1]) continue;
-        const std::int64_t begin = sums.begins[first];
-        runs.push_back({offsets[sums.parts[first]], sums.all.narrow(0, begin, sums.begins[i] - begin)});
-        first = i;
-      }
-    }
-    return reducer_->sum_blocks(runs);
-  }
+  if (reducer_ != nullptr) return reducer_->sum_blocks(runs_of(found)).to_vector<double>();
   std::vector<double> of_part(parts_.size(), 0.0);
-  for (const BlockSums& sums : found) {
-    const std::vector<double> folded = fold_segments(sums.all, sums.begins).to_vector<double>();
-    for (std::size_t i = 0; i < sums.parts.size(); ++i) of_part[sums.parts[i]] = folded[i];
-  }
+  for (const BlockSums& sums : found) sums.spread(fold_segments(sums.all, sums.begins).to_vector<double>(), of_part);
   return of_part;
+}
+
+// Where all that the limit takes, and all that is stepped with it, is; nothing where the host has to help.
+std::optional<Device> Stepper::limiting_device() const {
+  if (!optimizer_.takes_device_scale() || optimizer_.needs_gradient_norm()) return std::nullopt;
+  std::optional<Device> device;
+  const auto is_same = [&](Device other) { return other == device.value_or(other); };
+  for (const Part& part : parts_) {
+    if (part.count == 0) continue;
+    const Device place = weights_of(part).device();
+    const Tensor gradient = gradient_of(part);
+    if (!is_same(place) || place_of(part) != place || (gradient.defined() && gradient.device() != place))
+      return std::nullopt;
+    device = place;
+  }
+  return device;
+}
+
+std::vector<double> Stepper::step_limited(double scale, std::optional<double> max_norm) {
+  finish();
+  const auto factor_of = [&](const std::vector<double>& squares) {
+    return max_norm ? 1 / scale * clip_factor(norm_of(squares) / scale, *max_norm) : 1 / scale;
+  };
+  const std::optional<Device> device = limiting_device();
+  std::vector<BlockSums> found;
+  if (device) found = sum_blocks();
+  if (found.empty() || (reducer_ != nullptr && device->is_meta())) {
+    std::vector<double> squares = gradient_squares();
+    step(factor_of(squares));
+    return squares;
+  }
+  const BlockSums& sums = found.front();  // and there are no others
+  const Tensor folded =
+      reducer_ != nullptr ? reducer_->sum_blocks(runs_of(found)) : fold_segments(sums.all, sums.begins);
+  const auto all_squares = [&](const Tensor& read) {
+    if (folded.device().is_meta()) return std::vector<double>();
+    std::vector<double> values = read.to_vector<double>();
+    if (reducer_ != nullptr) return values;
+    std::vector<double> of_part(parts_.size(), 0.0);
+    sums.spread(values, of_part);
+    return of_part;
+  };
+  if (folded.device() != *device) {
+    std::vector<double> squares = all_squares(folded);
+    step(factor_of(squares));
+    return squares;
+  }
+  StepContext context;
+  context.gradient_scale = 1 / scale;
+  if (max_norm) context.device_scale = norm_limit(folded, scale, *max_norm);
+  if (side_copies_ == nullptr) side_copies_ = std::make_unique<SideCopies>(*device);
+  side_copies_->begin();
+  SideCopies::Fetch read = side_copies_->fetch(folded, device->is_cuda() ? kHost : *device);
+  step_as(std::move(context));
+  return all_squares(side_copies_->finish(read));
 }
 
 void Stepper::restore_weights() {

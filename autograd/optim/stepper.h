@@ -65,9 +65,10 @@ class StatsReducer {
   virtual ~StatsReducer() = default;
   /// The statistics of one pass over a whole parameter: `add` adds those of this process's part to a carry.
   virtual Stats reduce(std::size_t part, const std::function<void(Stats& carry)>& add) = 0;
-  /// Of each parameter, in their order, the sum of its blocks, in order.
+  /// Of each parameter, in their order, the sum of its blocks, as fold_segments adds them: f64 [parameters], where the
+  /// owners' sums meet.
   ///   runs  of this process's blocks; those that no run has are 0
-  virtual std::vector<double> sum_blocks(const std::vector<BlockRun>& runs) = 0;
+  virtual Tensor sum_blocks(const std::vector<BlockRun>& runs) = 0;
   /// The parameters' names, in their order.
   virtual const std::vector<std::string>& names() const = 0;
 };
@@ -104,6 +105,11 @@ class Stepper {
   /// One step from each part's gradient.
   ///   gradient_scale   multiplies every gradient
   void step(double gradient_scale = 1.0);
+  /// One step from gradients that are `scale` times too large, limited together to a norm of max_norm where there is
+  /// one: gradient_squares, clip_factor and step(factor), with their bits. Where every part is stepped where its
+  /// weights are, the device finds the factor itself, and steps while the host reads the squares.
+  ///   returns  gradient_squares()
+  std::vector<double> step_limited(double scale, std::optional<double> max_norm);
   /// Steps those of parts [first, first + count) that the last step left, with its hyper-parameters. Nothing while
   /// parts are stepped, so whoever is told of every use of the weights may call it.
   void finish(std::size_t first, std::size_t count);
@@ -184,6 +190,9 @@ class Stepper {
   bool is_late(std::size_t index) const;
   struct BlockSums;
   std::vector<BlockSums> sum_blocks() const;
+  std::vector<BlockRun> runs_of(const std::vector<BlockSums>& found) const;
+  std::optional<Device> limiting_device() const;
+  void step_as(StepContext context);
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
   bool joins_others(std::size_t index) const;
 
@@ -208,7 +217,7 @@ class Stepper {
   std::map<std::size_t, Progress> begun_;    // parts whose step is under way
   std::deque<Fetching> ahead_;               // what the host steps next, in order
   std::size_t most_ahead_ = 0;               // bytes of weights
-  std::unique_ptr<SideCopies> side_copies_;  // made by the first step; ends before what is on its way
+  std::unique_ptr<SideCopies> side_copies_;  // made by the first that is needed; ends before what is on its way
   SharedElements shared_;
   std::unique_ptr<StreamedSteps> streamed_;  // made by the first that is needed; null before
 };

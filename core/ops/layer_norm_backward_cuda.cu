@@ -22,6 +22,7 @@ using Computed = decltype(load(T{}));
 constexpr std::int64_t kBlocks = 132;             // what a large GPU holds at a time
 constexpr std::int64_t kMostRows = 1 << 30;       // that are counted in 32 bits
 constexpr int kShortSteps = 1, kMiddleSteps = 2;  // packs of a row that a lane has; rows of more have kSumBlock a warp
+constexpr std::int64_t kMostNarrow = 4096;        // columns of a row of kMiddleSteps
 
 /// Threads that the registers of so many steps leave room for.
 template <int kSteps>
@@ -287,7 +288,7 @@ std::int64_t launch_backward(const Backward<T>& args, bool fits, const Cuda& cud
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int kLane = 32 * cuda::kPackWidth<T>;  // columns of a warp for each step
     if (fits && args.n <= 4 * kShortSteps * kLane) return launch_blocks<kShortSteps>(args, cuda);
-    if (fits && args.n <= cuda::kMostNarrow) return launch_blocks<kMiddleSteps>(args, cuda);
+    if (fits && args.n <= kMostNarrow) return launch_blocks<kMiddleSteps>(args, cuda);
     if (fits && args.n <= cuda::kHeldElements) return launch_blocks<static_cast<int>(kSumBlock) / kLane>(args, cuda);
   }
   const std::int64_t blocks = (args.rows + kLayerNormRows - 1) / kLayerNormRows;

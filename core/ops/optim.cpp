@@ -85,6 +85,21 @@ Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begi
   return out;
 }
 
+Cost cost(const NormLimitArgs& args) {
+  return {static_cast<double>(args.squares.numel()), streamed_bytes({&args.squares, &args.factor}, {})};
+}
+
+Tensor norm_limit(const Tensor& squares, double scale, double max_norm) {
+  constexpr const char* kOp = NormLimitArgs::kName;
+  if (squares.dtype() != DType::f64) throw DTypeError(cat(kOp, ": expected f64, got ", squares));
+  if (!squares.is_contiguous()) {
+    throw ShapeError(cat(kOp, ": expected a row-major tensor, got ", squares, " with strides ", squares.strides()));
+  }
+  const Tensor factor = empty_workspace(1, DType::f64, squares.device());
+  dispatch(squares.device(), NormLimitArgs{squares.view(), factor.view(), scale, max_norm});
+  return factor;
+}
+
 AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double gradient_factor) {
   if (step < 1) throw ShapeError(cat("adam_scalars: steps count from 1, got ", step));
   const auto t = static_cast<double>(step);
@@ -104,8 +119,9 @@ AdamScalars adam_scalars(const AdamOptions& options, std::int64_t step, double g
           static_cast<float>(l2)};
 }
 
-void adam_steps(std::span<const AdamStep> steps) {
+void adam_steps(std::span<const AdamStep> steps, const Tensor& factor) {
   constexpr const char* kOp = AdamArgs::kName;
+  check_factor(kOp, factor);
   std::vector<AdamArgs::Range> ranges;
   for (const AdamStep& step : steps) {
     const StepTensors& tensors = step.tensors;
@@ -115,27 +131,28 @@ void adam_steps(std::span<const AdamStep> steps) {
     check_state(kOp, "exp_avg", step.exp_avg, tensors.parameter);
     check_state(kOp, "exp_avg_sq", step.exp_avg_sq, tensors.parameter);
     check_state(kOp, "max_exp_avg_sq", step.max_exp_avg_sq, tensors.parameter);
-    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy,
+    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy, &factor,
                         &step.exp_avg, &step.exp_avg_sq, &step.max_exp_avg_sq});
     ranges.push_back({tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
                       step.exp_avg.view(), step.exp_avg_sq.view(), view_or_absent(step.max_exp_avg_sq), step.scalars});
   }
-  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), AdamArgs{ranges});
+  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), AdamArgs{ranges, view_or_absent(factor)});
 }
 
-void sgd_steps(std::span<const SgdStep> steps) {
+void sgd_steps(std::span<const SgdStep> steps, const Tensor& factor) {
   constexpr const char* kOp = SgdArgs::kName;
+  check_factor(kOp, factor);
   std::vector<SgdArgs::Range> ranges;
   for (const SgdStep& step : steps) {
     const StepTensors& tensors = step.tensors;
     check_tensors(kOp, tensors);
     check_state(kOp, "the momentum buffer", step.momentum_buffer, tensors.parameter);
-    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy,
+    common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy, &factor,
                         &step.momentum_buffer});
     ranges.push_back({tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
                       view_or_absent(step.momentum_buffer), step.scalars});
   }
-  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), SgdArgs{ranges});
+  if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), SgdArgs{ranges, view_or_absent(factor)});
 }
 
 LambSquares lamb_squares(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,

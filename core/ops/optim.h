@@ -57,7 +57,7 @@ void block_squares(std::span<const BlockSquares> all);
 /// Blocks that `count` elements make.
 constexpr std::int64_t block_count(std::int64_t count) { return (count + kStatisticsBlock - 1) / kStatisticsBlock; }
 
-/// out[i] = values[begins[i]] + values[begins[i] + 1] + ..., one by one from 0 up to values[begins[i + 1] - 1].
+/// out[i] = the sum of values[begins[i]] to values[begins[i + 1] - 1], as sum_blocks adds (core/ops/lane_fold.h).
 ///   values  f64 [n]; begins  i64 [m + 1], never falling, within [0, n]; out  f64 [m]; all row-major
 struct FoldSegmentsArgs {
   static constexpr const char* kName = "fold_segments";
@@ -67,8 +67,8 @@ Cost cost(const FoldSegmentsArgs& args);
 void run(const Cpu& cpu, const FoldSegmentsArgs& args);
 void run(const Cuda& cuda, const FoldSegmentsArgs& args);
 
-/// The sums of consecutive segments of values, each added in order: block sums of many parameters, without bringing
-/// them to the host.
+/// The sums of consecutive segments of values, each in one order: block sums of many parameters, without bringing them
+/// to the host.
 ///   values   f64 [n], row-major
 ///   begins   where segments begin, and the end of the last: m + 1 numbers
 ///   returns  f64 [m] on the device of values
@@ -80,6 +80,27 @@ Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begi
 ///   x  f32|bf16|f16, row-major, starting at a block boundary of its logical tensor
 /// On meta: returns carry. Throws ShapeError (not row-major), DTypeError.
 double sum_squares(const Tensor& x, double carry = 0);
+
+// ---------------------------------------------------------------------------------------------- the norm's limit
+
+/// factor = 1 / scale, times max_norm / (norm + 1e-6) where that is less than 1; norm = the square root of `squares`,
+/// added one by one from 0, over scale. In f64.
+///   squares  f64 [n], row-major; factor  f64 [1]
+struct NormLimitArgs {
+  static constexpr const char* kName = "norm_limit";
+  View squares, factor;
+  double scale, max_norm;
+};
+Cost cost(const NormLimitArgs& args);
+void run(const Cpu& cpu, const NormLimitArgs& args);
+void run(const Cuda& cuda, const NormLimitArgs& args);
+
+/// What gradients are multiplied by that are `scale` times too large, so that their norm is at most max_norm: found
+/// where their squares are, without asking the device for them. A norm that is not finite gives no finite gradients.
+///   squares  f64 [n], row-major: of each gradient
+///   returns  f64 [1] on their device
+/// Source: torch.nn.utils.clip_grad_norm_. Throws ShapeError, DTypeError.
+Tensor norm_limit(const Tensor& squares, double scale, double max_norm);
 
 // ---------------------------------------------------------------------------------------------- Adam, AdamW
 
@@ -112,6 +133,7 @@ struct AdamArgs {
     AdamScalars scalars;
   };
   std::span<const Range> ranges;
+  View factor;  ///< f64 [1] or absent: multiplies each range's gradient_factor
 };
 Cost cost(const AdamArgs& args);
 void run(const Cpu& cpu, const AdamArgs& args);
@@ -125,7 +147,8 @@ struct AdamStep {
   AdamScalars scalars;
 };
 /// All of them, on one device. Throws ShapeError (counts differ, not row-major), DTypeError, DeviceError.
-void adam_steps(std::span<const AdamStep> steps);
+///   factor  f64 [1] on it, or undefined: multiplies each gradient_factor, before it is rounded
+void adam_steps(std::span<const AdamStep> steps, const Tensor& factor = {});
 inline void adam_step(const StepTensors& tensors, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                       const Tensor& max_exp_avg_sq, const AdamScalars& scalars) {
   const AdamStep step{tensors, exp_avg, exp_avg_sq, max_exp_avg_sq, scalars};
@@ -154,6 +177,7 @@ struct SgdArgs {
     SgdScalars scalars;
   };
   std::span<const Range> ranges;
+  View factor;  ///< as AdamArgs::factor
 };
 Cost cost(const SgdArgs& args);
 void run(const Cpu& cpu, const SgdArgs& args);
@@ -165,8 +189,8 @@ struct SgdStep {
   Tensor momentum_buffer;
   SgdScalars scalars;
 };
-/// All of them, on one device. Errors as adam_steps.
-void sgd_steps(std::span<const SgdStep> steps);
+/// All of them, on one device. `factor` and errors as adam_steps.
+void sgd_steps(std::span<const SgdStep> steps, const Tensor& factor = {});
 inline void sgd_step(const StepTensors& tensors, const Tensor& momentum_buffer, const SgdScalars& scalars) {
   const SgdStep step{tensors, momentum_buffer, scalars};
   sgd_steps({&step, 1});

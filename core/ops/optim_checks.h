@@ -46,6 +46,12 @@ inline void check_offset(const char* op, std::int64_t offset) {
   }
 }
 
+inline void check_factor(const char* op, const Tensor& factor) {
+  if (!factor.defined()) return;
+  if (factor.dtype() != DType::f64) throw DTypeError(cat(op, ": the factor must be f64, got ", factor));
+  if (factor.numel() != 1) throw ShapeError(cat(op, ": the factor must be one number, got ", factor));
+}
+
 inline Tensor empty_workspace(std::int64_t count, DType dtype, Device device) {
   const CategoryScope scope(Category::workspace);
   return Tensor::empty({count}, dtype, device);

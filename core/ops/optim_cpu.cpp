@@ -99,22 +99,28 @@ void run(const Cpu&, const FoldSegmentsArgs& args) {
   const double* values = args.values.as<double>();
   const std::int64_t* begins = args.begins.as<std::int64_t>();
   for (std::int64_t i = 0; i < args.out.numel(); ++i) {
-    double sum = 0;
-    for (std::int64_t j = begins[i]; j < begins[i + 1]; ++j) sum += values[j];
-    args.out.as<double>()[i] = sum;
+    const double* const first = values + begins[i];
+    args.out.as<double>()[i] = sum_blocks<double>(begins[i + 1] - begins[i], [&](std::int64_t j) { return first[j]; });
   }
+}
+
+void run(const Cpu&, const NormLimitArgs& args) {
+  double squares = 0;
+  for (std::int64_t i = 0; i < args.squares.numel(); ++i) squares += args.squares.as<double>()[i];
+  args.factor.as<double>()[0] = optim::norm_limit(squares, args.scale, args.max_norm);
 }
 
 void run(const Cpu&, const AdamArgs& args) {
   for (const AdamArgs::Range& range : args.ranges) {
+    const AdamScalars scalars = optim::with_factor(range.scalars, args.factor.as<double>());
     float* p = range.parameter.as<float>();
     float* mean = range.exp_avg.as<float>();
     float* square = range.exp_avg_sq.as<float>();
     if (range.max_exp_avg_sq.defined()) {
-      update_all(AdamUpdate<true>{range.scalars, p, mean, square, range.max_exp_avg_sq.as<float>()}, range.gradient,
+      update_all(AdamUpdate<true>{scalars, p, mean, square, range.max_exp_avg_sq.as<float>()}, range.gradient,
                  range.copy, range.parameter.numel());
     } else {
-      update_all(AdamUpdate<false>{range.scalars, p, mean, square, nullptr}, range.gradient, range.copy,
+      update_all(AdamUpdate<false>{scalars, p, mean, square, nullptr}, range.gradient, range.copy,
                  range.parameter.numel());
     }
   }
@@ -122,7 +128,8 @@ void run(const Cpu&, const AdamArgs& args) {
 
 void run(const Cpu&, const SgdArgs& args) {
   for (const SgdArgs::Range& range : args.ranges) {
-    const SgdUpdate update{range.scalars, range.parameter.as<float>(), range.momentum_buffer.as<float>()};
+    const SgdUpdate update{optim::with_factor(range.scalars, args.factor.as<double>()), range.parameter.as<float>(),
+                           range.momentum_buffer.as<float>()};
     update_all(update, range.gradient, range.copy, range.parameter.numel());
   }
 }

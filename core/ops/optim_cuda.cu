@@ -1,5 +1,5 @@
-// SGD, Adam and Lamb on CUDA, and the sums of squares: optim_element.h over the walk of optim_cuda.cuh, with the CPU's
-// bits.
+// SGD, Adam and Lamb on CUDA, the sums of squares and the norm's limit: optim_element.h over the walk of
+// optim_cuda.cuh, with the CPU's bits.
 #include <vector>
 
 #include "core/ops/optim_cuda.cuh"
@@ -7,37 +7,13 @@
 namespace castor {
 namespace {
 
-// A warp a segment: its lanes fetch 128 values at a time, and every lane adds them one after the other. What bounds it
-// is the chain of additions, so the fetches and shuffles of a full batch are unrolled out of its way.
-__global__ void fold_kernel(const double* values, const std::int64_t* begins, double* out, std::int64_t segments) {
-  constexpr int kAhead = 4;
-  const std::int64_t segment = (blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x) / 32;
-  if (segment >= segments) return;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const std::int64_t begin = begins[segment], end = begins[segment + 1];
-  double sum = 0, next[kAhead];
-  const auto fetch = [&](std::int64_t at) {
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) next[k] = at + 32 * k + lane < end ? values[at + 32 * k + lane] : 0;
-  };
-  fetch(begin);
-  for (std::int64_t at = begin; at < end; at += 32 * kAhead) {
-    double own[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) own[k] = next[k];
-    fetch(at + 32 * kAhead);
-    if (at + 32 * kAhead <= end) {
-#pragma unroll
-      for (int i = 0; i < 32 * kAhead; ++i) sum += __shfl_sync(0xffffffff, own[i / 32], i % 32);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const std::int64_t left = end - at - 32 * k;
-        for (int i = 0; i < 32 && i < left; ++i) sum += __shfl_sync(0xffffffff, own[k], i);
-      }
-    }
-  }
-  if (lane == 0) out[segment] = sum;
+__global__ void __launch_bounds__(cuda::kTeamThreads)
+    fold_kernel(const double* values, const std::int64_t* begins, double* out) {
+  const cuda::RowTeam team;
+  const std::int64_t begin = begins[team.row];
+  const double sum =
+      cuda::sum_row<double>(team, begins[team.row + 1] - begin, [&](int, std::int64_t i) { return values[begin + i]; });
+  if (threadIdx.x == 0 && threadIdx.y == 0) out[team.row] = sum;
 }
 
 /// A range whose squares are summed by blocks of kStatisticsBlock.
@@ -124,9 +100,28 @@ void sum_squares_together(const Cuda& cuda, std::span<const BlockSquaresArgs::Pa
   if (blocks > 0) range_squares<kMost><<<blocks, cuda::kStepThreads, 0, stream_of(cuda)>>>(table);
 }
 
+// A thread: there are as many numbers as a model has parameters, in order, and the next ones are on their way.
+__global__ void norm_limit_kernel(const double* squares, std::int64_t count, double scale, double max_norm,
+                                  double* factor) {
+  constexpr int kAhead = 16;
+  double sum = 0;
+  std::int64_t at = 0;
+  for (; at + kAhead <= count; at += kAhead) {
+    double next[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) next[k] = squares[at + k];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum += next[k];
+  }
+  for (; at < count; ++at) sum += squares[at];
+  *factor = optim::norm_limit(sum, scale, max_norm);
+}
+
 struct AdamUpdate {
   AdamScalars s;
+  const double* factor;
   bool keeps_largest;
+  __device__ void begin() { s = optim::with_factor(s, factor); }
   __device__ void operator()(std::int64_t, float g, float (&x)[4]) const {
     const optim::AdamElement e = optim::adam_element(s, g, x[0], x[1], x[2], x[3], keeps_largest);
     x[0] = e.parameter;
@@ -138,7 +133,9 @@ struct AdamUpdate {
 
 struct SgdUpdate {
   SgdScalars s;
+  const double* factor;
   bool has_buffer;
+  __device__ void begin() { s = optim::with_factor(s, factor); }
   __device__ void operator()(std::int64_t, float g, float (&x)[2]) const {
     const optim::SgdElement e = optim::sgd_element(s, g, x[0], x[1], has_buffer);
     x[0] = e.parameter;
@@ -178,18 +175,21 @@ void run(const Cuda& cuda, const BlockSquaresArgs& args) {
 }
 
 void run(const Cuda& cuda, const FoldSegmentsArgs& args) {
-  constexpr int kThreads = 128;
-  const std::int64_t segments = args.out.numel();
-  const auto blocks = static_cast<unsigned>((32 * segments + kThreads - 1) / kThreads);
-  fold_kernel<<<blocks, kThreads, 0, stream_of(cuda)>>>(args.values.as<double>(), args.begins.as<std::int64_t>(),
-                                                        args.out.as<double>(), segments);
+  fold_kernel<<<static_cast<unsigned>(args.out.numel()), dim3(32, cuda::kMostWarps), 0, stream_of(cuda)>>>(
+      args.values.as<double>(), args.begins.as<std::int64_t>(), args.out.as<double>());
   check_cuda(cudaGetLastError(), FoldSegmentsArgs::kName, cuda.device);
+}
+
+void run(const Cuda& cuda, const NormLimitArgs& args) {
+  norm_limit_kernel<<<1, 1, 0, stream_of(cuda)>>>(args.squares.as<double>(), args.squares.numel(), args.scale,
+                                                  args.max_norm, args.factor.as<double>());
+  check_cuda(cudaGetLastError(), NormLimitArgs::kName, cuda.device);
 }
 
 void run(const Cuda& cuda, const AdamArgs& args) {
   std::vector<cuda::StepJob<4, AdamUpdate>> jobs;
   for (const AdamArgs::Range& range : args.ranges) {
-    jobs.push_back({{range.scalars, range.max_exp_avg_sq.defined()},
+    jobs.push_back({{range.scalars, args.factor.as<double>(), range.max_exp_avg_sq.defined()},
                     {{range.parameter.as<float>(), range.exp_avg.as<float>(), range.exp_avg_sq.as<float>(),
                       range.max_exp_avg_sq.as<float>()}},
                     range.gradient,
@@ -202,7 +202,7 @@ void run(const Cuda& cuda, const AdamArgs& args) {
 void run(const Cuda& cuda, const SgdArgs& args) {
   std::vector<cuda::StepJob<2, SgdUpdate>> jobs;
   for (const SgdArgs::Range& range : args.ranges) {
-    jobs.push_back({{range.scalars, range.momentum_buffer.defined()},
+    jobs.push_back({{range.scalars, args.factor.as<double>(), range.momentum_buffer.defined()},
                     {{range.parameter.as<float>(), range.momentum_buffer.as<float>()}},
                     range.gradient,
                     range.copy,

@@ -21,7 +21,8 @@ struct States {
   float* at[N];
 };
 
-/// One range of a step. `update`(index, gradient, x) changes x, the states of one element.
+/// One range of a step. `update`(index, gradient, x) changes x, the states of one element; update.begin(), where there
+/// is one, comes first, once a thread.
 template <int N, class Update>
 struct StepJob {
   Update update;
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kStepThreads)
   const States<N> states = range.states;
   const G* const gradient = range.gradient;
   C* const copy = range.copy;
-  const Update update = range.update;
+  Update update = range.update;
+  if constexpr (requires { update.begin(); }) update.begin();
   if (range.is_wide && first + kWidth <= count) {
     Pack<float, kWidth> packs[N];
     Pack<G, kWidth> gradients{};

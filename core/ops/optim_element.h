@@ -8,6 +8,22 @@
 
 namespace castor::optim {
 
+/// How much of gradients of this norm a limit leaves; see NormLimitArgs.
+CASTOR_HOST_DEVICE double share_within(double norm, double max_norm) {
+  const double share = max_norm / (norm + 1e-6);
+  return share > 1 ? 1 : share;
+}
+CASTOR_HOST_DEVICE double norm_limit(double squares, double scale, double max_norm) {
+  return 1 / scale * share_within(std::sqrt(squares) / scale, max_norm);
+}
+
+/// `s` for gradients that `factor` multiplies too; null: as they are. In f64, and rounded once.
+template <class Scalars>
+CASTOR_HOST_DEVICE Scalars with_factor(Scalars s, const double* factor) {
+  if (factor != nullptr) s.gradient_factor = static_cast<float>(static_cast<double>(s.gradient_factor) * *factor);
+  return s;
+}
+
 /// New moments, parameter and, for amsgrad, the largest second moment.
 struct AdamElement {
   float mean, square, largest, parameter;

@@ -66,8 +66,6 @@ __device__ Pack<T, V> rounded(const C (&values)[V]) {
   }
 }
 
-inline constexpr std::int64_t kMostNarrow = 4096;  ///< columns of a row that layer norm copies ahead
-
 /// Calls body(k, i) for a lane's packs of its warp's columns: k counts them, i is the first element, counted from the
 /// lane's first pack, a constant once unrolled. `left` elements are there from that pack on.
 template <int kSteps, int V, class Body>
@@ -111,36 +109,6 @@ struct RowPlan {
   }
   dim3 threads() const { return dim3(32, warps, groups); }
 };
-
-/// The threads' numbers of one row, each warp's joined lane by lane and then in order of warps, in every thread.
-template <class C>
-__device__ SumPair<double> join_team(const RowTeam& team, C a, C b) {
-  __shared__ SumPair<double> parts[kMostWarps];
-  const SumPair<double> part{static_cast<double>(join_lanes(a, AddLanes{})),
-                             static_cast<double>(join_lanes(b, AddLanes{}))};
-  if (team.warps == 1) return part;
-  if (team.lane == 0) parts[team.slot] = part;
-  __syncthreads();
-  SumPair<double> total{0, 0};
-  for (int w = 0; w < team.warps; ++w) {
-    total.a += parts[team.slot - team.warp + w].a;
-    total.b += parts[team.slot - team.warp + w].b;
-  }
-  __syncthreads();
-  return total;
-}
-template <class C>
-__device__ double join_team(const RowTeam& team, C a) {
-  __shared__ double parts[kMostWarps];
-  const double part = static_cast<double>(join_lanes(a, AddLanes{}));
-  if (team.warps == 1) return part;
-  if (team.lane == 0) parts[team.slot] = part;
-  __syncthreads();
-  double total = 0;
-  for (int w = 0; w < team.warps; ++w) total += parts[team.slot - team.warp + w];
-  __syncthreads();
-  return total;
-}
 
 /// True where rows of n elements of all operands can be moved as words of 16 bytes.
 inline bool rows_fit(std::int64_t n, std::initializer_list<const View*> views) {

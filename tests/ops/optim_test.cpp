@@ -2,6 +2,7 @@
 // threads and the compiler's vectors change no bit.
 #include "core/ops/optim.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <doctest/doctest.h>
@@ -82,17 +83,25 @@ TEST_CASE("sums of squares carry over from range to range with the bits of the u
   CHECK(std::isinf(sum_squares(infinite)));
 }
 
-TEST_CASE("segments of values fold in order, short, long and empty ones, with the bits of a plain loop") {
-  constexpr std::int64_t kCount = 3000;
+TEST_CASE("segments of values fold by blocks of 32 chains, short, long and empty ones, with the bits of plain loops") {
+  constexpr std::int64_t kCount = 40000;
   const Array numbers = random_array({kCount}, 9);
   const Tensor values = make_tensor(numbers, DType::f64);
-  const std::vector<std::int64_t> begins = {0, 1, 1, 33, 65, 97, 1200, 3000};
+  const std::vector<std::int64_t> begins = {0, 1, 1, 33, 65, 97, 1200, 3500, 3500 + 1024, 40000};
   const std::vector<double> got = fold_segments(values, begins).to_vector<double>();
   const std::vector<double> plain = values.to_vector<double>();
   REQUIRE(got.size() == begins.size() - 1);
   for (std::size_t i = 0; i < got.size(); ++i) {
     double sum = 0;
-    for (std::int64_t j = begins[i]; j < begins[i + 1]; ++j) sum += plain[static_cast<std::size_t>(j)];
+    for (std::int64_t block = begins[i]; block < begins[i + 1]; block += 1024) {
+      double chains[32] = {};
+      for (std::int64_t j = block; j < std::min(block + 1024, begins[i + 1]); ++j)
+        chains[(j - block) % 32] += plain[static_cast<std::size_t>(j)];
+      for (int width = 16; width > 0; width /= 2) {
+        for (int c = 0; c < width; ++c) chains[c] += chains[c + width];
+      }
+      sum += chains[0];
+    }
     CHECK(got[i] == sum);
   }
   CHECK(fold_segments(values, {5}).numel() == 0);

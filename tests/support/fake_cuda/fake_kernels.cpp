@@ -56,6 +56,7 @@ void run(const Cuda& cuda, const GroupNormArgs& args) { run(fake_launch(cuda), a
 void run(const Cuda& cuda, const GroupNormBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const BlockSquaresArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const FoldSegmentsArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const NormLimitArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const AdamArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const SgdArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LambSquaresArgs& args) { run(fake_launch(cuda), args); }
