@@ -99,6 +99,8 @@ class BoostedOptimizer {
   /// The norm of each parameter's gradient of the last window that was stepped or skipped, before clipping; empty where
   /// no norm is needed: without fp16 and without a limit on it.
   std::map<std::string, double> gradient_norms() const;
+  /// From now on updates are recorded and run as one where they can be (`compile`).
+  void record_updates() { stepper_.record_steps(); }
   /// True where every window's norms are computed.
   bool has_norms() const { return scaler_ || (options_.clip && options_.clip->type == "norm"); }
   /// Null unless losses are scaled.

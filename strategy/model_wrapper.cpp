@@ -5,6 +5,7 @@ namespace castor::strategy {
 
 bool ColossalAIModelWrapper::record_passes() {
   recorded_ = std::make_unique<RecordedStep>(model_);
+  if (model_.optimizer() != nullptr) model_.optimizer()->record_updates();
   return true;
 }
 

@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/device/caching_allocator.h"
 #include "core/device/dispatch.h"
+#include "core/device/recording_scope.h"
 #include "core/ops/cast.h"
 
 namespace castor::strategy {
@@ -17,29 +18,6 @@ namespace {
 constexpr std::int64_t kMostKeys = 8192;
 // The position in a window from which on micro-steps are alike: they add to the sums that the second one made.
 constexpr std::int64_t kLater = 2;
-
-// The device records while this lives.
-class RecordingScope {
- public:
-  explicit RecordingScope(Backend& backend) : backend_(backend) { backend_.begin_recording(); }
-  RecordingScope(const RecordingScope&) = delete;
-  RecordingScope& operator=(const RecordingScope&) = delete;
-  ~RecordingScope() {
-    if (is_over_) return;
-    try {
-      backend_.end_recording();
-    } catch (const DeviceError&) {  // what ended the pass is on its way already
-    }
-  }
-  std::unique_ptr<Recording> end() {
-    is_over_ = true;
-    return backend_.end_recording();
-  }
-
- private:
-  Backend& backend_;
-  bool is_over_ = false;
-};
 
 void add_shape(std::string& text, const Tensor& x) {
   if (x.defined()) text += cat(x, ";");

@@ -1,6 +1,9 @@
 // Adam's and AdamW's groups and states; the arithmetic is core/ops/optim.h's.
 #include "autograd/optim/adam.h"
 
+#include <array>
+#include <bit>
+
 #include "autograd/optim/optimizer_config.h"
 #include "autograd/optim/step_tensors.h"
 
@@ -43,17 +46,32 @@ void Adam::apply_all(std::span<const Range> ranges, const StepContext& context) 
   adam_steps(steps, context.device_scale);
 }
 
-AdamStep Adam::step_of(const Range& range, const StepContext& context) const {
-  const AdamOptions options{.lr = value(range.group, "lr"),
-                            .beta1 = value(range.group, "beta1"),
-                            .beta2 = value(range.group, "beta2"),
-                            .epsilon = value(range.group, "eps"),
-                            .weight_decay = value(range.group, "weight_decay"),
+AdamScalars Adam::scalars_of(int group, const StepContext& context) const {
+  const AdamOptions options{.lr = value(group, "lr"),
+                            .beta1 = value(group, "beta1"),
+                            .beta2 = value(group, "beta2"),
+                            .epsilon = value(group, "eps"),
+                            .weight_decay = value(group, "weight_decay"),
                             .is_decoupled = is_decoupled_,
                             .is_bias_corrected = config_.bias_correction};
+  return adam_scalars(options, context.step, gradient_factor(context, config_.maximize));
+}
+
+std::vector<std::byte> Adam::group_scalars(int group, const StepContext& context) const {
+  const auto bytes = std::bit_cast<std::array<std::byte, sizeof(AdamScalars)>>(scalars_of(group, context));
+  return {bytes.begin(), bytes.end()};
+}
+
+AdamStep Adam::step_of(const Range& range, const StepContext& context) const {
   const Tensor largest = config_.amsgrad ? required_state(range, "max_exp_avg_sq") : Tensor{};
-  return {step_tensors(range), required_state(range, "exp_avg"), required_state(range, "exp_avg_sq"), largest,
-          adam_scalars(options, context.step, gradient_factor(context, config_.maximize))};
+  const Tensor& all = context.device_scalars;
+  const Tensor place = all.defined() ? all.select(0, range.group) : Tensor{};
+  return {step_tensors(range),
+          required_state(range, "exp_avg"),
+          required_state(range, "exp_avg_sq"),
+          largest,
+          scalars_of(range.group, context),
+          place};
 }
 
 }  // namespace castor::autograd

@@ -85,11 +85,13 @@ class Adam : public Optimizer {
   void apply(const Range& range, const StepContext& context, const Stats& stats) const final;
   void apply_all(std::span<const Range> ranges, const StepContext& context) const final;
   bool takes_device_scale() const final { return true; }
+  std::vector<std::byte> group_scalars(int group, const StepContext& context) const final;
 
  protected:
   Adam(const char* type, const AdamConfig& config, std::vector<ParamGroup> groups, bool decoupled);
 
  private:
+  AdamScalars scalars_of(int group, const StepContext& context) const;
   AdamStep step_of(const Range& range, const StepContext& context) const;
 
   AdamConfig config_;

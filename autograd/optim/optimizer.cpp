@@ -47,6 +47,8 @@ bool Optimizer::any_nonzero(std::string_view name) const {
 void Optimizer::accumulate_stats(int, const Range&, const StepContext&, const Stats&, Stats&) const {}
 void Optimizer::finish_pass(int, const Range&, const StepContext&, const Stats&) const {}
 
+std::vector<std::byte> Optimizer::group_scalars(int, const StepContext&) const { return {}; }
+
 void Optimizer::apply_all(std::span<const Range> ranges, const StepContext& context) const {
   for (const Range& range : ranges) apply(range, context, {});
 }

@@ -68,6 +68,7 @@ struct StepContext {
   std::int64_t step = 1;        ///< counts from 1
   double gradient_scale = 1.0;  ///< multiplies every gradient: 1/loss scale and the clip factor
   Tensor device_scale;          ///< f64 [1] on all ranges' device: in place of gradient_scale; for takes_device_scale
+  Tensor device_scalars;        ///< u8 [groups, n] there: each group's group_scalars, which recorded steps find there
   double gradient_norm = 0;     ///< L2 norm of all parameters' gradients times gradient_scale; for needs_gradient_norm
 };
 
@@ -98,6 +99,9 @@ class Optimizer {
   virtual void apply(const Range& range, const StepContext& context, const Stats& stats) const = 0;
   /// True: a StepContext may have device_scale, what only the device knows of.
   virtual bool takes_device_scale() const { return false; }
+  /// All that a step's kernels take from the group and the context, for device_scalars; empty: this optimizer's steps
+  /// are not recorded.
+  virtual std::vector<std::byte> group_scalars(int group, const StepContext& context) const;
   /// The same for ranges of any parameters on one device, where there are no statistics passes.
   virtual void apply_all(std::span<const Range> ranges, const StepContext& context) const;
 

@@ -168,6 +168,10 @@ bool Stepper::is_late(std::size_t index) const {
 
 void Stepper::step(double gradient_scale) {
   finish();
+  if (const Recorded* made = recorded(false, std::nullopt)) {
+    run(*made, gradient_scale);
+    return;
+  }
   StepContext context;
   context.gradient_scale = gradient_scale;
   if (optimizer_.needs_gradient_norm()) context.gradient_norm = gradient_norm() * gradient_scale;
@@ -252,45 +256,46 @@ void Stepper::finish() {
   if (streamed_ != nullptr) streamed_->wait();
 }
 
-// The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
-struct Stepper::BlockSums {
-  Tensor all;                        // f64
-  std::vector<std::size_t> parts;    // whose gradients are there, in order
-  std::vector<std::int64_t> begins;  // of each part's blocks, and the end
+std::vector<double> Stepper::BlockSums::spread(const std::vector<double>& folded, std::size_t count) const {
+  std::vector<double> of_part(count, 0.0);
+  for (std::size_t i = 0; i < parts.size(); ++i) of_part[parts[i]] = folded[i];
+  return of_part;
+}
 
-  /// Puts the parts' sums where they belong.
-  void spread(const std::vector<double>& folded, std::vector<double>& of_part) const {
-    for (std::size_t i = 0; i < parts.size(); ++i) of_part[parts[i]] = folded[i];
-  }
-};
-
-std::vector<Stepper::BlockSums> Stepper::sum_blocks() const {
+// A device each, in the order in which parts come to them.
+std::vector<Stepper::BlockSums> Stepper::block_layout() const {
   std::vector<Device> devices;
   std::vector<BlockSums> found;
-  std::vector<Tensor> gradients;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    gradients.push_back(gradient_of(parts_[i]));
-    if (!gradients[i].defined()) continue;
-    const auto known = std::find(devices.begin(), devices.end(), gradients[i].device());
-    if (known == devices.end()) found.push_back({{}, {}, {0}});
+    const Tensor gradient = gradient_of(parts_[i]);
+    if (!gradient.defined()) continue;
+    const auto known = std::find(devices.begin(), devices.end(), gradient.device());
+    if (known == devices.end()) found.emplace_back();
     BlockSums& sums = found[static_cast<std::size_t>(known - devices.begin())];
-    if (known == devices.end()) devices.push_back(gradients[i].device());
+    if (known == devices.end()) devices.push_back(gradient.device());
     sums.parts.push_back(i);
     sums.begins.push_back(sums.begins.back() + block_count(parts_[i].count));
   }
+  return found;
+}
+
+void Stepper::sum_blocks(BlockSums& sums) const {
   const CategoryScope category(Category::workspace);
-  for (std::size_t d = 0; d < found.size(); ++d) {
-    BlockSums& sums = found[d];
-    sums.all = Tensor::empty({sums.begins.back()}, DType::f64, devices[d]);
-    std::vector<BlockSquares> wanted;
-    for (std::size_t i = 0; i < sums.parts.size(); ++i) {
-      const std::int64_t begin = sums.begins[i], count = sums.begins[i + 1] - begin;
-      wanted.push_back({gradients[sums.parts[i]], sums.all.narrow(0, begin, count)});
-      // On the host a gradient may have an address only until the next one gets its own.
-      if (!devices[d].is_cuda()) block_squares(std::exchange(wanted, {}));
-    }
-    block_squares(wanted);
+  const Device device = gradient_of(parts_[sums.parts.front()]).device();
+  sums.all = Tensor::empty({sums.begins.back()}, DType::f64, device);
+  std::vector<BlockSquares> wanted;
+  for (std::size_t i = 0; i < sums.parts.size(); ++i) {
+    const std::int64_t begin = sums.begins[i], count = sums.begins[i + 1] - begin;
+    wanted.push_back({gradient_of(parts_[sums.parts[i]]), sums.all.narrow(0, begin, count)});
+    // On the host a gradient may have an address only until the next one gets its own.
+    if (!device.is_cuda()) block_squares(std::exchange(wanted, {}));
   }
+  block_squares(wanted);
+}
+
+std::vector<Stepper::BlockSums> Stepper::summed_blocks() const {
+  std::vector<BlockSums> found = block_layout();
+  for (BlockSums& sums : found) sum_blocks(sums);
   return found;
 }
 
@@ -326,14 +331,17 @@ std::vector<BlockRun> Stepper::runs_of(const std::vector<BlockSums>& found) cons
 }
 
 std::vector<double> Stepper::gradient_squares() const {
-  const std::vector<BlockSums> found = sum_blocks();
+  const std::vector<BlockSums> found = summed_blocks();
   if (!parts_.empty() && parts_.front().variable.device().is_meta()) {
     for (const BlockSums& sums : found) fold_segments(sums.all, sums.begins);
     return {};
   }
   if (reducer_ != nullptr) return reducer_->sum_blocks(runs_of(found)).to_vector<double>();
   std::vector<double> of_part(parts_.size(), 0.0);
-  for (const BlockSums& sums : found) sums.spread(fold_segments(sums.all, sums.begins).to_vector<double>(), of_part);
+  for (const BlockSums& sums : found) {
+    const std::vector<double> folded = fold_segments(sums.all, sums.begins).to_vector<double>();
+    for (std::size_t i = 0; i < sums.parts.size(); ++i) of_part[sums.parts[i]] = folded[i];
+  }
   return of_part;
 }
 
@@ -358,9 +366,11 @@ std::vector<double> Stepper::step_limited(double scale, std::optional<double> ma
   const auto factor_of = [&](const std::vector<double>& squares) {
     return max_norm ? 1 / scale * clip_factor(norm_of(squares) / scale, *max_norm) : 1 / scale;
   };
+  if (const Recorded* made = recorded(true, max_norm ? std::optional(Limit{scale, *max_norm}) : std::nullopt))
+    return run(*made, 1 / scale);
   const std::optional<Device> device = limiting_device();
   std::vector<BlockSums> found;
-  if (device) found = sum_blocks();
+  if (device) found = summed_blocks();
   if (found.empty() || (reducer_ != nullptr && device->is_meta())) {
     std::vector<double> squares = gradient_squares();
     step(factor_of(squares));
@@ -371,11 +381,8 @@ std::vector<double> Stepper::step_limited(double scale, std::optional<double> ma
       reducer_ != nullptr ? reducer_->sum_blocks(runs_of(found)) : fold_segments(sums.all, sums.begins);
   const auto all_squares = [&](const Tensor& read) {
     if (folded.device().is_meta()) return std::vector<double>();
-    std::vector<double> values = read.to_vector<double>();
-    if (reducer_ != nullptr) return values;
-    std::vector<double> of_part(parts_.size(), 0.0);
-    sums.spread(values, of_part);
-    return of_part;
+    const std::vector<double> values = read.to_vector<double>();
+    return reducer_ != nullptr ? values : sums.spread(values, parts_.size());
   };
   if (folded.device() != *device) {
     std::vector<double> squares = all_squares(folded);
@@ -385,11 +392,16 @@ std::vector<double> Stepper::step_limited(double scale, std::optional<double> ma
   StepContext context;
   context.gradient_scale = 1 / scale;
   if (max_norm) context.device_scale = norm_limit(folded, scale, *max_norm);
-  if (side_copies_ == nullptr) side_copies_ = std::make_unique<SideCopies>(*device);
-  side_copies_->begin();
-  SideCopies::Fetch read = side_copies_->fetch(folded, device->is_cuda() ? kHost : *device);
+  SideCopies::Fetch read = begin_read(folded);
   step_as(std::move(context));
   return all_squares(side_copies_->finish(read));
+}
+
+SideCopies::Fetch Stepper::begin_read(const Tensor& squares) {
+  const Device device = squares.device();
+  if (side_copies_ == nullptr) side_copies_ = std::make_unique<SideCopies>(device);
+  side_copies_->begin();
+  return side_copies_->fetch(squares, device.is_cuda() ? kHost : device);
 }
 
 void Stepper::restore_weights() {

@@ -98,6 +98,8 @@ class Stepper {
   /// row-major f32, f16 or bf16.
   Stepper(Optimizer& optimizer, std::vector<Part> parts, const Options& options);
   Stepper(Optimizer& optimizer, std::vector<Part> parts) : Stepper(optimizer, std::move(parts), Options{}) {}
+  Stepper(const Stepper&) = delete;
+  Stepper& operator=(const Stepper&) = delete;
 
   /// Who completes sums over parts of other processes; must outlive this. None: this process has every part.
   void set_reducer(StatsReducer& reducer) { reducer_ = &reducer; }
@@ -126,6 +128,12 @@ class Stepper {
   static double norm_of(const std::vector<double>& squares);
   /// Whose they are, in the same order.
   std::vector<std::string> gradient_names() const;
+
+  /// From now on steps are recorded and run as one, with the same bits, wherever that can be: all that they touch is on
+  /// one GPU and stays where it is, and the optimizer has group_scalars. Call it where gradients come from recordings.
+  void record_steps() { records_ = true; }
+  /// Steps that were run as recordings so far.
+  std::int64_t recorded_steps() const { return recorded_steps_; }
 
   /// Called before a step changes a part and its states; for those who still read them (a checkpoint in writing).
   using BeforeUpdate = std::function<void(const Part& part, const std::map<std::string, Tensor>& states)>;
@@ -188,11 +196,43 @@ class Stepper {
   Work arrive(Fetching& fetching);
   void step_alone(const Fetching& fetching, const Work& work, const StepContext& context);
   bool is_late(std::size_t index) const;
-  struct BlockSums;
-  std::vector<BlockSums> sum_blocks() const;
+  /// The block sums of a device's gradients, in one array: a read waits for the device, so there must be few.
+  struct BlockSums {
+    Tensor all;                              // f64; sum_blocks makes it
+    std::vector<std::size_t> parts;          // whose gradients are there, in order
+    std::vector<std::int64_t> begins = {0};  // of each part's blocks, and the end
+
+    /// The parts' sums where they belong, of so many parts; 0 for the others.
+    std::vector<double> spread(const std::vector<double>& folded, std::size_t count) const;
+  };
+  std::vector<BlockSums> block_layout() const;
+  void sum_blocks(BlockSums& sums) const;
+  std::vector<BlockSums> summed_blocks() const;
   std::vector<BlockRun> runs_of(const std::vector<BlockSums>& found) const;
   std::optional<Device> limiting_device() const;
   void step_as(StepContext context);
+  SideCopies::Fetch begin_read(const Tensor& squares);
+
+  // Recorded steps (stepper_recorded.cpp).
+  struct Limit {
+    double scale, max_norm;
+    bool operator==(const Limit&) const = default;
+  };
+  /// A kind of step, and its recording.
+  struct Recorded {
+    bool has_squares;
+    std::optional<Limit> limit;
+    std::size_t groups;
+    std::vector<const void*> addresses;
+    // What it was made of; its first step went op by op.
+    BlockSums sums = {};
+    Tensor scalars = {}, begins = {}, folded = {}, factor = {};
+    std::unique_ptr<Recording> recording = nullptr;
+  };
+  std::vector<const void*> addresses() const;
+  Recorded* recorded(bool has_squares, std::optional<Limit> limit);  // null: this step goes op by op
+  void record(Recorded& made, Device device);
+  std::vector<double> run(const Recorded& made, double gradient_scale);
   std::vector<Range> ranges_of(std::size_t index, const Work& work) const;
   bool joins_others(std::size_t index) const;
 
@@ -219,6 +259,9 @@ class Stepper {
   std::size_t most_ahead_ = 0;               // bytes of weights
   std::unique_ptr<SideCopies> side_copies_;  // made by the first that is needed; ends before what is on its way
   SharedElements shared_;
+  bool records_ = false;
+  std::int64_t recorded_steps_ = 0;
+  std::deque<Recorded> recorded_;
   std::unique_ptr<StreamedSteps> streamed_;  // made by the first that is needed; null before
 };
 

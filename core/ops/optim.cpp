@@ -78,10 +78,17 @@ Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begi
       !std::is_sorted(begins.begin(), begins.end())) {
     throw ShapeError(cat(kOp, ": ", begins.size(), " begins do not cut ", values, " into segments"));
   }
-  const auto count = static_cast<std::int64_t>(begins.size());
-  const Tensor where = Tensor::from_values(begins, {count}, values.device());
-  const Tensor out = empty_workspace(count - 1, DType::f64, values.device());
-  if (count > 1) dispatch(values.device(), FoldSegmentsArgs{values.view(), where.view(), out.view()});
+  return fold_segments(values,
+                       Tensor::from_values(begins, {static_cast<std::int64_t>(begins.size())}, values.device()));
+}
+
+Tensor fold_segments(const Tensor& values, const Tensor& begins) {
+  constexpr const char* kOp = FoldSegmentsArgs::kName;
+  if (values.dtype() != DType::f64 || begins.dtype() != DType::i64)
+    throw DTypeError(cat(kOp, ": expected values in f64 and begins in i64, got ", values, " and ", begins));
+  const Device device = common_device(kOp, {&values, &begins});
+  const Tensor out = empty_workspace(begins.numel() - 1, DType::f64, device);
+  if (out.numel() > 0) dispatch(device, FoldSegmentsArgs{values.view(), begins.view(), out.view()});
   return out;
 }
 
@@ -132,9 +139,11 @@ void adam_steps(std::span<const AdamStep> steps, const Tensor& factor) {
     check_state(kOp, "exp_avg_sq", step.exp_avg_sq, tensors.parameter);
     check_state(kOp, "max_exp_avg_sq", step.max_exp_avg_sq, tensors.parameter);
     common_device(kOp, {&steps.front().tensors.parameter, &tensors.parameter, &tensors.gradient, &tensors.copy, &factor,
-                        &step.exp_avg, &step.exp_avg_sq, &step.max_exp_avg_sq});
+                        &step.exp_avg, &step.exp_avg_sq, &step.max_exp_avg_sq, &step.place});
+    check_place(kOp, step.place, sizeof(AdamScalars), alignof(AdamScalars));
     ranges.push_back({tensors.parameter.view(), view_or_absent(tensors.gradient), view_or_absent(tensors.copy),
-                      step.exp_avg.view(), step.exp_avg_sq.view(), view_or_absent(step.max_exp_avg_sq), step.scalars});
+                      step.exp_avg.view(), step.exp_avg_sq.view(), view_or_absent(step.max_exp_avg_sq), step.scalars,
+                      view_or_absent(step.place)});
   }
   if (!steps.empty()) dispatch(steps.front().tensors.parameter.device(), AdamArgs{ranges, view_or_absent(factor)});
 }

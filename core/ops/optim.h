@@ -74,6 +74,8 @@ void run(const Cuda& cuda, const FoldSegmentsArgs& args);
 ///   returns  f64 [m] on the device of values
 /// Throws ShapeError for begins that fall or leave [0, n], DTypeError.
 Tensor fold_segments(const Tensor& values, const std::vector<std::int64_t>& begins);
+/// The same for begins that are on the device of values already: i64 [m + 1], row-major, unchecked.
+Tensor fold_segments(const Tensor& values, const Tensor& begins);
 
 /// `carry` plus the block sums of x's squares, added in order: ranges of one tensor in order of offset, each with the
 /// carry of the one before, give the bits of the uncut tensor. Infinite or NaN elements show in the result.
@@ -131,6 +133,7 @@ struct AdamArgs {
   struct Range {
     View parameter, gradient, copy, exp_avg, exp_avg_sq, max_exp_avg_sq;
     AdamScalars scalars;
+    View place;  ///< u8 [sizeof(AdamScalars)] or absent: where the scalars are, in place of these
   };
   std::span<const Range> ranges;
   View factor;  ///< f64 [1] or absent: multiplies each range's gradient_factor
@@ -145,6 +148,8 @@ struct AdamStep {
   Tensor exp_avg, exp_avg_sq;  ///< f32 [count], row-major
   Tensor max_exp_avg_sq;       ///< likewise, or undefined: no amsgrad
   AdamScalars scalars;
+  Tensor place = {};  ///< u8 [sizeof(AdamScalars)], of their alignment: where the scalars are, in place of these; for
+                      ///< recorded steps, which have others in each run. Or undefined
 };
 /// All of them, on one device. Throws ShapeError (counts differ, not row-major), DTypeError, DeviceError.
 ///   factor  f64 [1] on it, or undefined: multiplies each gradient_factor, before it is rounded

@@ -52,6 +52,13 @@ inline void check_factor(const char* op, const Tensor& factor) {
   if (factor.numel() != 1) throw ShapeError(cat(op, ": the factor must be one number, got ", factor));
 }
 
+inline void check_place(const char* op, const Tensor& place, std::size_t bytes, std::size_t alignment) {
+  if (!place.defined()) return;
+  const bool fits = place.view().bytes() == bytes && place.is_contiguous() &&
+                    reinterpret_cast<std::uintptr_t>(place.view().data) % alignment == 0;
+  if (!fits) throw ShapeError(cat(op, ": the place of the scalars must be ", bytes, " bytes, got ", place));
+}
+
 inline Tensor empty_workspace(std::int64_t count, DType dtype, Device device) {
   const CategoryScope scope(Category::workspace);
   return Tensor::empty({count}, dtype, device);

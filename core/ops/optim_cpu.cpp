@@ -112,7 +112,8 @@ void run(const Cpu&, const NormLimitArgs& args) {
 
 void run(const Cpu&, const AdamArgs& args) {
   for (const AdamArgs::Range& range : args.ranges) {
-    const AdamScalars scalars = optim::with_factor(range.scalars, args.factor.as<double>());
+    const AdamScalars scalars =
+        optim::with_factor(range.scalars, range.place.as<const AdamScalars>(), args.factor.as<double>());
     float* p = range.parameter.as<float>();
     float* mean = range.exp_avg.as<float>();
     float* square = range.exp_avg_sq.as<float>();

@@ -119,9 +119,10 @@ __global__ void norm_limit_kernel(const double* squares, std::int64_t count, dou
 
 struct AdamUpdate {
   AdamScalars s;
+  const AdamScalars* place;
   const double* factor;
   bool keeps_largest;
-  __device__ void begin() { s = optim::with_factor(s, factor); }
+  __device__ void begin() { s = optim::with_factor(s, place, factor); }
   __device__ void operator()(std::int64_t, float g, float (&x)[4]) const {
     const optim::AdamElement e = optim::adam_element(s, g, x[0], x[1], x[2], x[3], keeps_largest);
     x[0] = e.parameter;
@@ -189,12 +190,13 @@ void run(const Cuda& cuda, const NormLimitArgs& args) {
 void run(const Cuda& cuda, const AdamArgs& args) {
   std::vector<cuda::StepJob<4, AdamUpdate>> jobs;
   for (const AdamArgs::Range& range : args.ranges) {
-    jobs.push_back({{range.scalars, args.factor.as<double>(), range.max_exp_avg_sq.defined()},
-                    {{range.parameter.as<float>(), range.exp_avg.as<float>(), range.exp_avg_sq.as<float>(),
-                      range.max_exp_avg_sq.as<float>()}},
-                    range.gradient,
-                    range.copy,
-                    range.parameter.numel()});
+    jobs.push_back(
+        {{range.scalars, range.place.as<const AdamScalars>(), args.factor.as<double>(), range.max_exp_avg_sq.defined()},
+         {{range.parameter.as<float>(), range.exp_avg.as<float>(), range.exp_avg_sq.as<float>(),
+           range.max_exp_avg_sq.as<float>()}},
+         range.gradient,
+         range.copy,
+         range.parameter.numel()});
   }
   cuda::step_all(cuda, AdamArgs::kName, jobs);
 }

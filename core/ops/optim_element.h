@@ -23,6 +23,11 @@ CASTOR_HOST_DEVICE Scalars with_factor(Scalars s, const double* factor) {
   if (factor != nullptr) s.gradient_factor = static_cast<float>(static_cast<double>(s.gradient_factor) * *factor);
   return s;
 }
+/// The same for what lies at `place`, if that is not null.
+template <class Scalars>
+CASTOR_HOST_DEVICE Scalars with_factor(const Scalars& s, const Scalars* place, const double* factor) {
+  return with_factor(place != nullptr ? *place : s, factor);
+}
 
 /// New moments, parameter and, for amsgrad, the largest second moment.
 struct AdamElement {

@@ -1,5 +1,5 @@
 // Steps whose gradients are limited in norm: where the device finds the limit by itself, the step has the bits of one
-// that asks for the norm first, on every device, and the norms that it tells are the same.
+// that asks for the norm first, on every device, and the norms that it tells are the same. So do recorded steps.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -14,6 +14,7 @@
 #include "autograd/optim/lion.h"
 #include "autograd/optim/sgd.h"
 #include "autograd/optim/stepper.h"
+#include "core/device/recording_scope.h"
 #include "core/ops/cast.h"
 #include "core/ops/optim.h"
 #include "core/ops/random.h"
@@ -149,6 +150,28 @@ TEST_CASE("a factor on the device multiplies a step's own, and is refused where 
   }
 }
 
+TEST_CASE("a step's numbers may lie on the device, and are refused where they do not fit") {
+  for (const Device device : test::test_devices()) {
+    const Tensor gradient = Limited::random(2000, DType::bf16, device, 7);
+    const auto adam = [&](const AdamScalars& scalars, const Tensor& place) {
+      const AdamStep step{{Limited::random(2000, DType::f32, device, 8), gradient, {}},
+                          Tensor::zeros({2000}, DType::f32, device),
+                          Tensor::zeros({2000}, DType::f32, device),
+                          {},
+                          scalars,
+                          place};
+      adam_steps({&step, 1}, full({1}, 0.5, DType::f64, device));
+      return step.tensors.parameter.to_vector<float>();
+    };
+    const AdamScalars here = adam_scalars({}, 1), there = adam_scalars({.lr = 0.1, .weight_decay = 0.1}, 3, 2);
+    const Tensor places = Tensor::empty({2, static_cast<std::int64_t>(sizeof(AdamScalars))}, DType::u8, device);
+    places.select(0, 1).copy_from_host(&there, sizeof(there));
+    CHECK(adam(here, places.select(0, 1)) == adam(there, {}));
+    CHECK(adam(here, {}) != adam(there, {}));
+    CHECK_THROWS_AS(adam(here, places), ShapeError);
+  }
+}
+
 TEST_CASE("a step limited in norm has the bits of one that is told the factor, whoever finds it") {
   for (const Device device : test::test_devices()) {
     for (const Kind& kind : kinds()) {
@@ -179,6 +202,57 @@ TEST_CASE("a step limited in norm has the bits of one that is told the factor, w
           CHECK(std::isnan(step(1, 1, std::nan(""))));
           CHECK(limited.stepper->step_count() == 5);
         }
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "recorded steps have the bits of those that go op by op, whatever the schedule, the limit and the gradients") {
+  for (const Device device : test::test_devices()) {
+    if (!device.is_cuda()) continue;
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const bool climbs : {false, true}) {
+        AdamConfig config;
+        config.amsgrad = config.maximize = climbs;
+        config.weight_decay = 0.1;
+        Limited plain(std::make_unique<Adam>(config), device, dtype, {});
+        Limited recorded(std::make_unique<Adam>(config), device, dtype, {});
+        recorded.stepper->record_steps();
+        std::int64_t told = 0;
+        recorded.stepper->set_before_update([&](const Part&, const auto&) { ++told; });
+        std::vector<Tensor> gradients;  // of recorded, in the same places each time
+        for (std::size_t i = 0; i + 1 < recorded.variables.size(); ++i) {
+          const Tensor& x = recorded.variables[i].data();
+          gradients.push_back(Tensor::empty(x.shape(), x.dtype(), device));
+        }
+        for (std::int64_t step = 0; step < 16; ++step) {
+          CAPTURE(device);
+          CAPTURE(dtype_name(dtype));
+          CAPTURE(step);
+          for (Limited* each : {&plain, &recorded}) {
+            each->optimizer->groups()[0].values["lr"] = 0.01 * static_cast<double>(step + 1);
+            each->take_gradients(static_cast<std::uint64_t>(step), {});
+          }
+          for (std::size_t i = 0; i < gradients.size(); ++i) {
+            copy_into(recorded.variables[i].grad(), gradients[i]);
+            recorded.variables[i].set_grad(gradients[i]);
+          }
+          // Three kinds by turns, and a limit that comes once.
+          const std::optional<double> limit = step == 9 ? 0.25 : step % 2 == 0 ? std::optional(0.5) : std::nullopt;
+          if (step % 4 == 3) {
+            for (Limited* each : {&plain, &recorded}) each->stepper->step(0.1 * static_cast<double>(step));
+          } else {
+            const std::vector<double> squares = plain.stepper->step_limited(2, limit);
+            CHECK(recorded.stepper->step_limited(2, limit) == squares);
+          }
+          REQUIRE(recorded.values() == plain.values());
+        }
+        CHECK(told == 16 * 4);
+        // The first of each kind went op by op, and all of them on a device that records nothing.
+        const bool records = RecordingScope(backend(device)).has_begun();
+        CHECK(recorded.stepper->recorded_steps() == (records ? 16 - 4 : 0));
+        CHECK(recorded.stepper->step_count() == 16);
       }
     }
   }
