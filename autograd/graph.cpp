@@ -231,6 +231,14 @@ class Walk {
     return leaf.place = sink_.place_of(input);
   }
 
+  // The asking node gives it back with its own contribution.
+  Tensor take_sum(const Variable& input) {
+    if (!input.defined() || !input.requires_grad() || Graph::node_of(input)) return {};
+    Tensor& sum = leaves_.at(input.identity()).gradient;
+    const bool is_free = sum.defined() && sum.storage().use_count() == 1 && sum.is_contiguous();
+    return is_free ? std::exchange(sum, {}) : Tensor{};
+  }
+
   void contribute(const Variable& variable, Tensor gradient) {
     if (!variable.defined() || !variable.requires_grad()) return;
     if (gradient.defined() && !(gradient.shape() == variable.shape())) {
@@ -276,6 +284,7 @@ class Walk {
     if (is_reached) {
       for (const Variable& input : node.inputs()) context.needs.push_back(input.defined() && input.requires_grad());
       context.place = [this, &node](std::size_t input) { return place_of(node.inputs()[input]); };
+      context.take_sum = [this, &node](std::size_t input) { return take_sum(node.inputs()[input]); };
       for (BackwardObserver* observer : observers) observer->before(node);
       results = Graph::call(node, context);
       for (auto observer = observers.rbegin(); observer != observers.rend(); ++observer) (*observer)->after(node);

@@ -30,6 +30,9 @@ struct BackwardContext {
   /// place of new memory. It may be the input's own: write when the input is not read any more. Undefined where there
   /// is none; see GradientSink::place_of.
   std::function<Tensor(std::size_t input)> place;
+  /// What other uses of an input, a leaf, have contributed so far, row-major, for a function that can add to it in its
+  /// place: it must then return it for that input. Undefined where there is nothing, or others hold it.
+  std::function<Tensor(std::size_t input)> take_sum;
 };
 
 /// Gradients of the inputs, in the order they were given to `record`.

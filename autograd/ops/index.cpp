@@ -10,7 +10,13 @@ Variable embedding(const Variable& weight, const Tensor& ids, std::int64_t paddi
   Tensor rows = castor::embedding(weight.data(), ids);
   const std::int64_t vocabulary = weight.size(0);
   return record("embedding", rows, {weight}, [=](BackwardContext& context) -> std::vector<Tensor> {
-    return {castor::embedding_backward(context.gradients[0], ids, vocabulary, padding_index)};
+    // A table that is tied to the head has the head's gradient by now; of its rows only those that were read change.
+    const Tensor& dy = context.gradients[0];
+    if (Tensor sum = context.take_sum(0); sum.defined()) {
+      castor::embedding_backward_add(dy, ids, sum, padding_index);
+      return {std::move(sum)};
+    }
+    return {castor::embedding_backward(dy, ids, vocabulary, padding_index)};
   });
 }
 

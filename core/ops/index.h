@@ -25,7 +25,8 @@ Cost cost(const IndexSelectArgs& args);
 void run(const Cpu& cpu, const IndexSelectArgs& args);
 void run(const Cuda& cuda, const IndexSelectArgs& args);
 
-/// dx[o, i, :] = (accumulate ? dx[o, i, :] : 0) + sum over j with ids[j] = i of dy[o, j, :].
+/// dx[o, i, :] = sum over j with ids[j] = i of dy[o, j, :], rounded to dx's dtype; with `accumulate` the old dx[o, i,
+/// :] plus that, rounded again, and rows without such j stay.
 ///   dy         [outer, n, inner], dx [outer, size, inner], f32|bf16|f16|f64, last strides 1
 ///   workspace  positions in order of their ids
 ///   skip       positions with this id contribute nothing; -1 = none
@@ -80,7 +81,7 @@ Tensor embedding(const Tensor& weight, const Tensor& ids);
 ///   skip  an id whose row gets no gradient (a padding index); -1 = none
 Tensor embedding_backward(const Tensor& dy, const Tensor& ids, std::int64_t vocabulary, std::int64_t skip = -1);
 
-/// The same added to `gradient` [V, D]: each row's sum is formed first and then added once.
+/// The same added to `gradient` [V, D]: what adding a gradient of its own would give, in the rows that are read.
 void embedding_backward_add(const Tensor& dy, const Tensor& ids, const Tensor& gradient, std::int64_t skip = -1);
 
 /// Elements of x picked along `axis` by an index of as many axes, no larger than x along the others. Result: index's

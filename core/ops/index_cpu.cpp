@@ -105,7 +105,10 @@ void add_rows(const T* dy, std::int64_t step, const std::int64_t* positions, std
       for (std::int64_t i = 0; i < width; ++i) sum[i] += load(row[i]);
     }
     T* out = dx + first;
-    for (std::int64_t i = 0; i < width; ++i) out[i] = store<T>(accumulate ? load(out[i]) + sum[i] : sum[i]);
+    for (std::int64_t i = 0; i < width; ++i) {
+      const T rounded = store<T>(sum[i]);
+      out[i] = accumulate ? store<T>(load(out[i]) + load(rounded)) : rounded;
+    }
   }
 }
 

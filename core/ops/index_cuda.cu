@@ -88,26 +88,43 @@ __global__ void __launch_bounds__(kThreads) count_ids(const Ids ids, const Posit
   });
 }
 
-/// Counts become starts, by one block: a stretch a thread.
+/// Counts become starts, by one block, which walks over them; a thread has neighbouring ones of each stretch.
 __global__ void __launch_bounds__(kScanThreads) scan_counts(const Positions p) {
-  __shared__ std::int64_t sums[kScanThreads];
-  const std::int64_t length = (p.size + kScanThreads) / kScanThreads, first = threadIdx.x * length;
-  const std::int64_t last = std::min(first + length, p.size + 1);
-  std::int64_t sum = 0;
-  for (std::int64_t i = first; i < last; ++i) sum += p.starts[i];
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  for (unsigned step = 1; step < kScanThreads; step *= 2) {
-    const std::int64_t before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
+  constexpr int kOwn = 4;
+  __shared__ std::int64_t of_warps[kScanThreads / 32];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const std::int64_t size = p.size + 1;
+  std::int64_t before = 0;  // of all stretches so far
+  std::int64_t next[kOwn];
+  const auto fetch = [&](std::int64_t first) {
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) next[k] = first + k < size ? p.starts[first + k] : 0;
+  };
+  fetch(threadIdx.x * kOwn);
+  for (std::int64_t first = threadIdx.x * kOwn; first - threadIdx.x * kOwn < size; first += kScanThreads * kOwn) {
+    std::int64_t own[kOwn], sum = 0;
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) sum += own[k] = next[k];
+    fetch(first + kScanThreads * kOwn);  // on its way meanwhile
+    std::int64_t up_to = sum;            // this thread's, in its warp
+    for (int width = 1; width < 32; width *= 2) {
+      const std::int64_t other = __shfl_up_sync(0xFFFFFFFFu, up_to, width);
+      if (lane >= width) up_to += other;
+    }
+    if (lane == 31) of_warps[warp] = up_to;
     __syncthreads();
-    sums[threadIdx.x] += before;
+    std::int64_t start = before + up_to - sum;
+    for (int w = 0; w < kScanThreads / 32; ++w) {
+      const std::int64_t of_warp = of_warps[w];
+      if (w < warp) start += of_warp;
+      before += of_warp;
+    }
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+      if (first + k < size) p.starts[first + k] = start;
+      start += own[k];
+    }
     __syncthreads();
-  }
-  std::int64_t start = sums[threadIdx.x] - sum;
-  for (std::int64_t i = first; i < last; ++i) {
-    const std::int64_t here = p.starts[i];
-    p.starts[i] = start;
-    start += here;
   }
 }
 
@@ -133,8 +150,8 @@ struct AddSizes {
   bool accumulate;
 };
 
-/// A block a row of dx; a thread takes some of its columns and adds the rows of dy in order.
-template <class T>
+/// A block a row of dx; a thread takes some of its columns, V at a time, and adds the rows of dy in order.
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads) add_rows(const T* dy, T* dx, const Positions p, const AddSizes sizes) {
   using C = decltype(load(T{}));
   const std::int64_t id = blockIdx.x % p.size, o = blockIdx.x / p.size;
@@ -142,11 +159,21 @@ __global__ void __launch_bounds__(kThreads) add_rows(const T* dy, T* dx, const P
   if (first == last && sizes.accumulate) return;
   dy += o * sizes.dy_outer;
   dx += o * sizes.dx_outer + id * sizes.dx_row;
-  for (std::int64_t i = threadIdx.x; i < sizes.inner; i += blockDim.x) {
-    C sum = C(0);
+  for (std::int64_t i = threadIdx.x * V; i < sizes.inner; i += blockDim.x * V) {
+    C sum[V] = {};
 #pragma unroll 4
-    for (std::int64_t k = first; k < last; ++k) sum += cuda::read(dy[p.order[k] * sizes.dy_row + i]);
-    dx[i] = cuda::write<T>(sizes.accumulate ? cuda::read(dx[i]) + sum : sum);
+    for (std::int64_t k = first; k < last; ++k) {
+      const auto row = cuda::load_pack<V>(dy + p.order[k] * sizes.dy_row + i, true);
+      for (int e = 0; e < V; ++e) sum[e] += cuda::read(row.value[e]);
+    }
+    cuda::Pack<T, V> total;
+    for (int e = 0; e < V; ++e) total.value[e] = cuda::write<T>(sum[e]);
+    if (sizes.accumulate) {
+      const auto old = cuda::load_pack<V>(static_cast<const T*>(dx) + i, true);
+      for (int e = 0; e < V; ++e)
+        total.value[e] = cuda::write<T>(cuda::read(old.value[e]) + cuda::read(total.value[e]));
+    }
+    cuda::store_pack(dx + i, total);
   }
 }
 
@@ -262,10 +289,19 @@ void run(const Cuda& cuda, const IndexAddArgs& args) {
   const AddSizes sizes{args.dx.size[0],   args.dx.size[2],   args.skip,         args.dy.stride[0],
                        args.dy.stride[1], args.dx.stride[0], args.dx.stride[1], args.accumulate};
   const auto rows = static_cast<unsigned>(sizes.outer * positions.size);
-  const auto launch = [&](auto tag) {
+  const auto launch_with = [&](auto tag, auto width) {
     using T = typename decltype(tag)::type;
-    const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>((sizes.inner + 31) / 32 * 32, 32, kThreads));
-    add_rows<T><<<rows, threads, 0, stream>>>(args.dy.as<T>(), args.dx.as<T>(), positions, sizes);
+    constexpr int kWide = decltype(width)::value;
+    const std::int64_t words = sizes.inner / kWide;
+    const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>((words + 31) / 32 * 32, 32, kThreads));
+    add_rows<T, kWide><<<rows, threads, 0, stream>>>(args.dy.as<T>(), args.dx.as<T>(), positions, sizes);
+  };
+  const auto launch = [&](auto tag) {
+    constexpr int kWide = 16 / static_cast<int>(sizeof(typename decltype(tag)::type));
+    const bool fits =
+        (sizes.inner | sizes.dy_outer | sizes.dy_row | sizes.dx_outer | sizes.dx_row) % kWide == 0 &&
+        (reinterpret_cast<std::uintptr_t>(args.dy.data) | reinterpret_cast<std::uintptr_t>(args.dx.data)) % 16 == 0;
+    fits ? launch_with(tag, std::integral_constant<int, kWide>{}) : launch_with(tag, std::integral_constant<int, 1>{});
   };
   args.dx.dtype == DType::f64 ? launch(TypeTag<double>{})
                               : visit_training_float(args.dx.dtype, IndexAddArgs::kName, launch);

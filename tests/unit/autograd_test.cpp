@@ -1,6 +1,6 @@
 // The engine's promises: what is recorded, in which order nodes and leaves are served, and that saved parameters are
-// read where their bytes are when backward runs. Ops here are elementwise only; their gradients have tests of their
-// own.
+// read where their bytes are when backward runs. Ops here are elementwise, but for a tied table's; their gradients have
+// tests of their own.
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,8 +10,11 @@
 
 #include "autograd/graph.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/index.h"
 #include "core/base/error.h"
 #include "core/ops/cast.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/random.h"
 
 namespace castor::autograd {
 namespace {
@@ -78,6 +81,67 @@ TEST_CASE("a leaf used in many places is delivered once a backward, with the sum
   REQUIRE(recorder.deliveries.size() == 2);
   for (const auto& [name, gradient] : recorder.deliveries) CHECK(gradient == (name == "w" ? Values{17} : Values{3}));
   CHECK_FALSE(w.grad().defined());
+}
+
+TEST_CASE("a function may add to what other uses of a leaf have contributed, unless others hold that") {
+  const Variable w = leaf({1, 2});
+  int taken = 0;
+  const auto adding = [&](const Variable& x) {
+    return record("adding", clone(x.data()), {x}, [&](BackwardContext& context) -> std::vector<Tensor> {
+      Tensor sum = context.take_sum(0);
+      if (!sum.defined()) return {context.gradients[0]};
+      ++taken;
+      binary_inplace(BinaryOp::add, sum, context.gradients[0]);
+      return {sum};
+    });
+  };
+  const auto backward_of_both = [&](bool adds_first) {
+    const Variable first = adds_first ? adding(w) : affine(w, 3, 0);
+    const Variable second = adds_first ? affine(w, 3, 0) : adding(w);
+    backward(first + second);  // the second contributes first
+  };
+  backward_of_both(true);
+  CHECK(taken == 1);
+  CHECK(values_of(w.grad()) == Values{4, 4});
+  w.set_grad({});
+  backward_of_both(false);  // nothing has been contributed
+  CHECK(taken == 1);
+  CHECK(values_of(w.grad()) == Values{4, 4});
+  w.set_grad({});
+  const Tensor ones = tensor({1, 1});
+  backward(adding(w) + w, {.gradient = ones});  // what the sum got first is the seed
+  CHECK(taken == 1);
+  CHECK(values_of(w.grad()) == Values{2, 2});
+  CHECK(values_of(ones) == Values{1, 1});
+  w.set_grad({});
+  backward(adding(affine(w, 2, 0)));  // not a leaf
+  CHECK(taken == 1);
+  CHECK(values_of(w.grad()) == Values{2, 2});
+}
+
+TEST_CASE("the gradient of a tied table has the bits of its two uses' sum") {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    const auto random = [&](const Shape& shape, std::uint64_t key) {
+      const Tensor x = Tensor::empty(shape, dtype);
+      fill_normal(x, {key, 1});
+      return x;
+    };
+    const Tensor table = random({50, 24}, 1), of_rows = random({3, 40, 24}, 2), of_table = random({50, 24}, 3);
+    Tensor ids = Tensor::empty({3, 40}, DType::f32);
+    fill_uniform(ids, {4, 1}, 0, 30);  // some rows are read often, others never
+    ids = cast(ids, DType::i64);
+    const auto gradient_of = [&](bool has_rows, bool has_table) {
+      const Variable w(clone(table), true);
+      std::vector<Variable> roots;
+      std::vector<Tensor> gradients;
+      if (has_rows) roots.push_back(embedding(w, ids, 7)), gradients.push_back(of_rows);
+      if (has_table) roots.push_back(affine(w, 3, 0)), gradients.push_back(of_table);
+      backward(roots, gradients, nullptr, false);
+      return w.grad();
+    };
+    CHECK(values_of(cast(gradient_of(true, true), DType::f32)) ==
+          values_of(cast(castor::add(gradient_of(true, false), gradient_of(false, true)), DType::f32)));
+  }
 }
 
 TEST_CASE("a gradient hook runs after the delivery, once a backward") {
