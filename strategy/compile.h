@@ -1,6 +1,6 @@
 // `compile`: torch.compile in the peers. Kernels here are compiled with the program; what is left to gain is the time
 // in which the host starts them one by one, so the passes of a training step are recorded and run as one
-// (recorded_step.h).
+// (recorded_step.h), and so is its update (autograd/optim/stepper_recorded.cpp).
 #pragma once
 
 #include <variant>

@@ -350,12 +350,12 @@ std::optional<Device> Stepper::limiting_device() const {
   if (!optimizer_.takes_device_scale() || optimizer_.needs_gradient_norm()) return std::nullopt;
   std::optional<Device> device;
   const auto is_same = [&](Device other) { return other == device.value_or(other); };
-  for (const Part& part : parts_) {
-    if (part.count == 0) continue;
-    const Device place = weights_of(part).device();
-    const Tensor gradient = gradient_of(part);
-    if (!is_same(place) || place_of(part) != place || (gradient.defined() && gradient.device() != place))
-      return std::nullopt;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].count == 0) continue;
+    const Device place = weights_of(parts_[i]).device();
+    const Tensor gradient = gradient_of(parts_[i]);
+    const bool is_there = place_of(parts_[i]) == place && (!gradient.defined() || gradient.device() == place);
+    if (!is_same(place) || !is_there || is_late(i)) return std::nullopt;
     device = place;
   }
   return device;

@@ -323,7 +323,7 @@ Subcommand bench_command() {
     list.flag("--recompute", arguments->recompute, "keep only each block's input and run it again in backward");
     list.flag("--recompute-activation", arguments->recompute_activation,
               "keep only the input of each activation and compute it again in backward");
-    list.flag("--compile", arguments->compile, "record the passes of a step and run them as one");
+    list.flag("--compile", arguments->compile, "record the passes of a step and run them as one, and so its update");
     list.flag("--ops", arguments->ops, "after the timed steps, one with each op timed by itself");
     list.option("--trace", arguments->trace, "FILE",
                 "after the timed steps, one whose timeline is written there (Chrome's trace format)");

@@ -25,7 +25,7 @@ struct BenchArguments {
   std::int64_t warmup = 3;            ///< not timed
   bool recompute = false;             ///< keep only each block's input
   bool recompute_activation = false;  ///< keep the activation's input, not its result
-  bool compile = false;               ///< record the passes of a step
+  bool compile = false;               ///< record the passes of a step, and its update
   bool ops = false;                   ///< afterwards, one more step with each op timed by itself
   std::optional<std::string> trace;   ///< afterwards, one more step whose timeline is written to this file
   bool json = false;

@@ -249,7 +249,8 @@ void describe(V& v, RunnerConfig& c) {
           "any; or "
           "the checkpoint's path");
   v.field("compile", c.compile,
-          "true: on a GPU, without a plugin, the passes of a step are recorded and run as one; false: op by op");
+          "true: on a GPU, without a plugin, a step's passes are recorded and run as one, and so is its update; false: "
+          "op by op");
   v.check(
       "compile",
       [&] {
