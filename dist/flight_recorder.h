@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/file_system.h"
 #include "core/base/json.h"
 #include "dist/failure.h"
@@ -51,7 +52,7 @@ class FlightRecorder {
 
  private:
   using Clock = std::chrono::steady_clock;
-  double now() const { return std::chrono::duration<double>(Clock::now() - began_).count(); }
+  double now() const { return seconds_since(began_); }
   FlightRecord* find(std::uint64_t ticket);
 
   int rank_;

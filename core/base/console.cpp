@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 
 namespace castor {
@@ -26,10 +27,6 @@ Console::Options options_for(int descriptor) {
   Console::Options options;
   options.terminal = isatty(descriptor) == 1 && !(term != nullptr && std::string_view(term) == "dumb");
   return options;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 /// At most `columns` code points of one row.

@@ -14,10 +14,6 @@ constexpr int kWarmups = 3, kProducts = 9;
 
 }  // namespace
 
-double seconds_since(BenchClock::time_point start) {
-  return std::chrono::duration<double>(BenchClock::now() - start).count();
-}
-
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const std::size_t half = values.size() / 2;

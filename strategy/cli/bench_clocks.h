@@ -9,13 +9,13 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/dtype.h"
 #include "core/device/dispatch.h"
 
 namespace castor::strategy {
 
 using BenchClock = std::chrono::steady_clock;
-double seconds_since(BenchClock::time_point start);
 
 /// Of at least one value.
 double median(std::vector<double> values);

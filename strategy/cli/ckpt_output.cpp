@@ -6,6 +6,7 @@
 #include <ostream>
 #include <sstream>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file_error.h"
 #include "core/base/interrupt.h"
@@ -33,7 +34,7 @@ formats::BytesProgress BytesBar::progress() {
 }
 
 std::string BytesBar::rate_text(std::uint64_t bytes) const {
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  const double seconds = seconds_since(began_);
   std::ostringstream out;
   out << bytes_text(bytes) << ", " << std::fixed << std::setprecision(2)
       << static_cast<double>(bytes) / std::max(seconds, 1e-6) / 1e9 << " GB/s";

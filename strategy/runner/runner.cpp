@@ -9,6 +9,7 @@
 
 #include "autograd/optim/optimizer.h"
 #include "build_config.h"
+#include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
@@ -26,8 +27,6 @@ namespace castor::strategy {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void raise_file_limit(std::int64_t wanted) {
   rlimit limit{};
