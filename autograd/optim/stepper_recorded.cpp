@@ -35,9 +35,12 @@ Stepper::Recorded* Stepper::recorded(bool has_squares, std::optional<Limit> limi
   if (!records_ || innermost_observer != nullptr) return nullptr;  // who watches ops wants to see them
   const std::optional<Device> device = limiting_device();
   if (!device || !device->is_cuda() || reducer_ != nullptr || optimizer_.group_scalars(0, {}).empty()) return nullptr;
+  bool has_gradients = false;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     if (parts_[i].count > 0 && !joins_others(i)) return nullptr;
+    has_gradients = has_gradients || gradient_of(parts_[i]).defined();
   }
+  if (has_squares && !has_gradients) return nullptr;
   std::vector<const void*> here = addresses();
   const std::size_t groups = optimizer_.groups().size();
   const auto found = std::ranges::find_if(recorded_, [&](const Recorded& each) {

@@ -253,6 +253,14 @@ TEST_CASE(
         const bool records = RecordingScope(backend(device)).has_begun();
         CHECK(recorded.stepper->recorded_steps() == (records ? 16 - 4 : 0));
         CHECK(recorded.stepper->step_count() == 16);
+        // Without any gradient: moments and decay go on.
+        for (int step = 0; step < 3; ++step) {
+          for (Limited* each : {&plain, &recorded}) {
+            each->stepper->zero_grad();
+            CHECK(each->stepper->step_limited(1, 0.5) == std::vector<double>(each->variables.size(), 0.0));
+          }
+          REQUIRE(recorded.values() == plain.values());
+        }
       }
     }
   }
