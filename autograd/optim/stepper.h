@@ -229,7 +229,7 @@ class Stepper {
     Tensor scalars = {}, begins = {}, folded = {}, factor = {};
     std::unique_ptr<Recording> recording = nullptr;
   };
-  std::vector<const void*> addresses() const;
+  std::vector<const void*> addresses() const;  // of weights and gradients; states stay where they are
   Recorded* recorded(bool has_squares, std::optional<Limit> limit);  // null: this step goes op by op
   void record(Recorded& made, Device device);
   std::vector<double> run(const Recorded& made, double gradient_scale);

@@ -26,7 +26,6 @@ std::vector<const void*> Stepper::addresses() const {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     all.push_back(address_of(weights_of(parts_[i])));
     all.push_back(address_of(gradient_of(parts_[i])));
-    for (const auto& [name, state] : states_[i]) all.push_back(address_of(state));
   }
   return all;
 }

@@ -1,4 +1,5 @@
-// Memory and queues of the fake device. Its own queue does everything at once, those beside it as late as they may.
+// Memory, queues and recordings of the fake device. Its own queue does everything at once, those beside it as late as
+// they may.
 #include "tests/support/fake_cuda/fake_backend.h"
 
 #include <cstring>
@@ -21,6 +22,18 @@ namespace {
 
 int stream_token = 0;
 long launches = 0;
+std::vector<std::function<void()>>* recorded = nullptr;  // while work is recorded
+
+class FakeRecording final : public Recording {
+ public:
+  explicit FakeRecording(std::vector<std::function<void()>> work) : work_(std::move(work)) {}
+  void run() override {
+    for (const std::function<void()>& each : work_) each();
+  }
+
+ private:
+  std::vector<std::function<void()>> work_;
+};
 
 /// Work of a side queue that is not done before somebody asks for it: whoever reads too early finds what was there
 /// before.
@@ -96,18 +109,22 @@ class FakeCudaBackend final : public CpuBackend {
     return &stream_token;
   }
   void copy_within(void* to, const void* from, std::size_t bytes) override {
+    refuse_while_recording();
     catch_up();
     CpuBackend::copy_within(to, from, bytes);
   }
   void copy_from_host(void* to, const void* from, std::size_t bytes) override {
+    refuse_while_recording();
     catch_up();
     CpuBackend::copy_from_host(to, from, bytes);
   }
   void copy_to_host(void* to, const void* from, std::size_t bytes) override {
+    refuse_while_recording();
     catch_up();
     CpuBackend::copy_to_host(to, from, bytes);
   }
   void fill_zero(void* data, std::size_t bytes) override {
+    refuse_while_recording();
     catch_up();
     CpuBackend::fill_zero(data, bytes);
   }
@@ -122,13 +139,26 @@ class FakeCudaBackend final : public CpuBackend {
     return queue.done >= as_fake(event)->position;
   }
   std::unique_ptr<SideQueue> open_queue() override { return std::make_unique<FakeSideQueue>(); }
+  bool begin_recording() override {
+    work_.clear();
+    recorded = &work_;
+    return true;
+  }
+  std::unique_ptr<Recording> end_recording() override {
+    recorded = nullptr;
+    return std::make_unique<FakeRecording>(std::exchange(work_, {}));
+  }
 
  private:
+  static void refuse_while_recording() {
+    if (recorded != nullptr) throw DeviceError("fake cuda: bytes are moved while work is recorded");
+  }
   void catch_up() {
     for (const Event& event : std::exchange(waited_for_, {})) finish(event);
   }
 
-  std::vector<Event> waited_for_;  // before the queue's next work
+  std::vector<Event> waited_for_;            // before the queue's next work
+  std::vector<std::function<void()>> work_;  // recorded so far
 };
 
 }  // namespace
@@ -153,9 +183,15 @@ Cpu fake_launch(const Cuda& cuda) {
   const auto queue = side_queues().find(cuda.stream);
   if (!(cuda.device == kFakeCuda) || (cuda.stream != &stream_token && queue == side_queues().end()))
     throw DeviceError("fake cuda: a kernel was launched with another device or stream");
+  if (recorded != nullptr) throw DeviceError("fake cuda: a kernel that is not recorded here was launched meanwhile");
   if (queue != side_queues().end()) queue->second->run_until(queue->second->given);
   ++launches;
   return Cpu{kCpu};
+}
+
+void launch_or_record(const Cuda& cuda, std::function<void(const Cpu&)> kernel) {
+  if (recorded == nullptr) return kernel(fake_launch(cuda));
+  recorded->push_back([cuda, kernel = std::move(kernel)] { kernel(fake_launch(cuda)); });
 }
 
 }  // namespace castor

@@ -1,5 +1,5 @@
 // The fake device's kernels: each checks its launch and runs the CPU's. One line an op, so an op that is missing here
-// is the link error that a missing CUDA kernel would be.
+// is the link error that a missing CUDA kernel would be; those that an optimizer's step consists of can be recorded.
 #include "core/ops/activation.h"
 #include "core/ops/adam8bit.h"
 #include "core/ops/arithmetic.h"
@@ -54,10 +54,23 @@ void run(const Cuda& cuda, const BatchNormArgs& args) { run(fake_launch(cuda), a
 void run(const Cuda& cuda, const BatchNormBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const GroupNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const GroupNormBackwardArgs& args) { run(fake_launch(cuda), args); }
-void run(const Cuda& cuda, const BlockSquaresArgs& args) { run(fake_launch(cuda), args); }
-void run(const Cuda& cuda, const FoldSegmentsArgs& args) { run(fake_launch(cuda), args); }
-void run(const Cuda& cuda, const NormLimitArgs& args) { run(fake_launch(cuda), args); }
-void run(const Cuda& cuda, const AdamArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const BlockSquaresArgs& args) {
+  launch_or_record(cuda, [pairs = std::vector(args.pairs.begin(), args.pairs.end())](const Cpu& cpu) {
+    run(cpu, BlockSquaresArgs{pairs});
+  });
+}
+void run(const Cuda& cuda, const FoldSegmentsArgs& args) {
+  launch_or_record(cuda, [args](const Cpu& cpu) { run(cpu, args); });
+}
+void run(const Cuda& cuda, const NormLimitArgs& args) {
+  launch_or_record(cuda, [args](const Cpu& cpu) { run(cpu, args); });
+}
+void run(const Cuda& cuda, const AdamArgs& args) {
+  launch_or_record(
+      cuda, [ranges = std::vector(args.ranges.begin(), args.ranges.end()), factor = args.factor](const Cpu& cpu) {
+        run(cpu, AdamArgs{ranges, factor});
+      });
+}
 void run(const Cuda& cuda, const SgdArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LambSquaresArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LambArgs& args) { run(fake_launch(cuda), args); }
