@@ -14,6 +14,7 @@
 #include "core/base/cpu_isa.h"
 #include "core/base/parallel.h"
 #include "core/ops/cast.h"
+#include "tests/support/long_run.h"
 #include "tests/support/op_check.h"
 
 namespace castor {
@@ -163,8 +164,9 @@ TEST_CASE("grouped queries share keys and values") {
 }
 
 TEST_CASE("attention takes bool and additive masks of every broadcast shape") {
-  for (const Shape& shape :
-       {Shape{2, 3, 70, 110}, Shape{2, 1, 1, 110}, Shape{1, 3, 70, 1}, Shape{70, 110}, Shape{110}}) {
+  std::vector<Shape> shapes = {{2, 3, 70, 110}, {110}};
+  if (!short_run()) shapes.insert(shapes.end(), {{2, 1, 1, 110}, {1, 3, 70, 1}, {70, 110}});
+  for (const Shape& shape : shapes) {
     AttentionOptions options;
     options.mask = random_mask(shape, 5);
     check_attention("bool mask", options, {{2, 70, 110, 3, 3, 8}}, false);

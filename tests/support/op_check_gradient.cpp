@@ -15,7 +15,8 @@
 namespace castor::test {
 namespace {
 
-std::int64_t checked_elements() { return short_run() ? 2 : 16; }
+// A short run is there for the kernels, which one direction launches all; each slope takes two forward passes.
+std::int64_t checked_elements() { return short_run() ? 0 : 16; }
 int directions() { return short_run() ? 1 : 2; }
 
 bool is_differentiable(const Operand& operand) {
