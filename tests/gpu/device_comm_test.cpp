@@ -2,7 +2,8 @@
 // CPU: the bits must be equal, whatever the sizes of the pieces. And what is left when a rank dies.
 //
 // Each body is run by ranks that are threads, through NCCL, and by ranks that are processes, from memory to memory:
-// this program starts itself as each of them, with the skipped case below.
+// this program starts itself as each of them, with the skipped case below. Processes may share GPUs, which are not many
+// where tests run: so there are groups of several ranks on one GPU, and of four on two.
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
@@ -15,11 +16,13 @@
 #include <thread>
 #include <vector>
 
+#include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
 #include "build_config.h"
 #include "core/base/file.h"
 #include "core/device/backend.h"
+#include "core/device/cuda_runtime.h"
 #include "core/ops/cast.h"
 #include "core/ops/random.h"
 #include "dist/comm_device.h"
@@ -55,7 +58,7 @@ std::vector<Buffer> uneven_pieces(const Tensor& whole, int world) {
   std::int64_t begin = 0;
   for (int r = 0; r < world; ++r) {
     const std::int64_t left = whole.numel() - begin;
-    const std::int64_t count = r + 1 == world ? left : r % 2 == 0 ? left / 2 + 1 : 0;
+    const std::int64_t count = r + 1 == world ? left : r % 2 == 0 ? (left + 1) / 2 : 0;
     pieces.emplace_back(whole.narrow(0, begin, count));
     begin += count;
   }
@@ -141,6 +144,19 @@ void check_large_pieces(Comm& host, Comm& gpus, Device gpu) {
   }
 }
 
+/// Ranks connect while their GPUs are busy with something else.
+void check_busy_start(Comm& host, Comm& gpus, Device gpu) {
+  constexpr std::int64_t kCount = 1 << 20;
+  check_cuda(cudaSetDevice(gpu.index), "use the device", gpu);
+  const auto dawdle = [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(300)); };
+  check_cuda(cudaLaunchHostFunc(nullptr, dawdle, nullptr), "launch a function of the host's", gpu);
+  const std::unique_ptr<Comm> group = gpus.split(0, host.rank());
+  const Tensor all = Tensor::zeros({host.world_size() * kCount}, DType::f32, gpu);
+  group->all_gather(full({kCount}, 1, DType::f32, gpu), all);
+  check_cuda(cudaStreamSynchronize(nullptr), "wait for the device", gpu);
+  CHECK(bytes_of(all) == bytes_of(full({all.numel()}, 1, DType::f32)));
+}
+
 void check_refusals(Comm& host, Comm& gpus, Device gpu) {
   const Tensor x = Tensor::zeros({8}, DType::f32, gpu);
   CHECK_THROWS_AS(gpus.all_reduce(x, "largest", ReduceOp::kMax), DTypeError);
@@ -184,8 +200,8 @@ struct Body {
   void (*run)(Comm& host, Comm& gpus, Device gpu);
 };
 constexpr Body kSums{"sums", check_sums}, kMoves{"moves", check_moves},
-    kLargePieces{"large pieces", check_large_pieces}, kRefusals{"refusals", check_refusals},
-    kDeath{"death", check_death_of_process};
+    kLargePieces{"large pieces", check_large_pieces}, kBusyStart{"busy start", check_busy_start},
+    kRefusals{"refusals", check_refusals}, kDeath{"death", check_death_of_process};
 
 /// Runs a body on as many processes. Returns run_job's code.
 int as_processes(const Body& body, int ranks) {
@@ -193,7 +209,7 @@ int as_processes(const Body& body, int ranks) {
   return run_job(test::ranks_of(kRankCase, ranks));
 }
 
-void run_everywhere(const Body& body) {
+void run_everywhere(const Body& body, int ranks_per_gpu = 2) {
   REQUIRE(visible_gpus() > 0);
   if constexpr (kHasNccl) {
     run_ranks(visible_gpus(), [&](Comm& host) {
@@ -204,7 +220,10 @@ void run_everywhere(const Body& body) {
       backend(gpu).synchronize();
     });
   }
-  CHECK(as_processes(body, visible_gpus()) == 0);
+  for (int share = 1; share <= ranks_per_gpu; ++share) {
+    CAPTURE(share);
+    CHECK(as_processes(body, share * visible_gpus()) == 0);
+  }
 }
 
 }  // namespace
@@ -212,9 +231,9 @@ void run_everywhere(const Body& body) {
 TEST_CASE("a rank's part of a job on GPUs" * doctest::skip()) {
   const std::string name = std::getenv("CASTOR_TEST_BODY");
   Job job(rank_info_from(process_environment()), {});
-  const Device gpu{DeviceType::cuda, static_cast<std::int16_t>(job.info().local_rank)};
+  const Device gpu{DeviceType::cuda, static_cast<std::int16_t>(job.info().local_rank % visible_gpus())};
   const std::unique_ptr<Comm> gpus = make_device_comm(job.world(), gpu, job.health(), {kTimeout, GpuTransport::kPeer});
-  for (const Body& body : {kSums, kMoves, kLargePieces, kRefusals, kDeath}) {
+  for (const Body& body : {kSums, kMoves, kLargePieces, kBusyStart, kRefusals, kDeath}) {
     if (name == body.name) body.run(job.world(), *gpus, gpu);
   }
   backend(gpu).synchronize();
@@ -230,7 +249,11 @@ TEST_CASE("GPU tensors are gathered, sent around and broadcast whole, beside col
 }
 
 TEST_CASE("pieces larger than what a transport holds at a time arrive whole, while others are on their way") {
-  run_everywhere(kLargePieces);
+  run_everywhere(kLargePieces, visible_gpus() > 1 ? 1 : 2);
+}
+
+TEST_CASE("ranks whose GPUs are busy when they connect lose nothing of what is sent first") {
+  run_everywhere(kBusyStart);
 }
 
 TEST_CASE("what GPUs are not for is refused, and where ranks disagree they are named and nobody hangs") {
@@ -238,16 +261,13 @@ TEST_CASE("what GPUs are not for is refused, and where ranks disagree they are n
 }
 
 TEST_CASE("when a rank has died, what others await on their GPUs ends in time, in all groups at once, and names it") {
-  if (visible_gpus() < 2) {
-    MESSAGE("one GPU here: a rank that waits for another one is not shown");
-    return;
-  }
   const test::TempDir folder;
   setenv("CASTOR_TEST_FOLDER", folder.path().c_str(), 1);
   CHECK(as_processes(kDeath, 2) == 128 + SIGKILL);
   CHECK(std::filesystem::exists(folder.path() / "survived"));
   if constexpr (kHasNccl) {
-    Health health;  // of the job
+    if (visible_gpus() < 2) return;  // NCCL's ranks have GPUs of their own
+    Health health;                   // of the job
     run_ranks(2, [&](Comm& host) {
       const Device gpu{DeviceType::cuda, static_cast<std::int16_t>(host.rank())};
       const std::unique_ptr<Comm> gpus = make_device_comm(host, gpu, health, {kTimeout, GpuTransport::kNccl});
