@@ -1,11 +1,12 @@
 // dk and dv of attention in tiles, with keys outside: a warpgroup keeps 64 keys and walks the queries that see them, of
 // all heads of its group, in order. Scores are made transposed (a row for a key), so that probabilities and gradients
-// of scores are the left operands of dv's and dk's products as they lie in registers.
+// of scores are the left operands of dv's and dk's products as they lie in registers. Those of scores may be kept, as
+// they lie there, for the kernel of dq.
 //
-// Delicate: the statistics of queries (attention_cuda_dq.cu) travel with q and dout through the ring; those beyond the
-// last query are made so that they add nothing. Threads read them with their own loads, so each releases a slot for
-// itself. Scores and sums of one block of queries are begun and awaited within it: accumulators that are in flight from
-// one round of the loop to the next make the compiler wait after every product.
+// Delicate: the statistics of queries (attention_cuda_statistics.cu) travel with q and dout through the ring; those
+// beyond the last query are made so that they add nothing. Threads read them with their own loads, so each releases a
+// slot for itself. Scores and sums of one block of queries are begun and awaited within it: accumulators that are in
+// flight from one round of the loop to the next make the compiler wait after every product.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
@@ -17,7 +18,12 @@ struct DkvTiles {
   HeadRows dk, dv;
   const float *lse_log2, *delta;  ///< [batch and head, statistics_rows]
   int statistics;
+  SlopeBlocks slopes;
+  std::int64_t slopes_in_head;
+  uint4* kept;  ///< gradients of scores, from those of the first head of this launch on; null: they are not kept
 };
+
+constexpr int kSlopeWords = SlopeBlocks::kBytes / 16;
 
 template <int kDim>
 struct DkvShape {
@@ -158,18 +164,24 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
                        : "r"(slots + q_ring.slot(count) * Shape::kStatisticBytes + (j * 8 + place.column) * 4));
           return pair;
         };
-        // Scores become probabilities.
+        // Scores become probabilities; those of rows beyond the last key become 0, which dq's kernel relies on.
         const auto finish_scores = [&](int i, std::uint32_t count) {
-          const bool is_whole = !s.is_causal || i * kQueries + s.shift >= first + kGroupRows - 1;
-          // The column, counted from this thread's first, from which on queries see the key of row 0.
-          const int from = first + place.row - (i * kQueries + s.shift + place.column);
+          const bool is_whole =
+              (!s.is_causal || i * kQueries + s.shift >= first + kGroupRows - 1) && first + kGroupRows <= s.keys;
+          // The column, counted from this thread's first, from which on queries see the key of either row.
+          int from[2];
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const int key = first + place.row + 8 * h, seen = key - (i * kQueries + s.shift + place.column);
+            from[h] = key >= s.keys ? kQueries : s.is_causal ? seen : 0;
+          }
 #pragma unroll
           for (int j = 0; j < kQueries / 8; ++j) {
             const float2 lse = statistic(lse_slots, count, j);
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               float weight = exp2_fast(fmaf(scores[4 * j + e], s.scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
-              if (!is_whole && 8 * j + e % 2 < from + e / 2 * 8) weight = 0;
+              if (!is_whole && 8 * j + e % 2 < from[e / 2]) weight = 0;
               scores[4 * j + e] = weight;
             }
           }
@@ -184,6 +196,12 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
               dp[4 * j + e] = scores[4 * j + e] * (dp[4 * j + e] - (e % 2 == 0 ? delta.x : delta.y));
           }
         };
+        uint4* kept = nullptr;
+        if (p.kept != nullptr) {
+          const std::int64_t at_head = static_cast<std::int64_t>(at - s.first) * s.group + head;
+          kept = p.kept + (at_head * p.slopes_in_head + p.slopes.place(first / kGroupRows, own)) * kSlopeWords +
+                 threadIdx.x % kWarpgroup;
+        }
         for (int i = own; i < query_blocks; ++i, ++turn) {
           begin_scores(turn);
           wait_products<1>();
@@ -196,6 +214,12 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
           finish_gradients(turn);
           as_operand<T>(dp, ds);
           begin_dk(turn);
+          if (kept != nullptr) {
+#pragma unroll
+            for (int step = 0; step < kQueries / 16; ++step)
+              kept[step * kWarpgroup] = make_uint4(ds[step][0], ds[step][1], ds[step][2], ds[step][3]);
+            kept += kSlopeWords;
+          }
           wait_products<0>();
           hold(dk);
           hold(dv);
@@ -223,7 +247,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
 
 }  // namespace
 
-void attention_dkv_tiles(const Cuda& cuda, const AttentionBackwardArgs& args) {
+void attention_dkv_tiles(const Cuda& cuda, const AttentionBackwardArgs& args, HeadRange heads, void* slopes) {
   visit_tiled(args.q, [&](auto tag, auto dim) {
     using T = typename decltype(tag)::type;
     using Shape = DkvShape<decltype(dim)::value>;
@@ -233,12 +257,15 @@ void attention_dkv_tiles(const Cuda& cuda, const AttentionBackwardArgs& args) {
     params.k = tensor_map(args.k, Shape::kRows, op, cuda.device);
     params.v = tensor_map(args.v, Shape::kRows, op, cuda.device);
     params.dout = tensor_map(args.dout, Shape::kQueries, op, cuda.device);
-    params.sizes = tile_sizes(args, args.k.size[1], Shape::kRows, args.k.size[2]);
+    params.sizes = tile_sizes(args, args.k.size[1], Shape::kRows, heads);
     params.dk = HeadRows(args.dk);
     params.dv = HeadRows(args.dv);
     params.statistics = static_cast<int>(statistics_rows(args.q));
     params.lse_log2 = args.workspace.as<float>();
     params.delta = params.lse_log2 + args.q.size[0] * args.q.size[2] * statistics_rows(args.q);
+    params.slopes = SlopeBlocks(args.q.size[1], args.k.size[1], args.causal);
+    params.slopes_in_head = params.slopes.count();
+    params.kept = static_cast<uint4*>(slopes);
     launch_tiles(dkv_tiles<T, decltype(dim)::value>, params, Shape::kThreads, Shape::kSharedBytes, op, cuda);
   });
 }

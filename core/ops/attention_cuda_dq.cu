@@ -1,10 +1,7 @@
-// dq of attention in tiles, with queries outside as in forward: probabilities come again from the logsumexp, gradients
-// of scores are the left operand of the next product as they lie in registers, and each query's dq is summed by one
-// warpgroup. That makes seven products for backward in all where a shared dq would need five, but nothing is added
-// from several blocks, so the order of sums is fixed and there is no f32 copy of dq to clear, add to and convert.
-//
-// It also leaves each query's logsumexp (in exponents of 2) and sum of out * dout in the workspace, for dk and dv; rows
-// without keys and those beyond the last get +infinity, which makes every probability 0.
+// dq of attention in tiles where gradients of scores are too many to be kept (attention_cuda_dq_slopes.cu), with
+// queries outside as in forward: probabilities come again from the logsumexp, gradients of scores are the left operand
+// of the next product as they lie in registers, and each query's dq is summed by one warpgroup. That makes seven
+// products for backward in all where five would do, but takes no memory, and nothing is added from several blocks.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
@@ -13,9 +10,8 @@ namespace {
 struct DqTiles {
   CUtensorMap q, k, v, dout;
   TileSizes sizes;
-  HeadRows out, dout_rows, dq;
-  const float* lse;
-  float *lse_log2, *delta;  ///< [batch and head, statistics_rows]
+  HeadRows dq;
+  const float *lse_log2, *delta;  ///< [batch and head, statistics_rows]
   int statistics;
 };
 
@@ -28,25 +24,6 @@ struct DqShape {
   static constexpr int kBarriers = 2 + 4 * kStages;
   static constexpr int kSharedBytes = 1024 + 2 * kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers;
 };
-
-/// This lane's part of the sum over a row of a * b, of which four lanes take 16-byte words in turn.
-template <class T, int kDim>
-__device__ float partial_dot(const T* a, const T* b) {
-  float sum = 0;
-#pragma unroll
-  for (int word = 0; word < kDim / 32; ++word) {
-    const int at = (word * 4 + static_cast<int>(threadIdx.x % 4)) * 8;
-    const uint4 x = *reinterpret_cast<const uint4*>(a + at), y = *reinterpret_cast<const uint4*>(b + at);
-    const std::uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto part = [&](std::uint32_t w, int shift) { return to_float(T{static_cast<std::uint16_t>(w >> shift)}); };
-      sum = fmaf(part(xs[i], 0), part(ys[i], 0), sum);
-      sum = fmaf(part(xs[i], 16), part(ys[i], 16), sum);
-    }
-  }
-  return sum;
-}
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __grid_constant__ DqTiles p) {
@@ -110,19 +87,9 @@ __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __g
       for (int h = 0; h < 2; ++h) {
         const int row = first + place.row + 8 * h;
         limit[h] = s.visible_keys(row) - 1;
-        lse_log2[h] = kInfinity;
-        delta[h] = 0;
-        if (row < s.queries) {
-          const float lse = p.lse[static_cast<std::int64_t>(at) * s.queries + row];
-          if (lse != -kInfinity) lse_log2[h] = lse * kLog2E;
-          delta[h] = partial_dot<T, kDim>(p.out.at<T>(batch, row, head), p.dout_rows.at<T>(batch, row, head));
-        }
-        delta[h] += __shfl_xor_sync(0xFFFFFFFFu, delta[h], 1);
-        delta[h] += __shfl_xor_sync(0xFFFFFFFFu, delta[h], 2);
-        if (row < p.statistics && place.column == 0) {
-          p.lse_log2[static_cast<std::int64_t>(at) * p.statistics + row] = lse_log2[h];
-          p.delta[static_cast<std::int64_t>(at) * p.statistics + row] = delta[h];
-        }
+        const std::int64_t statistic = static_cast<std::int64_t>(at) * p.statistics + row;
+        lse_log2[h] = row < p.statistics ? p.lse_log2[statistic] : kInfinity;
+        delta[h] = row < p.statistics ? p.delta[statistic] : 0;
       }
       if (blocks > 0) q_ring.wait_full(tiles);
       for (int j = blocks; j > own; --j, ++turn) {  // what only later warpgroups see
@@ -222,11 +189,8 @@ void attention_dq_tiles(const Cuda& cuda, const AttentionBackwardArgs& args) {
     params.k = tensor_map(args.k, Shape::kKeys, op, cuda.device);
     params.v = tensor_map(args.v, Shape::kKeys, op, cuda.device);
     params.dout = tensor_map(args.dout, Shape::kRows, op, cuda.device);
-    params.sizes = tile_sizes(args, args.q.size[1], Shape::kRows, args.q.size[2]);
-    params.out = HeadRows(args.out);
-    params.dout_rows = HeadRows(args.dout);
+    params.sizes = tile_sizes(args, args.q.size[1], Shape::kRows, all_heads(args.q));
     params.dq = HeadRows(args.dq);
-    params.lse = args.lse.as<float>();
     params.statistics = static_cast<int>(statistics_rows(args.q));
     params.lse_log2 = args.workspace.as<float>();
     params.delta = params.lse_log2 + args.q.size[0] * args.q.size[2] * statistics_rows(args.q);

@@ -241,7 +241,7 @@ void launch_forward(const Cuda& cuda, const AttentionArgs& args) {
   params.q = tensor_map(args.q, Shape::kRows, op, cuda.device);
   params.k = tensor_map(args.k, Shape::kKeys, op, cuda.device);
   params.v = tensor_map(args.v, Shape::kKeys, op, cuda.device);
-  params.sizes = tile_sizes(args, args.q.size[1], Shape::kRows, args.q.size[2]);
+  params.sizes = tile_sizes(args, args.q.size[1], Shape::kRows, all_heads(args.q));
   params.out = HeadRows(args.out);
   params.lse = args.lse.as<float>();
   launch_tiles(forward_tiles<T, kDim, kComputing>, params, Shape::kThreads, Shape::kSharedBytes, op, cuda);

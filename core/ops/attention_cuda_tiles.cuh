@@ -1,10 +1,10 @@
-// What the three tiled kernels share: how work is cut and handed out, the ring of tiles between the warp that loads and
+// What the tiled kernels share: how work is cut and handed out, the ring of tiles between the warp that loads and
 // the warpgroups that compute, masks on accumulators, and how accumulators reach memory.
 //
 // A block stays on its multiprocessor and takes one work item after another: an item is a tile of rows (queries in
-// forward and dq, keys in dk and dv) and its mirror image in the same head, because under a causal cut the two together
-// cost the same for every item. Its last warpgroup only loads; each of the others owns 64 rows and keeps all its sums
-// in registers, so no result depends on which block or warpgroup came first.
+// forward and dq, keys in dk and dv) and, under a causal cut, its mirror image in the same head, because the two
+// together cost the same for every item. Its last warpgroup only loads; each of the others owns 64 rows and keeps all
+// its sums in registers, so no result depends on which block or warpgroup came first.
 //
 // In an accumulator of [64, N], thread t of a warpgroup holds rows 16 (t / 32) + t % 32 / 4 and that + 8, and of each 8
 // columns the two from 2 (t % 4) on: element 4 j + 2 h + e is row h, column 8 j + 2 (t % 4) + e.
@@ -26,7 +26,8 @@ inline constexpr float kInfinity = __builtin_inff();
 struct TileSizes {
   int queries, keys, heads, group;  ///< group: query heads of one key head
   int shift;                        ///< keys - queries: query i sees keys up to i + shift under a causal cut
-  int blocks, pairs, items;         ///< tiles of rows in a head, work items in a head and in all
+  int blocks, head_items, items;    ///< tiles of rows in a head, work items in a head and in all
+  int first;                        ///< the head (batch and head as one number) that items begin with
   float scale, scale_log2;          ///< scores times this are natural exponents, exponents of 2
   bool is_causal;
 
@@ -36,8 +37,9 @@ struct TileSizes {
   }
 };
 
+/// For `heads` of the tensor that has `rows` rows.
 template <class Args>
-TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_tile, std::int64_t heads) {
+TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_tile, HeadRange heads) {
   TileSizes s{};
   s.queries = static_cast<int>(args.q.size[1]);
   s.keys = static_cast<int>(args.k.size[1]);
@@ -45,21 +47,25 @@ TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_t
   s.group = static_cast<int>(args.q.size[2] / args.k.size[2]);
   s.shift = s.keys - s.queries;
   s.blocks = static_cast<int>((rows + rows_in_tile - 1) / rows_in_tile);
-  s.pairs = (s.blocks + 1) / 2;
-  s.items = s.pairs * static_cast<int>(args.q.size[0] * heads);
+  s.head_items = args.causal ? (s.blocks + 1) / 2 : s.blocks;
+  s.items = s.head_items * static_cast<int>(heads.count);
+  s.first = static_cast<int>(heads.first);
   s.scale = static_cast<float>(args.scale);
   s.scale_log2 = s.scale * kLog2E;
   s.is_causal = args.causal;
   return s;
 }
 
+/// All heads of a tensor.
+inline HeadRange all_heads(const View& x) { return {0, x.size[0] * x.size[2]}; }
+
 /// Calls body(batch and head as one number, tile) for all tiles of this block.
 template <class Body>
 __device__ void for_tiles(const TileSizes& s, Body body) {
   for (int item = static_cast<int>(blockIdx.x); item < s.items; item += static_cast<int>(gridDim.x)) {
-    const int pair = item % s.pairs, mirror = s.blocks - 1 - pair;
-    body(item / s.pairs, mirror);
-    if (mirror != pair) body(item / s.pairs, pair);
+    const int head = s.first + item / s.head_items, tile = item % s.head_items, mirror = s.blocks - 1 - tile;
+    body(head, mirror);
+    if (s.is_causal && mirror != tile) body(head, tile);
   }
 }
 

@@ -26,12 +26,13 @@ struct Faster {
 
 constexpr std::int64_t kAnyLength = std::int64_t{1} << 30;
 /// What gpu_attention_speed measured on an H200 with cuDNN 9.19. Forward at 256 to 2048 positions takes 0.66 to 0.97 of
-/// our own's time, longer ones 1.00 to 1.15. Backward takes 1.17 to 1.50 of it with heads of 64; with heads of 128 0.96
-/// to 1.00 where it is causal, too little for workspace that grows with the square of the length, and 0.93 to 0.95
-/// where it is not.
+/// our own's time, longer ones 1.00 to 1.15. Backward takes 1.02 to 1.50 of it; with heads of 128 at up to 512
+/// positions and at 16384 it takes 0.93 to 0.98, too little for workspace that grows with the square of the length.
 constexpr Faster kFaster[] = {
-    {false, 64, true, 256, 2048},   {false, 64, false, 256, 2048},  {false, 128, true, 256, 2048},
-    {false, 128, false, 256, 2048}, {true, 128, false, 1024, 4096},
+    {false, 64, true, 256, 2048},
+    {false, 64, false, 256, 2048},
+    {false, 128, true, 256, 2048},
+    {false, 128, false, 256, 2048},
 };
 /// Rows of scores, of all heads, from which that holds: fewer do not fill the GPU, and our own take 0.66 to 0.98.
 constexpr std::int64_t kLeastRows = std::int64_t{1} << 17;

@@ -15,7 +15,9 @@ namespace castor {
 enum class AttentionKernels {
   measured,  ///< the faster ones, by the table
   own,
-  cudnn,  ///< cuDNN's wherever it takes the operands
+  own_kept,   ///< the same, with gradients of scores kept for dq wherever there is memory for that
+  own_twice,  ///< the same, with gradients of scores made once more for dq
+  cudnn,      ///< cuDNN's wherever it takes the operands
 };
 
 /// Sets what this thread asks for while the scope lives; inner scopes win. For tests and measuring.

@@ -2,11 +2,15 @@
 // that the result needs (4 and 10 operations for each visible pair and element of a head; recomputation counts for
 // nothing). tests/gpu/attention_peer.py measures PyTorch's on the same shapes.
 //
+// Backward twice more: with gradients of scores kept for dq, and made once more for it; what a run does rests on these.
 // Where there is cuDNN, its kernels, too, and which of both a run takes: core/ops/attention_cudnn_cuda.cpp has the
-// table that rests on this. usage: gpu_attention_speed     needs a GPU; prints a line a shape, and with cuDNN two more
-// and more shapes
+// table that rests on this.
+//
+// usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]     needs a GPU; prints three lines a shape, with cuDNN two more;
+// of one causal shape, or of a table's
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include <cuda_runtime_api.h>
@@ -150,6 +154,10 @@ void measure(const Shapes& shapes) {
     own = measured.time(true, true);
     measured.print("castor", own);
   }
+  for (const AttentionKernels kernels : {AttentionKernels::own_kept, AttentionKernels::own_twice}) {
+    const AttentionKernelScope scope(kernels);
+    measured.print(kernels == AttentionKernels::own_kept ? "  kept" : "  twice", measured.time(false, true));
+  }
   if (attention_library(kGpu).empty()) return;
   const AttentionArgs forward = measured.forward_args();
   const AttentionBackwardArgs backward = measured.backward_args();
@@ -165,9 +173,17 @@ void measure(const Shapes& shapes) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc != 1 && argc != 5) {
+    std::fprintf(stderr, "usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]\n");
+    return 2;
+  }
   const std::string library = attention_library(kGpu);
   std::printf("attention's kernels: castor%s%s\n", library.empty() ? "" : " and ", library.c_str());
+  if (argc == 5) {
+    measure({std::atoll(argv[1]), std::atoll(argv[2]), std::atoll(argv[3]), std::atoll(argv[4]), true});
+    return 0;
+  }
   for (const Shapes& shapes : kShapes) measure(shapes);
   if (library.empty()) return 0;
   for (const Shapes& shapes : kMoreShapes) measure(shapes);

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include <doctest/doctest.h>
 
@@ -16,6 +17,7 @@
 #include "core/ops/attention_kernels.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/random.h"
 #include "core/ops/workspace.h"
 #include "tests/gpu/same_bits.h"
 #include "tests/support/long_run.h"
@@ -34,7 +36,7 @@ constexpr Case kCases[] = {
     {2, 1, 1, 1, 1, true},      {1, 64, 64, 2, 2, false},    {1, 128, 128, 2, 2, true}, {3, 200, 200, 2, 2, true},
     {2, 257, 257, 4, 2, true},  {1, 130, 300, 3, 1, false},  {1, 300, 130, 2, 2, true}, {1, 77, 500, 2, 1, true},
     {1, 513, 385, 6, 2, false}, {1, 577, 577, 1, 1, true},   {5, 63, 191, 2, 2, false}, {1, 640, 1, 2, 2, false},
-    {1, 2100, 150, 1, 1, true}, {1, 2050, 330, 1, 1, false},
+    {1, 2100, 150, 1, 1, true}, {1, 2050, 330, 1, 1, false}, {58, 70, 70, 14, 7, true},
 };
 
 Tensor poisoned(const Shape& shape, DType dtype) {
@@ -85,9 +87,9 @@ std::string name_of(const Case& c, std::int64_t dim, DType dtype) {
 }
 
 /// Forward and backward by the kernels in force, twice, against the CPU's in f64.
-void check_near_f64(const Case& c, std::int64_t dim, DType dtype, double allowed) {
-  const std::string what = name_of(c, dim, dtype);
-  const Operands x = operands(c, dim, dtype);
+///   floor  of check_near, for dq and dk
+void check_near_f64(const Case& c, const Operands& x, const std::string& what, DType dtype, double allowed,
+                    double floor) {
   AttentionOptions options;
   options.causal = c.is_causal;
   const AttentionResult got = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
@@ -109,8 +111,6 @@ void check_near_f64(const Case& c, std::int64_t dim, DType dtype, double allowed
   const AttentionGradients g = backward(), again = backward();
   const AttentionGradients g_wanted =
       attention_backward(wide(x.q.cpu), wide(x.k.cpu), wide(x.v.cpu), want, wide(x.dout.cpu), options);
-  // With one key, the gradients of scores are differences of equal numbers.
-  const double floor = c.keys == 1 ? 1.0 : 1e-30;
   check_near(what + "dq", g.dq, g_wanted.dq, 2 * allowed, floor);
   check_near(what + "dk", g.dk, g_wanted.dk, 2 * allowed, floor);
   check_near(what + "dv", g.dv, g_wanted.dv, 2 * allowed);
@@ -118,6 +118,18 @@ void check_near_f64(const Case& c, std::int64_t dim, DType dtype, double allowed
   check_equal(what + "dq again", g.dq, again.dq);
   check_equal(what + "dk again", g.dk, again.dk);
   check_equal(what + "dv again", g.dv, again.dv);
+  if (attention_kernels() != AttentionKernels::own_kept) return;
+  const AttentionKernelScope twice(AttentionKernels::own_twice);
+  const AttentionGradients made_twice = backward();
+  check_near(what + "dq, scores' gradients made twice", made_twice.dq, g_wanted.dq, 2 * allowed, floor);
+  check_equal(what + "dk, scores' gradients made twice", made_twice.dk, g.dk);
+  check_equal(what + "dv, scores' gradients made twice", made_twice.dv, g.dv);
+}
+
+void check_near_f64(const Case& c, std::int64_t dim, DType dtype, double allowed) {
+  // With one key, the gradients of scores are differences of equal numbers.
+  const double floor = c.keys == 1 ? 1.0 : 1e-30;
+  check_near_f64(c, operands(c, dim, dtype), name_of(c, dim, dtype), dtype, allowed, floor);
 }
 
 /// Whether there are cuDNN's kernels to try; if not, says why.
@@ -144,7 +156,7 @@ struct CudnnCase {
 }  // namespace
 
 TEST_CASE("attention in tiles is near the f64 result, forward and backward, and the same in every run") {
-  const AttentionKernelScope own(AttentionKernels::own);
+  const AttentionKernelScope own(AttentionKernels::own_kept);
   for (const DType dtype : {DType::bf16, DType::f16}) {
     const double allowed = dtype == DType::bf16 ? 6e-3 : 1e-3;
     for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
@@ -152,6 +164,47 @@ TEST_CASE("attention in tiles is near the f64 result, forward and backward, and 
         check_near_f64(c, dim, dtype, allowed);
       }
     }
+  }
+}
+
+TEST_CASE("keys beyond the last add nothing, however unlikely the others are") {
+  const AttentionKernelScope own(AttentionKernels::own_kept);
+  for (const bool is_causal : {false, true}) {
+    const Case c{2, 150, 150, 2, 2, is_causal};
+    Operands x = operands(c, 64, DType::bf16);
+    // Scores of about -800: a probability of e^800 for a key of zeros, which is what lies beyond.
+    x.q = make_twin(x.q.cpu.shape(), DType::bf16, {false, 8, 12}, Layout::dense, 1);
+    x.k = make_twin(x.k.cpu.shape(), DType::bf16, {false, -10.25, -9.75}, Layout::dense, 2);
+    // Such keys are nearly equal, and dq a difference of what they give.
+    check_near_f64(c, x, name_of(c, 64, DType::bf16), DType::bf16, 6e-3, 1.0);
+  }
+}
+
+TEST_CASE("heads whose scores' gradients do not fit into the workspace together have theirs kept in turns") {
+  if (short_run()) return;  // hundreds of megabytes, and kernels that other cases launch
+  for (const auto& [batch, length, heads, key_heads] : {std::tuple(20, 1024, 32, 32), std::tuple(1, 4096, 36, 9)}) {
+    CAPTURE(length);
+    const auto random = [&](std::int64_t count, std::uint64_t key) {
+      const Tensor x = Tensor::empty({batch, length, count, 64}, DType::bf16, kGpu);
+      fill_normal(x, {key, 3});
+      return x;
+    };
+    const Tensor q = random(heads, 1), k = random(key_heads, 2), v = random(key_heads, 3), dout = random(heads, 4);
+    AttentionOptions options;
+    options.causal = true;
+    const AttentionResult result = attention(q, k, v, options);
+    const auto backward = [&](AttentionKernels kernels) {
+      const AttentionKernelScope scope(kernels);
+      return attention_backward(
+          q, k, v, result, dout, options,
+          {poisoned(q.shape(), DType::bf16), poisoned(k.shape(), DType::bf16), poisoned(v.shape(), DType::bf16)});
+    };
+    const AttentionGradients kept = backward(AttentionKernels::own_kept), again = backward(AttentionKernels::own_kept),
+                             twice = backward(AttentionKernels::own_twice);
+    check_near("dq", kept.dq, twice.dq, 6e-3);
+    check_equal("dk", kept.dk, twice.dk);
+    check_equal("dv", kept.dv, twice.dv);
+    check_equal("dq again", kept.dq, again.dq);
   }
 }
 
