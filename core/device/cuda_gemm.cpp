@@ -155,7 +155,7 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
   gemm.handle = handle;
   gemm.is_f64 = problem.dtype == DType::f64;
   gemm.is_fp8 = dtype_size(problem.dtype) == 1;
-  gemm.has_bias = problem.has_bias || problem.sums_a;
+  gemm.has_bias = problem.has_bias;
   gemm.accumulates = problem.accumulates;
   const Columns a(problem.m, problem.k, problem.a_row, problem.a_column),
       b(problem.k, problem.n, problem.b_row, problem.b_column), c(problem.m, problem.n, problem.c_row, 1);
@@ -168,10 +168,6 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
         "describe a product", device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSA, b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
   set(&gemm.operation, CUBLASLT_MATMUL_DESC_TRANSB, a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, device);
-  if (problem.sums_a) {
-    set(&gemm.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BGRADB, device);
-    set(&gemm.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(problem.result_dtype), device);
-  }
   // Which addresses does not matter here, but that there are some may.
   if (gemm.is_fp8) {
     set_scales(&gemm.operation, {&gemm, &gemm}, device);
@@ -218,26 +214,10 @@ CudaGemm make(cublasLtHandle_t handle, Device device, const CudaGemmProblem& pro
 struct ProblemHash {
   std::size_t operator()(const CudaGemmProblem& p) const {
     std::uint64_t hash = 0x9E3779B97F4A7C15ull;
-    for (const std::int64_t value : {static_cast<std::int64_t>(p.dtype),
-                                     static_cast<std::int64_t>(p.result_dtype),
-                                     std::int64_t{p.has_bias},
-                                     std::int64_t{p.sums_a},
-                                     std::int64_t{p.adds_fast},
-                                     std::int64_t{p.accumulates},
-                                     std::int64_t{p.choice},
-                                     p.batch,
-                                     p.m,
-                                     p.n,
-                                     p.k,
-                                     p.a_batch,
-                                     p.a_row,
-                                     p.a_column,
-                                     p.b_batch,
-                                     p.b_row,
-                                     p.b_column,
-                                     p.c_batch,
-                                     p.c_row,
-                                     p.bias_batch}) {
+    for (const std::int64_t value :
+         {static_cast<std::int64_t>(p.dtype), static_cast<std::int64_t>(p.result_dtype), std::int64_t{p.has_bias},
+          std::int64_t{p.adds_fast}, std::int64_t{p.accumulates}, std::int64_t{p.choice}, p.batch, p.m, p.n, p.k,
+          p.a_batch, p.a_row, p.a_column, p.b_batch, p.b_row, p.b_column, p.c_batch, p.c_row, p.bias_batch}) {
       hash = (hash ^ static_cast<std::uint64_t>(value)) * 0xFF51AFD7ED558CCDull;
       hash ^= hash >> 32;
     }

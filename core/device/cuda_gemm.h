@@ -26,7 +26,6 @@ struct CudaGemmProblem {
                                     ///< Or of a: f8e4m3 or f8e5m2, where b is f8e4m3 and both go along k
   DType result_dtype = DType::f32;  ///< of c and bias: `dtype`, or f32 for f16 and bf16
   bool has_bias = false;            ///< [n]; not together with `accumulates`
-  bool sums_a = false;              ///< instead of a bias, [m] of c's dtype is written: the sums of a's rows
   bool adds_fast = false;    ///< for measuring; 8-bit operands: sums stay in the tensor units, which keep some 13 bits
   bool accumulates = false;  ///< c is read, added to and written; results of f32 and f64 only
   int a_alignment = 16, b_alignment = 16, c_alignment = 16;  ///< bytes; c's is also the bias's; see gemm_alignment
@@ -68,8 +67,8 @@ const CudaGemm* find_cuda_gemm(Device device, const CudaGemmProblem& problem);
 /// What the library chose, in its own numbers: "algorithm 66, tile 482, stages 36, ...". For tables.
 std::string cuda_gemm_name(const CudaGemm& gemm);
 
-/// Launches it on the device's stream. `bias` is null unless the problem has one or writes sums, and so are `scales`
-/// unless it is of 8 bits; `workspace` has kCudaGemmWorkspace bytes, aligned to 256. Safe from any thread. Throws
+/// Launches it on the device's stream. `bias` is null unless the problem has one, and so are `scales` unless it is of 8
+/// bits; `workspace` has kCudaGemmWorkspace bytes, aligned to 256. Safe from any thread. Throws
 /// DeviceError when the launch is refused.
 void run_cuda_gemm(const Cuda& cuda, const CudaGemm& gemm, const void* a, const void* b, const void* bias, void* c,
                    void* workspace, const CudaGemmScales& scales = {});

@@ -41,7 +41,7 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input) {
 }
 
 std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
-                                        Tensor* value, Tensor* scale) {
+                                        Tensor* value, Tensor* scale, const Tensor& bias_place) {
   const DType dtype = dy.dtype();
   if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
     throw DTypeError(cat("bias_backward: expected f32, f16, bf16 or f64, got ", dy, "; cast it first"));
@@ -60,7 +60,8 @@ std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activati
   const Tensor gradient = contiguous(dy);
   const Tensor input = has_activation ? contiguous(saved) : Tensor{};
   Tensor dx = !has_activation ? dy : is_reusable ? gradient : Tensor::empty_like(gradient);
-  Tensor dbias = needs_bias ? Tensor::empty({dy.size(1)}, dtype, device) : Tensor{};
+  Tensor dbias;
+  if (needs_bias) dbias = bias_place.defined() ? bias_place : Tensor::empty({dy.size(1)}, dtype, device);
   if (value != nullptr) *value = has_activation ? Tensor::empty_like(input) : Tensor{};
   if (scale != nullptr) *scale = dtype == DType::f64 ? Tensor{} : Tensor::empty({2}, DType::f32, device);
   BiasBackwardArgs args{gradient.view(),

@@ -58,10 +58,12 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input);
 ///   value    if given, receives activation(saved), row-major: for a caller that did not keep it; not for none
 ///   scale    if given, receives what fp8_quantise takes for dx in f8e5m2; undefined where there was nothing to do, and
 ///            for f64
+///   bias_place  [n] of dy's dtype, where dbias is made; undefined: in memory of its own
 ///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
 /// Throws ShapeError, DTypeError, DeviceError.
 std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
-                                        Tensor* value = nullptr, Tensor* scale = nullptr);
+                                        Tensor* value = nullptr, Tensor* scale = nullptr,
+                                        const Tensor& bias_place = {});
 
 /// What one thread does of a BiasBackwardArgs: `rows` rows from the given addresses on; null where absent.
 struct ActivationBlock {

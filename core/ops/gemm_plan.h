@@ -88,15 +88,6 @@ Product merge_axes(const MatmulArgs& args, CanBatch&& can_batch) {
   return product;
 }
 
-/// The sums of a's rows as an op of their own, for a product that does not make them on its way. In the product's
-/// scratch.
-inline BiasBackwardArgs sums_of_rows(const MatmulArgs& args) {
-  View dy = args.a;
-  std::swap(dy.size[0], dy.size[1]);
-  std::swap(dy.stride[0], dy.stride[1]);
-  return {dy, {}, {}, args.a_sums, args.workspace, Activation::none};
-}
-
 /// Calls f(offsets) with the element offsets of a, b and c for every step of the outer loop.
 template <class F>
 void for_each_outer(const Product& product, F&& f) {

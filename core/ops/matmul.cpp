@@ -38,10 +38,9 @@ Tensor readable(const Tensor& x) {
   return x.numel() == 0 || fits(columns, rows) || fits(rows, columns) ? x : clone(x);
 }
 
-void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, bool accumulates = false,
-              const Tensor& a_sums = {}) {
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c, bool accumulates = false) {
   const Tensor dense_bias = bias.defined() ? contiguous(bias) : bias;
-  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}, accumulates, view_or_absent(a_sums)};
+  MatmulArgs args{a.view(), b.view(), view_or_absent(dense_bias), c.view(), {}, accumulates};
   const Tensor workspace = workspace_for(c.device(), args);
   args.workspace = view_or_absent(workspace);
   dispatch(c.device(), args);
@@ -67,8 +66,7 @@ Shape with_last(const Shape& shape, std::int64_t last) {
 Cost cost(const MatmulArgs& args) {
   const double products = static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[args.a.ndim - 1]);
   const std::size_t written = (args.accumulates ? 2 : 1) * args.c.bytes();
-  return {2 * products,
-          static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + args.a_sums.bytes() + written)};
+  return {2 * products, static_cast<double>(args.a.bytes() + args.b.bytes() + args.bias.bytes() + written)};
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -142,14 +140,9 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   }
   Tensor flat = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
   dy = {};
-  // Without an activation the product that reads the gradient for the weight's sums it for the bias's.
-  const bool sums_in_product = activation == Activation::none && needs.bias && needs.weight && flat.is_contiguous();
-  auto [gradient, dbias] = bias_backward(std::move(flat), saved, activation, needs.bias && !sums_in_product);
+  auto [gradient, dbias] =
+      bias_backward(std::move(flat), saved, activation, needs.bias, nullptr, nullptr, needs.bias_place);
   gradient = readable(gradient);
-  if (sums_in_product) {
-    dbias = needs.bias_place.defined() ? needs.bias_place
-                                       : Tensor::empty({gradient.size(1)}, gradient.dtype(), gradient.device());
-  }
   LinearGradients result;
   if (needs.x) {
     Tensor dx = Tensor::empty({gradient.size(0), weight.size(1)}, x.dtype(), x.device());
@@ -159,8 +152,7 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   if (needs.weight) {
     result.weight = needs.weight_place.defined() ? needs.weight_place
                                                  : Tensor::empty(weight.shape(), weight.dtype(), weight.device());
-    multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight, false,
-             sums_in_product ? dbias : Tensor{});
+    multiply(gradient.transpose(0, 1), readable(as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x)), {}, result.weight);
   }
   result.bias = std::move(dbias);
   return result;
@@ -186,7 +178,8 @@ FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Ten
   multiply(readable(rows), readable(proj_weight), {}, gradient);
   {
     Tensor hidden, dbias;
-    std::tie(gradient, dbias) = bias_backward(std::move(gradient), input, activation, fc_needs.bias, &hidden);
+    std::tie(gradient, dbias) =
+        bias_backward(std::move(gradient), input, activation, fc_needs.bias, &hidden, nullptr, fc_needs.bias_place);
     result.proj =
         linear_backward(rows, hidden, proj_weight, {}, Activation::none,
                         {false, proj_needs.weight, proj_needs.bias, proj_needs.weight_place, proj_needs.bias_place});

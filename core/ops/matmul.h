@@ -21,8 +21,6 @@ struct MatmulArgs {
   static constexpr const char* kName = "matmul";
   View a, b, bias, c, workspace;
   bool accumulates = false;
-  View a_sums = {};  ///< [m]: if defined, receives the sums of a's rows, as BiasBackwardArgs does for dy = a^T; for one
-                     ///< pair of matrices without a bias, a^T row-major without gaps
 };
 Cost cost(const MatmulArgs& args);
 std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args);

@@ -185,12 +185,7 @@ struct Addend {
 
 }  // namespace
 
-std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args) {
-  if (args.a_sums.defined()) {
-    MatmulArgs product = args;
-    product.a_sums = {};
-    return std::max(workspace_bytes(cpu, product), workspace_bytes(cpu, sums_of_rows(args)));
-  }
+std::size_t workspace_bytes(const Cpu&, const MatmulArgs& args) {
   if (!has_products(args)) return 0;
   if (args.accumulates) {
     const Addend addend(args);
@@ -202,7 +197,6 @@ std::size_t workspace_bytes(const Cpu& cpu, const MatmulArgs& args) {
 }
 
 void run(const Cpu& cpu, const MatmulArgs& args) {
-  if (args.a_sums.defined()) run(cpu, sums_of_rows(args));
   if (args.c.numel() == 0) return;
   if (!has_products(args)) return args.accumulates ? void() : fill_without_products(args);
   if (args.accumulates) {

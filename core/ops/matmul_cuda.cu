@@ -69,32 +69,11 @@ void fill_without_products(const Cuda& cuda, const MatmulArgs& args) {
 
 bool has_products(const MatmulArgs& args) { return args.c.numel() != 0 && args.a.size[args.a.ndim - 1] != 0; }
 
-/// One product of 16 bits with the sums of a's rows on its way; false where the library has none.
-bool run_with_sums(const Cuda& cuda, const MatmulArgs& args) {
-  if (dtype_size(args.a.dtype) != 2 || args.a.dtype != args.c.dtype || args.c.ndim != 2) return false;
-  CudaGemmProblem problem = describe(plan_product(args), args);
-  problem.sums_a = true;
-  problem.a_alignment = gemm_alignment(args.a.data);
-  problem.b_alignment = gemm_alignment(args.b.data);
-  problem.c_alignment = std::min(gemm_alignment(args.c.data), gemm_alignment(args.a_sums.data));
-  const CudaGemm* const gemm = find_cuda_gemm(cuda.device, problem);
-  if (gemm == nullptr) return false;
-  run_cuda_gemm(cuda, *gemm, args.a.data, args.b.data, args.a_sums.data, args.c.data, args.workspace.data);
-  return true;
-}
-
 }  // namespace
 
-std::size_t workspace_bytes(const Cuda& cuda, const MatmulArgs& args) {
-  const std::size_t of_sums = args.a_sums.defined() ? workspace_bytes(cuda, sums_of_rows(args)) : 0;
-  return has_products(args) ? std::max(kCudaGemmWorkspace, of_sums) : of_sums;
-}
+std::size_t workspace_bytes(const Cuda&, const MatmulArgs& args) { return has_products(args) ? kCudaGemmWorkspace : 0; }
 
 void run(const Cuda& cuda, const MatmulArgs& args) {
-  if (args.a_sums.defined()) {
-    if (has_products(args) && run_with_sums(cuda, args)) return;
-    run(cuda, sums_of_rows(args));
-  }
   if (args.c.numel() == 0) return;
   if (!has_products(args)) return args.accumulates ? void() : fill_without_products(cuda, args);
   const Product product = plan_product(args);

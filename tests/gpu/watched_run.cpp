@@ -156,14 +156,6 @@ cublasStatus_t wrap_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t operati
     const bool is_f64 = operation_attribute<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_SCALE_TYPE) == CUDA_R_64F;
     const bool accumulates = is_f64 ? *static_cast<const double*>(beta) != 0 : *static_cast<const float*>(beta) != 0;
     if (!accumulates) fill_with_zeros(d, d_layout, stream);
-    if (operation_attribute<std::uint32_t>(operation, CUBLASLT_MATMUL_DESC_EPILOGUE) == CUBLASLT_EPILOGUE_BGRADB) {
-      // The sums of B's rows, one for each column of the result.
-      const auto type = operation_attribute<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE);
-      cudaMemsetAsync(operation_attribute<void*>(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER), 0,
-                      layout_attribute<std::uint64_t>(d_layout, CUBLASLT_MATRIX_LAYOUT_COLS) *
-                          bytes_of(static_cast<std::uint32_t>(type)),
-                      stream);
-    }
   }
   return real_matmul(handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
                      workspace, workspace_bytes, stream);
