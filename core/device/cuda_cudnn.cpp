@@ -26,14 +26,12 @@ class CudnnAttention {
   CudnnAttentionProblem problem;
   std::unique_ptr<cudnn::Descriptor> plan;  ///< null: refused
   std::string name, why;
-  std::size_t row_sums = 0, workspace = 0;  ///< bytes: ours in front, the library's behind
+  std::size_t workspace = 0;  ///< bytes
 };
 
 namespace {
 
 using namespace cudnn;
-
-std::size_t up_to_256(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 /// The descriptors that `from` has under `attribute`, up to `most`.
 std::vector<Descriptor> descriptors(const Descriptor& from, cudnnBackendAttributeName_t attribute,
@@ -89,7 +87,7 @@ void take(CudnnAttention& attention, cudnnHandle_t handle, const Descriptor& pro
     plan->finalize();
     std::int64_t bytes = 0;
     plan->read(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, bytes);
-    const std::size_t workspace = attention.row_sums + static_cast<std::size_t>(bytes);
+    const auto workspace = static_cast<std::size_t>(bytes);
     if (workspace > most_workspace) {
       throw Refusal(cat("needs ", workspace, " bytes of workspace, ", most_workspace, " were expected"));
     }
@@ -103,11 +101,7 @@ void take(CudnnAttention& attention, cudnnHandle_t handle, const Descriptor& pro
 
 /// Gives `attention` the first plan that is possible. Throws Refusal with all reasons when there is none.
 void choose(CudnnAttention& attention, cudnnHandle_t handle, std::size_t most_workspace) {
-  const CudnnAttentionProblem& p = attention.problem;
-  if (p.is_backward) {
-    attention.row_sums = up_to_256(static_cast<std::size_t>(p.batch * p.heads * p.queries) * sizeof(float));
-  }
-  const AttentionGraph graph = attention_graph(p, handle);
+  const AttentionGraph graph = attention_graph(attention.problem, handle);
   std::string reasons;
   const auto note = [&reasons](const Refusal& refusal) { reasons += cat(reasons.empty() ? "" : "; ", refusal.what()); };
   for (const cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
@@ -133,12 +127,11 @@ struct ProblemHash {
       hash = (hash ^ static_cast<std::uint64_t>(value)) * 0xFF51AFD7ED558CCDull;
       hash ^= hash >> 32;
     };
-    for (const std::int64_t value :
-         {static_cast<std::int64_t>(p.dtype), std::int64_t{p.is_backward}, std::int64_t{p.is_causal}, p.batch,
-          p.queries, p.keys, p.heads, p.key_heads, p.dim}) {
+    for (const std::int64_t value : {static_cast<std::int64_t>(p.dtype), std::int64_t{p.is_causal}, p.batch, p.queries,
+                                     p.keys, p.heads, p.key_heads, p.dim}) {
       add(value);
     }
-    for (const CudnnRows& rows : {p.q, p.k, p.v, p.out, p.dout, p.dq, p.dk, p.dv}) {
+    for (const CudnnRows& rows : {p.q, p.k, p.v, p.out}) {
       add(rows.batch);
       add(rows.position);
       add(rows.head);
@@ -173,8 +166,8 @@ void say_that_there_is_none() {
 }
 
 std::string name_of(const CudnnAttentionProblem& p) {
-  return cat(p.dtype, p.is_causal ? " causal" : "", p.is_backward ? " backward" : " forward", ", batch ", p.batch, ", ",
-             p.queries, " queries, ", p.keys, " keys, ", p.heads, "/", p.key_heads, " heads of ", p.dim);
+  return cat(p.dtype, p.is_causal ? " causal" : "", ", batch ", p.batch, ", ", p.queries, " queries, ", p.keys,
+             " keys, ", p.heads, "/", p.key_heads, " heads of ", p.dim);
 }
 
 }  // namespace
@@ -216,23 +209,14 @@ std::string cudnn_attention_name(const CudnnAttention& plan) { return plan.name;
 
 void run_cudnn_attention(const Cuda& cuda, const CudnnAttention& plan, const CudnnAttentionOperands& x, float scale,
                          void* workspace) {
-  float masked = -std::numeric_limits<float>::infinity(), one = 1;
+  float masked = -std::numeric_limits<float>::infinity();
   std::vector<std::int64_t> ids{kQ, kK, kV, kOut, kLse, kScale};
   std::vector<const void*> addresses{x.q, x.k, x.v, x.out, x.lse, &scale};
-  const auto add = [&](std::int64_t id, const void* address) {
-    ids.push_back(id);
-    addresses.push_back(address);
-  };
-  if (plan.problem.is_causal) add(kMasked, &masked);
-  if (plan.problem.is_backward) {
-    add(kDOut, x.dout);
-    add(kDQ, x.dq);
-    add(kDK, x.dk);
-    add(kDV, x.dv);
-    add(kOne, &one);
-    add(kRowSums, workspace);
+  if (plan.problem.is_causal) {
+    ids.push_back(kMasked);
+    addresses.push_back(&masked);
   }
-  const void* const scratch = static_cast<const char*>(workspace) + plan.row_sums;
+  const void* const scratch = workspace;
   DevicePlans& plans = plans_of(cuda.device);
   const std::lock_guard lock(plans.mutex);
   try {

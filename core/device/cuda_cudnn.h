@@ -1,6 +1,6 @@
-// Attention by cuDNN behind plain sizes and pointers: cuda_cudnn* are the only files that see that library, which is
-// opened when it is first asked for. A plan is looked up by everything that picks its code and made once for each
-// problem and process; a build without cuDNN links cuda_cudnn_absent.cpp, which has none.
+// Attention's forward pass by cuDNN behind plain sizes and pointers: cuda_cudnn* are the only files that see that
+// library, which is opened when it is first asked for. A plan is looked up by everything that picks its code and made
+// once for each problem and process; a build without cuDNN links cuda_cudnn_absent.cpp, which has none.
 //
 // Delicate: the choice of a plan must be a function of the problem, the GPU model and the library's version alone, so
 // no timing decides, and an engine that the library calls nondeterministic is never taken, whatever it would gain.
@@ -24,11 +24,9 @@ struct CudnnRows {
 /// An attention without a mask. Addresses must be multiples of 16 bytes, and strides of 8 elements.
 struct CudnnAttentionProblem {
   DType dtype = DType::bf16;  ///< bf16 or f16; sums are f32
-  bool is_backward = false;
-  bool is_causal = false;  ///< query i sees keys 0 .. i; as many keys as queries
+  bool is_causal = false;     ///< query i sees keys 0 .. i; as many keys as queries
   std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, key_heads = 0, dim = 0;
   CudnnRows q, k, v, out;
-  CudnnRows dout, dq, dk, dv;  ///< backward only
   friend bool operator==(const CudnnAttentionProblem&, const CudnnAttentionProblem&) = default;
 };
 
@@ -50,13 +48,10 @@ std::size_t cudnn_attention_workspace(const CudnnAttention& plan);
 /// "engine 10, knobs 24=3, workspace 64". For tables.
 std::string cudnn_attention_name(const CudnnAttention& plan);
 
-/// Addresses on the device. Forward writes `out` and `lse` (f32, row-major [batch, heads, queries]); backward reads
-/// both and `dout`, and writes the other three.
+/// Addresses on the device; `out` and `lse` (f32, row-major [batch, heads, queries]) are written.
 struct CudnnAttentionOperands {
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   void *out = nullptr, *lse = nullptr;
-  const void* dout = nullptr;
-  void *dq = nullptr, *dk = nullptr, *dv = nullptr;
 };
 
 /// Launches it on the device's stream, also while that is recorded. Safe from any thread. Throws DeviceError.

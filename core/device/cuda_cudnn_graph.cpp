@@ -1,7 +1,5 @@
-// Forward: scores, scale, causal cut, softmax with its logsumexp, product with the values. Backward: the same scores
-// again from the logsumexp, then the chains for dv, dk and dq (Dao et al. 2022, arXiv:2205.14135, appendix B). What the
-// graphs must look like is what NVIDIA's cudnn-frontend 1.x builds for its sdpa nodes; in backward dq is the product
-// itself, not a sum that blocks add to in memory: the one form whose order of additions is fixed on Hopper.
+// Scores, scale, causal cut, softmax with its logsumexp, product with the values. What the graph must look like is what
+// NVIDIA's cudnn-frontend 1.x builds for its sdpa node.
 #include "core/device/cuda_cudnn_graph.h"
 
 #include <utility>
@@ -26,7 +24,7 @@ class Builder {
         scores_{problem.batch, problem.heads, problem.queries, problem.keys},
         row_{problem.batch, problem.heads, problem.queries, 1} {}
 
-  AttentionGraph forward() {
+  AttentionGraph make() {
     const Node q = rows(kQ, p_.q, p_.heads, p_.queries), k = transposed_rows(kK, p_.k),
                v = rows(kV, p_.v, p_.key_heads, p_.keys);
     const Node scale = number(kScale);
@@ -40,34 +38,6 @@ class Builder {
     pointwise(CUDNN_POINTWISE_ADD, memory(kLse, row_, CUDNN_DATA_FLOAT), largest, &logarithm);
     const Node weights = pointwise(CUDNN_POINTWISE_DIV, inner(scores_, io_), powers, &sum);
     matmul(weights, v, rows(kOut, p_.out, p_.heads, p_.queries));
-    return finish();
-  }
-
-  AttentionGraph backward() {
-    const Node q = rows(kQ, p_.q, p_.heads, p_.queries), out = rows(kOut, p_.out, p_.heads, p_.queries);
-    const Node dout = rows(kDOut, p_.dout, p_.heads, p_.queries);
-    const Node k = transposed_rows(kK, p_.k), v = transposed_rows(kV, p_.v);
-    const Node lse = memory(kLse, row_, CUDNN_DATA_FLOAT), one = number(kOne), scale = number(kScale);
-
-    const Node products = pointwise(CUDNN_POINTWISE_MUL, inner({p_.batch, p_.heads, p_.queries, p_.dim}), dout, &out);
-    const Node sums = reduce(CUDNN_REDUCE_TENSOR_ADD, products, inner(row_));
-    const Node row_sums = pointwise(CUDNN_POINTWISE_MUL, memory(kRowSums, row_, CUDNN_DATA_FLOAT), sums, &one);
-
-    const Node scores = pointwise(CUDNN_POINTWISE_MUL, inner(scores_), matmul(q, k, inner(scores_)), &scale);
-    Node shifted = pointwise(CUDNN_POINTWISE_SUB, inner(scores_), scores, &lse);
-    if (p_.is_causal) shifted = causal(shifted);
-    const Node weights = pointwise(CUDNN_POINTWISE_EXP, inner(scores_), shifted);
-    gradient_of_keys(weights, dout, kDV, p_.dv);
-
-    const Node slopes = pointwise(CUDNN_POINTWISE_SUB, inner(scores_), matmul(dout, v, inner(scores_)), &row_sums);
-    const Node weighted = pointwise(CUDNN_POINTWISE_MUL, inner(scores_), slopes, &weights);
-    const Node dscores = pointwise(CUDNN_POINTWISE_MUL, inner(scores_), weighted, &scale);
-    gradient_of_keys(dscores, q, kDK, p_.dk);
-
-    Node straight =
-        inner({p_.batch, p_.key_heads, p_.keys, p_.dim}, io_, {k.strides[0], k.strides[1], k.strides[3], k.strides[2]});
-    reshape(k, straight);
-    matmul(dscores, straight, rows(kDQ, p_.dq, p_.heads, p_.queries));
     return finish();
   }
 
@@ -93,8 +63,8 @@ class Builder {
 
   static Sizes dense(const Sizes& sizes) { return {sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1}; }
 
-  Node inner(const Sizes& sizes, cudnnDataType_t type = CUDNN_DATA_FLOAT, Sizes strides = {}) {
-    return tensor(next_++, sizes, strides.empty() ? dense(sizes) : std::move(strides), type, true, false);
+  Node inner(const Sizes& sizes, cudnnDataType_t type = CUDNN_DATA_FLOAT) {
+    return tensor(next_++, sizes, dense(sizes), type, true, false);
   }
   Node memory(Operand id, const Sizes& sizes, cudnnDataType_t type) {
     return tensor(id, sizes, dense(sizes), type, false, false);
@@ -104,7 +74,7 @@ class Builder {
   Node rows(Operand id, const CudnnRows& x, std::int64_t heads, std::int64_t positions) {
     return tensor(id, {p_.batch, heads, positions, p_.dim}, {x.batch, x.head, x.position, 1}, io_, false, false);
   }
-  /// Keys or values as the right side of a product: [batch, key heads, dim, positions].
+  /// Keys as the right side of a product: [batch, key heads, dim, positions].
   Node transposed_rows(Operand id, const CudnnRows& x) {
     return tensor(id, {p_.batch, p_.key_heads, p_.dim, p_.keys}, {x.batch, x.head, 1, x.position}, io_, false, false);
   }
@@ -153,13 +123,6 @@ class Builder {
     return y;
   }
 
-  void reshape(const Node& x, const Node& y) {
-    Descriptor& step = part(CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR, "reshape step");
-    step.set(CUDNN_ATTR_OPERATION_RESHAPE_XDESC, *x.descriptor);
-    step.set(CUDNN_ATTR_OPERATION_RESHAPE_YDESC, *y.descriptor);
-    add(step);
-  }
-
   /// Minus infinity where a key comes after its query.
   Node causal(const Node& scores) {
     constexpr std::int64_t kQueryAxis = 2, kKeyAxis = 3;
@@ -171,21 +134,6 @@ class Builder {
                                    CUDNN_DATA_BOOLEAN);
     const Node masked = number(kMasked);
     return pointwise(CUDNN_POINTWISE_BINARY_SELECT, inner(scores_), scores, &masked, &is_seen);
-  }
-
-  /// weights^T x, summed over the query heads that share a key head.
-  void gradient_of_keys(const Node& weights, const Node& x, Operand id, const CudnnRows& into) {
-    const Node turned = inner({p_.batch, p_.heads, p_.keys, p_.queries}, io_,
-                              {p_.heads * p_.queries * p_.keys, p_.queries * p_.keys, 1, p_.keys});
-    reshape(weights, turned);
-    const Node gradient = rows(id, into, p_.key_heads, p_.keys);
-    if (p_.heads == p_.key_heads) {
-      matmul(turned, x, gradient);
-    } else {
-      const Node of_heads = inner({p_.batch, p_.heads, p_.keys, p_.dim}, io_);
-      matmul(turned, x, of_heads);
-      reduce(CUDNN_REDUCE_TENSOR_ADD, of_heads, gradient);
-    }
   }
 
   void add(Descriptor& step) {
@@ -213,8 +161,7 @@ class Builder {
 }  // namespace
 
 AttentionGraph attention_graph(const CudnnAttentionProblem& problem, cudnnHandle_t handle) {
-  Builder builder(problem, handle);
-  return problem.is_backward ? builder.backward() : builder.forward();
+  return Builder(problem, handle).make();
 }
 
 }  // namespace castor::cudnn

@@ -19,14 +19,8 @@ enum Operand : std::int64_t {
   kV,
   kOut,
   kLse,
-  kDOut,
-  kDQ,
-  kDK,
-  kDV,
   kScale,      ///< f32 on the host
   kMasked,     ///< f32 on the host: minus infinity
-  kOne,        ///< f32 on the host
-  kRowSums,    ///< f32 [batch, heads, queries] of scratch: sums of dout * out
   kFirstInner  ///< tensors that no memory holds
 };
 

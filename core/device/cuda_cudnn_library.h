@@ -33,9 +33,8 @@ struct Library {
   std::size_t version = 0;  ///< 91900 for 9.19.0
 };
 
-/// 9.15.1: up to 9.15.0, backward of key counts that 128 does not divide needs a mask of its own (cudnn-frontend's sdpa
-/// nodes say so), and 9.10.0 is known for wrong results.
-inline constexpr std::size_t kOldestCudnn = 91501;
+/// The oldest that was tried: 9.14.0. Older ones are known for wrong results (9.10.0).
+inline constexpr std::size_t kOldestCudnn = 91400;
 
 /// The machine's library, or nullptr with the reason and what to do in `library_refusal`. Opened by the first call;
 /// safe from any thread.

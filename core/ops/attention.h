@@ -30,8 +30,9 @@ Cost cost(const AttentionArgs& args);
 void run(const Cpu& cpu, const AttentionArgs& args);
 void run(const Cuda& cuda, const AttentionArgs& args);
 /// CPU: scratch for each thread that `num_threads()` allows: blocks of scores, and rows converted to f32 where q is not
-/// f32 or D is not a multiple of 16; linear in Tk. CUDA: none forward; backward 8 bytes for each query and head, with
-/// queries rounded up to 64. What cuDNN does needs more: core/ops/attention_cudnn_cuda.h.
+/// f32 or D is not a multiple of 16; linear in Tk. CUDA: none forward, or what
+/// core/ops/attention_cudnn_cuda.h says; backward 8 bytes for each query and head, with queries rounded up to 64, and
+/// for 16 bits, heads of 64 or 128 and no mask up to 512 MiB of gradients of scores.
 std::size_t workspace_bytes(const Cpu& cpu, const AttentionArgs& args);
 std::size_t workspace_bytes(const Cuda& cuda, const AttentionArgs& args);
 

@@ -70,24 +70,21 @@ std::int64_t kept_heads(const AttentionBackwardArgs& args) {
 }
 
 /// cuDNN takes what the tiled kernels take, addresses included, and is asked first.
-template <class Args>
-bool goes_to_cudnn(const Cuda& cuda, const Args& args) {
+bool goes_to_cudnn(const Cuda& cuda, const AttentionArgs& args) {
   return cudnn_does(cuda, args) && tiles_fit(cuda, args);
 }
 
 }  // namespace cuda
 
 std::size_t workspace_bytes(const Cuda& cuda, const AttentionArgs& args) {
-  return cuda::cudnn_does(cuda, args) ? cuda::cudnn_workspace(args) : 0;
+  return cuda::cudnn_does(cuda, args) ? cuda::cudnn_workspace() : 0;
 }
 
-/// Two numbers a query and the gradients of scores that are kept, enough for either way of our own, or what cuDNN
-/// needs, which may be more: addresses are not known yet.
+/// Two numbers a query and the gradients of scores that are kept, enough for either way: addresses are not known yet.
 std::size_t workspace_bytes(const Cuda& cuda, const AttentionBackwardArgs& args) {
   const bool keeps = cuda.device.is_meta() || cuda::is_hopper(cuda.device);
-  const std::size_t own = cuda::statistics_bytes(args) +
-                          (keeps ? static_cast<std::size_t>(cuda::kept_heads(args) * cuda::slope_bytes(args)) : 0);
-  return cuda::cudnn_does(cuda, args) ? std::max(own, cuda::cudnn_workspace(args)) : own;
+  return cuda::statistics_bytes(args) +
+         (keeps ? static_cast<std::size_t>(cuda::kept_heads(args) * cuda::slope_bytes(args)) : 0);
 }
 
 void run(const Cuda& cuda, const AttentionArgs& args) {
@@ -96,7 +93,6 @@ void run(const Cuda& cuda, const AttentionArgs& args) {
 }
 
 void run(const Cuda& cuda, const AttentionBackwardArgs& args) {
-  if (cuda::goes_to_cudnn(cuda, args)) return cuda::attention_cudnn(cuda, args);
   if (!cuda::tiles_fit(cuda, args)) return cuda::attention_backward_rows(cuda, args);
   cuda::attention_statistics(cuda, args);
   const std::int64_t heads = args.k.size[0] * args.k.size[2], kept = cuda::kept_heads(args);

@@ -1,6 +1,6 @@
 // What the CUDA kernels of attention share on the host's side. Two ways of our own lead to a result: tiles (tensor
 // cores of compute capability 9.0, 16-bit floats, head sizes 64 and 128, no mask) and rows (everything else, and any
-// GPU). What tiles take may be given to cuDNN instead (attention_cudnn_cuda.h).
+// GPU). What tiles take forward may be given to cuDNN instead (attention_cudnn_cuda.h).
 //
 // Delicate: which way is taken depends on dtype, sizes, strides and alignment, so a result may differ in its last bits
 // between a packed view that the copy engine can read and one that it cannot; for one layout it is always the same.

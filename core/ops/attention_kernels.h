@@ -17,7 +17,7 @@ enum class AttentionKernels {
   own,
   own_kept,   ///< the same, with gradients of scores kept for dq wherever there is memory for that
   own_twice,  ///< the same, with gradients of scores made once more for dq
-  cudnn,      ///< cuDNN's wherever it takes the operands
+  cudnn,      ///< forward by cuDNN wherever it takes the operands; backward as measured
 };
 
 /// Sets what this thread asks for while the scope lives; inner scopes win. For tests and measuring.

@@ -3,7 +3,7 @@
 // nothing). tests/gpu/attention_peer.py measures PyTorch's on the same shapes.
 //
 // Backward twice more: with gradients of scores kept for dq, and made once more for it; what a run does rests on these.
-// Where there is cuDNN, its kernels, too, and which of both a run takes: core/ops/attention_cudnn_cuda.cpp has the
+// Where there is cuDNN, its forward, too, and which of both a run takes: core/ops/attention_cudnn_cuda.cpp has the
 // table that rests on this.
 //
 // usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]     needs a GPU; prints three lines a shape, with cuDNN two more;
@@ -110,12 +110,6 @@ class Measured {
     return {q_.view(),          k_.view(), v_.view(), View{},           result_.out.view(),
             result_.lse.view(), View{},    1,         shapes_.is_causal};
   }
-  AttentionBackwardArgs backward_args() const {
-    return {q_.view(),          k_.view(),          v_.view(),    View{},
-            result_.out.view(), result_.lse.view(), dout_.view(), into_.dq.view(),
-            into_.dk.view(),    into_.dv.view(),    View{},       1,
-            shapes_.is_causal};
-  }
 
   void print(const char* whose, const Times& times) const {
     const double pairs = static_cast<double>(shapes_.batch * shapes_.heads * shapes_.length) *
@@ -137,18 +131,9 @@ class Measured {
   AttentionResult result_;
 };
 
-/// cuDNN's share of our own time and which of them a run takes, for one direction.
-template <class Args>
-std::string verdict(const Args& args, double own, double cudnn) {
-  const bool is_taken = cuda::cudnn_does({kGpu}, args);
-  char ratio[32] = "not measured";
-  if (cudnn > 0) std::snprintf(ratio, sizeof(ratio), "%.3f of own", cudnn / own);
-  return cat(ratio, ", a run takes ", is_taken ? "cudnn" : "own", " (", cuda::cudnn_plan_text(kGpu, args), ")");
-}
-
 void measure(const Shapes& shapes) {
   const Measured measured(shapes);
-  Times own, cudnn;
+  Times own;
   {
     const AttentionKernelScope kernels(AttentionKernels::own);
     own = measured.time(true, true);
@@ -159,15 +144,18 @@ void measure(const Shapes& shapes) {
     measured.print(kernels == AttentionKernels::own_kept ? "  kept" : "  twice", measured.time(false, true));
   }
   if (attention_library(kGpu).empty()) return;
-  const AttentionArgs forward = measured.forward_args();
-  const AttentionBackwardArgs backward = measured.backward_args();
+  const AttentionArgs args = measured.forward_args();
+  char ratio[32] = "not measured";
   {
     const AttentionKernelScope kernels(AttentionKernels::cudnn);
-    cudnn = measured.time(cuda::cudnn_does({kGpu}, forward), cuda::cudnn_does({kGpu}, backward));
-    if (cudnn.forward + cudnn.backward > 0) measured.print("cudnn", cudnn);
+    if (cuda::cudnn_does({kGpu}, args)) {
+      const Times cudnn = measured.time(true, false);
+      measured.print("cudnn", cudnn);
+      std::snprintf(ratio, sizeof(ratio), "%.3f of own", cudnn.forward / own.forward);
+    }
   }
-  std::printf("         forward: %s; backward: %s\n", verdict(forward, own.forward, cudnn.forward).c_str(),
-              verdict(backward, own.backward, cudnn.backward).c_str());
+  std::printf("         %s, a run takes %s (%s)\n", ratio, cuda::cudnn_does({kGpu}, args) ? "cudnn" : "own",
+              cuda::cudnn_plan_text(kGpu, args).c_str());
   std::fflush(stdout);
 }
 

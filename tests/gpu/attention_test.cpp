@@ -139,19 +139,11 @@ bool has_library() {
   return false;
 }
 
-/// What the two contracts hand to kernels, for questions about them.
-struct CudnnCase {
-  AttentionArgs forward;
-  AttentionBackwardArgs backward;
-
-  CudnnCase(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionResult& result, const Tensor& dout,
-            const AttentionGradients& into, bool is_causal)
-      : forward{q.view(), k.view(), v.view(), View{}, result.out.view(), result.lse.view(), View{}, 0.125, is_causal},
-        backward{q.view(),          k.view(),          v.view(),    View{},
-                 result.out.view(), result.lse.view(), dout.view(), into.dq.view(),
-                 into.dk.view(),    into.dv.view(),    View{},      0.125,
-                 is_causal} {}
-};
+/// What the contract hands to kernels, for questions about them.
+AttentionArgs forward_args(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionResult& result,
+                           bool is_causal) {
+  return {q.view(), k.view(), v.view(), View{}, result.out.view(), result.lse.view(), View{}, 0.125, is_causal};
+}
 
 }  // namespace
 
@@ -273,7 +265,7 @@ TEST_CASE("rows of any length pass through shared memory in pieces, under a mask
   }
 }
 
-TEST_CASE("attention by cuDNN is near the f64 result, forward and backward, and the same in every run") {
+TEST_CASE("attention by cuDNN is near the f64 result, and so is our backward of it, the same in every run") {
   if (!has_library()) return;
   constexpr Case kTaken[] = {
       {2, 128, 128, 2, 2, true},  {2, 257, 257, 4, 2, true},   {1, 130, 300, 3, 1, false},
@@ -287,71 +279,29 @@ TEST_CASE("attention by cuDNN is near the f64 result, forward and backward, and 
         const Operands x = operands(c, dim, dtype);
         const AttentionResult like{Tensor::empty_like(x.q.gpu),
                                    Tensor::empty({c.batch, c.heads, c.queries}, DType::f32, kGpu)};
-        const CudnnCase args(x.q.gpu, x.k.gpu, x.v.gpu, like, x.dout.gpu, {x.q.gpu, x.k.gpu, x.v.gpu}, c.is_causal);
-        const std::string what = name_of(c, dim, dtype);
-        CHECK_MESSAGE(cuda::cudnn_does({kGpu}, args.forward), what, cuda::cudnn_plan_text(kGpu, args.forward));
-        CHECK_MESSAGE(cuda::cudnn_does({kGpu}, args.backward), what, cuda::cudnn_plan_text(kGpu, args.backward));
+        const AttentionArgs args = forward_args(x.q.gpu, x.k.gpu, x.v.gpu, like, c.is_causal);
+        CHECK_MESSAGE(cuda::cudnn_does({kGpu}, args), name_of(c, dim, dtype), cuda::cudnn_plan_text(kGpu, args));
         check_near_f64(c, dim, dtype, dtype == DType::bf16 ? 6e-3 : 1e-3);
       }
     }
   }
 }
 
-TEST_CASE("cuDNN's backward has the same bits in every run, also where many blocks add to one row") {
+TEST_CASE("cuDNN reads packed projections, and gives the same bits also where many blocks read one row") {
   if (!has_library()) return;
   const AttentionKernelScope cudnn(AttentionKernels::cudnn);
   AttentionOptions options;
   for (const bool is_causal : {true, false}) {
     options.causal = is_causal;
     const Tensor packed = make_twin({2, 2048, 3, 8, 64}, DType::bf16, {false, -2, 2}).gpu;
-    const Tensor dout = make_twin({2, 2048, 8, 64}, DType::bf16, {}, Layout::dense, 2).gpu;
     const Tensor q = packed.select(2, 0), k = packed.select(2, 1), v = packed.select(2, 2);
     const AttentionResult result = attention(q, k, v, options);
-    const Tensor first = poisoned(packed.shape(), DType::bf16);
-    attention_backward(q, k, v, result, dout, options, {first.select(2, 0), first.select(2, 1), first.select(2, 2)});
-    for (int run = 0; run < 5; ++run) {
-      const Tensor again = poisoned(packed.shape(), DType::bf16);
-      attention_backward(q, k, v, result, dout, options, {again.select(2, 0), again.select(2, 1), again.select(2, 2)});
-      check_equal(cat("run ", run), again, first);
-      check_equal(cat("out of run ", run), attention(q, k, v, options).out, result.out);
-    }
-  }
-}
-
-TEST_CASE(
-    "cuDNN reads packed projections, writes packed gradients, and either side's forward serves the other's backward") {
-  if (!has_library()) return;
-  constexpr double kAllowed = 6e-3;
-  AttentionOptions options;
-  options.causal = true;
-  for (const std::int64_t dim : {std::int64_t{64}, std::int64_t{128}}) {
-    const Twin packed = make_twin({2, 300, 3, 4, dim}, DType::bf16, {false, -2, 2});
-    const Twin dout = make_twin({2, 300, 4, dim}, DType::bf16, {}, Layout::dense, 2);
-    const Tensor q = packed.gpu.select(2, 0), k = packed.gpu.select(2, 1), v = packed.gpu.select(2, 2);
-    const Tensor wide_q = wide(packed.cpu.select(2, 0)), wide_k = wide(packed.cpu.select(2, 1)),
-                 wide_v = wide(packed.cpu.select(2, 2));
-    const AttentionResult want = attention(wide_q, wide_k, wide_v, options);
-    const AttentionGradients g = attention_backward(wide_q, wide_k, wide_v, want, wide(dout.cpu), options);
-    for (const bool forward_is_cudnn : {true, false}) {
-      const auto side = [](bool is_cudnn) { return is_cudnn ? AttentionKernels::cudnn : AttentionKernels::own; };
-      AttentionResult got;
-      {
-        const AttentionKernelScope kernels(side(forward_is_cudnn));
-        got = attention(q, k, v, options);
-      }
-      for (const bool backward_is_cudnn : {true, false}) {
-        const AttentionKernelScope kernels(side(backward_is_cudnn));
-        const std::string what = cat("forward by cuDNN ", forward_is_cudnn, ", backward by cuDNN ", backward_is_cudnn,
-                                     ", heads of ", dim, ": ");
-        const Tensor into = poisoned(packed.gpu.shape(), DType::bf16);
-        attention_backward(q, k, v, got, dout.gpu, options, {into.select(2, 0), into.select(2, 1), into.select(2, 2)});
-        check_near(what + "out", got.out, want.out, kAllowed);
-        check_near(what + "lse", got.lse, want.lse, 1e-5);
-        check_near(what + "dq", clone(into.select(2, 0)), g.dq, 2 * kAllowed);
-        check_near(what + "dk", clone(into.select(2, 1)), g.dk, 2 * kAllowed);
-        check_near(what + "dv", clone(into.select(2, 2)), g.dv, 2 * kAllowed);
-      }
-    }
+    check_equal("of copies", attention(clone(q), clone(k), clone(v), options).out, result.out);
+    for (int run = 0; run < 5; ++run) check_equal(cat("run ", run), attention(q, k, v, options).out, result.out);
+    const AttentionKernelScope own(AttentionKernels::own);
+    const AttentionResult of_own = attention(q, k, v, options);
+    check_near("out", result.out, of_own.out, 6e-3);
+    check_near("lse", result.lse, of_own.lse, 1e-5);
   }
 }
 
@@ -362,26 +312,20 @@ TEST_CASE("cuDNN's attention is recorded and repeated with the bits of single ca
   options.causal = true;
   const Operands x = operands({2, 384, 384, 4, 4, true}, 64, DType::bf16);
   const AttentionResult single = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
-  const AttentionGradients g = attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, single, x.dout.gpu, options);
   AttentionResult recorded;
-  AttentionGradients g_recorded;
   std::unique_ptr<Recording> recording;
   allocator(kGpu).release_cached();
   {
     const CachingAllocator::PrivateScope memory(allocator(kGpu));
     REQUIRE(backend(kGpu).begin_recording());
     recorded = attention(x.q.gpu, x.k.gpu, x.v.gpu, options);
-    g_recorded = attention_backward(x.q.gpu, x.k.gpu, x.v.gpu, recorded, x.dout.gpu, options);
     recording = backend(kGpu).end_recording();
   }
   for (int run = 0; run < 2; ++run) {
-    for (const Tensor& result : {recorded.out, g_recorded.dq, g_recorded.dk, g_recorded.dv}) fill(result, HUGE_VAL);
+    fill(recorded.out, HUGE_VAL);
     recording->run();
     check_equal("out", recorded.out, single.out);
     check_equal("lse", recorded.lse, single.lse);
-    check_equal("dq", g_recorded.dq, g.dq);
-    check_equal("dk", g_recorded.dk, g.dk);
-    check_equal("dv", g_recorded.dv, g.dv);
   }
 }
 
@@ -390,25 +334,36 @@ TEST_CASE("what cuDNN does not take goes to other kernels, and a plan sees the w
     const Tensor q = Tensor::empty({2, queries, 4, dim}, dtype, device),
                  k = Tensor::empty({2, 320, 4, dim}, dtype, device);
     const AttentionResult like{Tensor::empty_like(q), Tensor::empty({2, 4, queries}, DType::f32, device)};
-    const CudnnCase args(q, k, k, like, q, {q, k, k}, is_causal);
-    return std::pair{workspace_bytes(Cuda{device}, args.forward), workspace_bytes(Cuda{device}, args.backward)};
+    return workspace_bytes(Cuda{device}, forward_args(q, k, k, like, is_causal));
   };
   const Device planned = make_meta({DeviceType::cuda, "h200", 0});
   const AttentionKernelScope cudnn(AttentionKernels::cudnn);
   // A causal cut that is not the diagonal of a square, heads of 96, f32: never cuDNN's.
-  CHECK(bytes(kGpu, 200, 64, DType::bf16, true).first == 0);
-  CHECK(bytes(kGpu, 320, 96, DType::bf16, true).first == 0);
-  CHECK(bytes(kGpu, 320, 64, DType::f32, true).first == 0);
-  const auto of_own = [&] {
-    const AttentionKernelScope own(AttentionKernels::own);
-    return bytes(kGpu, 320, 64, DType::bf16, true);
-  }();
-  CHECK(of_own.first == 0);
+  CHECK(bytes(kGpu, 200, 64, DType::bf16, true) == 0);
+  CHECK(bytes(kGpu, 320, 96, DType::bf16, true) == 0);
+  CHECK(bytes(kGpu, 320, 64, DType::f32, true) == 0);
   if (!has_library()) {
-    CHECK(bytes(kGpu, 320, 64, DType::bf16, true) == of_own);
+    CHECK(bytes(kGpu, 320, 64, DType::bf16, true) == 0);
     return;
   }
-  CHECK(bytes(kGpu, 320, 64, DType::bf16, true).first > 0);
-  CHECK(bytes(kGpu, 320, 64, DType::bf16, true).second > of_own.second);
+  CHECK(bytes(kGpu, 320, 64, DType::bf16, true) > 0);
   CHECK(bytes(planned, 320, 64, DType::bf16, true) == bytes(kGpu, 320, 64, DType::bf16, true));
+}
+
+TEST_CASE("a plan sees the gradients of scores that backward keeps") {
+  const auto bytes = [](Device device, std::int64_t length, std::int64_t dim, DType dtype) {
+    const Tensor q = Tensor::empty({1, length, 4, dim}, dtype, device);
+    const AttentionResult like{Tensor::empty_like(q), Tensor::empty({1, 4, length}, DType::f32, device)};
+    return workspace_bytes(Cuda{device},
+                           AttentionBackwardArgs{q.view(), q.view(), q.view(), View{}, like.out.view(), like.lse.view(),
+                                                 q.view(), q.view(), q.view(), q.view(), View{}, 0.125, true});
+  };
+  const Device planned = make_meta({DeviceType::cuda, "h200", 0});
+  // Two numbers a row, and of each head 16 * 17 / 2 blocks of 8192 bytes.
+  constexpr std::size_t kStatistics = std::size_t{4} * 1024 * 8, kKept = std::size_t{4} * 136 * 8192;
+  CHECK(bytes(kGpu, 1024, 128, DType::bf16) == kStatistics + kKept);
+  CHECK(bytes(planned, 1024, 128, DType::bf16) == kStatistics + kKept);
+  CHECK(bytes(planned, 1024, 128, DType::f32) == kStatistics);
+  CHECK(bytes(planned, 1024, 64, DType::bf16) == kStatistics);
+  CHECK(bytes(planned, 32768, 128, DType::bf16) == 32 * kStatistics);  // 1 GiB a head
 }
