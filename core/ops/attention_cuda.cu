@@ -38,16 +38,9 @@ std::size_t statistics_bytes(const AttentionBackwardArgs& args) {
   return static_cast<std::size_t>(args.q.size[0] * args.q.size[2] * statistics_rows(args.q)) * 2 * sizeof(float);
 }
 
-/// Of a key head.
-std::int64_t slope_bytes(const AttentionBackwardArgs& args) {
-  return SlopeBlocks(args.q.size[1], args.k.size[1], args.causal).count() * SlopeBlocks::kBytes * args.q.size[2] /
-         args.k.size[2];
-}
+SlopeBlocks slope_blocks(const AttentionBackwardArgs& args) { return {args.q.size[1], args.k.size[1], args.causal}; }
 
 std::int64_t kept_heads(const AttentionBackwardArgs& args) {
-  constexpr std::int64_t kMostBytes = std::int64_t{512} << 20;
-  constexpr std::int64_t kKeysOfTile = 128;  // of the kernel of dk and dv
-  constexpr std::int64_t kProcessors = 132;  // that take an item each at a time; other numbers lose speed only
   const std::int64_t dim = args.q.size[3], keys = args.k.size[1], heads = args.q.size[0] * args.k.size[2];
   const AttentionKernels asked = attention_kernels();
   const bool is_tiled = (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && (dim == 64 || dim == 128) &&
@@ -57,16 +50,14 @@ std::int64_t kept_heads(const AttentionBackwardArgs& args) {
   // a step of training at 1024 keys.
   const bool is_faster = keys >= (dim == 128 ? 1024 : 2048);
   if (!is_faster && asked != AttentionKernels::own_kept) return 0;
-  const std::int64_t tiles = (keys + kKeysOfTile - 1) / kKeysOfTile, items = args.causal ? (tiles + 1) / 2 : tiles;
-  const std::int64_t most = kMostBytes / std::max<std::int64_t>(slope_bytes(args), 1);
-  if (most >= heads) return heads;
-  // dq's kernel has half as many items of twice the rows: where each processor takes an even number of those of dk and
-  // dv, none waits for others in either.
-  if (const std::int64_t pairs = most * items / (2 * kProcessors); pairs > 0) {
-    const std::int64_t of_pair = 2 * kProcessors, rounds = (heads * items - 1) / (pairs * of_pair) + 1;
-    return ((heads * items - 1) / (rounds * of_pair) + 1) * of_pair / items;
-  }
-  return 10 * most * items >= 9 * kProcessors ? std::min(most, std::max<std::int64_t>(kProcessors / items, 1)) : 0;
+  return heads_at_a_time(slope_blocks(args), heads, args.q.size[2] / args.k.size[2]);
+}
+
+std::size_t kept_bytes(const AttentionBackwardArgs& args) {
+  const std::int64_t kept = kept_heads(args);
+  if (kept == 0) return 0;
+  return static_cast<std::size_t>(kept * args.q.size[2] / args.k.size[2] * slope_blocks(args).count()) *
+         SlopeBlocks::kBytes;
 }
 
 /// cuDNN takes what the tiled kernels take, addresses included, and is asked first.
@@ -83,8 +74,7 @@ std::size_t workspace_bytes(const Cuda& cuda, const AttentionArgs& args) {
 /// Two numbers a query and the gradients of scores that are kept, enough for either way: addresses are not known yet.
 std::size_t workspace_bytes(const Cuda& cuda, const AttentionBackwardArgs& args) {
   const bool keeps = cuda.device.is_meta() || cuda::is_hopper(cuda.device);
-  return cuda::statistics_bytes(args) +
-         (keeps ? static_cast<std::size_t>(cuda::kept_heads(args) * cuda::slope_bytes(args)) : 0);
+  return cuda::statistics_bytes(args) + (keeps ? cuda::kept_bytes(args) : 0);
 }
 
 void run(const Cuda& cuda, const AttentionArgs& args) {

@@ -10,6 +10,7 @@
 
 #include "core/device/cuda_runtime.h"
 #include "core/ops/attention.h"
+#include "core/ops/attention_slopes.h"
 
 namespace castor::cuda {
 
@@ -32,44 +33,6 @@ inline constexpr std::int64_t kStatisticsBlock = 64;
 inline std::int64_t statistics_rows(const View& q) {
   return (q.size[1] + kStatisticsBlock - 1) / kStatisticsBlock * kStatisticsBlock;
 }
-
-/// Gradients of scores in 16 bits, which the kernel of dk and dv leaves in the workspace for that of dq: for each head,
-/// by blocks of 64 keys, the blocks of 64 queries of which one sees one of the keys. A block lies as a warpgroup holds
-/// it as the left operand [keys, queries] of a product.
-struct SlopeBlocks {
-  static constexpr int kRows = 64;
-  static constexpr int kBytes = 2 * kRows * kRows;
-  int key_blocks, query_blocks;
-  int lead;  ///< under a causal cut key block b is seen from query block b - lead on
-  bool is_causal;
-
-  SlopeBlocks() = default;
-  SlopeBlocks(std::int64_t queries, std::int64_t keys, bool causal)
-      : key_blocks(blocks_of(keys)), query_blocks(blocks_of(queries)), is_causal(causal) {
-    const std::int64_t shift = keys - queries;
-    lead = static_cast<int>(shift > 0 ? (shift + kRows - 1) / kRows : shift / kRows);
-  }
-
-  __host__ __device__ int first_query_block(int key_block) const {
-    return is_causal && key_block > lead ? key_block - lead : 0;
-  }
-  /// As many key blocks, from the first on, does a block of queries see.
-  __host__ __device__ int seen_key_blocks(int query_block) const {
-    const int seen = is_causal ? query_block + lead + 1 : key_blocks;
-    return seen < 0 ? 0 : seen < key_blocks ? seen : key_blocks;
-  }
-  /// Where a block lies among those of its head; it must be one that is there.
-  __host__ __device__ std::int64_t place(int key_block, int query_block) const {
-    const std::int64_t b = key_block, m = b > lead ? b - lead : 0;
-    const std::int64_t left_out = !is_causal ? 0 : lead >= 0 ? m * (m - 1) / 2 : b * (b - 1) / 2 - lead * b;
-    return b * query_blocks - left_out + query_block - first_query_block(key_block);
-  }
-  /// Of a head.
-  std::int64_t count() const { return place(key_blocks, first_query_block(key_blocks)); }
-
- private:
-  static int blocks_of(std::int64_t rows) { return static_cast<int>((rows + kRows - 1) / kRows); }
-};
 
 /// Batch and key head as one number, [first, first + count): what one launch of backward's kernels is for.
 struct HeadRange {

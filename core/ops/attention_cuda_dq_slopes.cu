@@ -3,6 +3,10 @@
 //
 // Bound by memory: 8192 bytes of gradients of scores for each 64 keys and 64 queries, which the copy engine brings as
 // they lie; a warpgroup makes its left operand of them by transposing 8 by 8 words.
+//
+// Delicate: a warp gives a slot back by one lane's arrival, once the product of what all of its lanes have read is
+// done. compute-sanitizer's racecheck follows copies that are no tensors', and takes an arrival for that lane's reads
+// alone: it reports the reads of the others.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
