@@ -5,8 +5,9 @@
 // they lie; a warpgroup makes its left operand of them by transposing 8 by 8 words.
 //
 // Delicate: a warp gives a slot back by one lane's arrival, once the product of what all of its lanes have read is
-// done. compute-sanitizer's racecheck follows copies that are no tensors', and takes an arrival for that lane's reads
-// alone: it reports the reads of the others.
+// done. compute-sanitizer's racecheck follows copies that are no tensors', takes an arrival for that lane's reads
+// alone, and reports those of the other lanes; nvcc leaves out the warp's synchronisation, whose lanes are together
+// there.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
