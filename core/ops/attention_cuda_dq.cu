@@ -165,14 +165,7 @@ __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __g
         q_ring.release(tiles);
       }
       if (blocks > 0) ++tiles;
-      const float factor[2] = {s.scale, s.scale};
-      T* rows[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = first + place.row + 8 * h;
-        rows[h] = row < s.queries ? p.dq.at<T>(batch, row, head) : nullptr;
-      }
-      store_accumulators<T, kDim>(dq, factor, rows);
+      store_head_rows<T, kDim>(dq, s.scale, p.dq, batch, head, first, s.queries, place);
     });
   }
 }

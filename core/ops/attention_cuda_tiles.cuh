@@ -145,6 +145,21 @@ __device__ void store_accumulators(const float (&c)[kDim / 2], const float (&fac
   }
 }
 
+/// Writes a warpgroup's [64, kDim] accumulators times `factor` to the rows from `first` on of a head, up to the last of
+/// `rows`.
+template <class T, int kDim>
+__device__ void store_head_rows(const float (&c)[kDim / 2], float factor, const HeadRows& to, int batch, int head,
+                                int first, int rows, const OwnPlace& place) {
+  const float factors[2] = {factor, factor};
+  T* begins[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first + place.row + 8 * h;
+    begins[h] = row < rows ? to.at<T>(batch, row, head) : nullptr;
+  }
+  store_accumulators<T, kDim>(c, factors, begins);
+}
+
 /// The copy engine's view of [B, T, H, D], read in boxes of 64 columns by `rows` positions.
 CUtensorMap tensor_map(const View& x, int rows, const char* op, Device device);
 
