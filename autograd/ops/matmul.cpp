@@ -84,7 +84,7 @@ Variable linear_fp8(const Variable& x, const Variable& weight, const Variable& b
     Tensor dy = as_rows(std::move(context.gradients[0]));
     Tensor scale;
     auto [gradient, dbias] =
-        bias_backward(std::move(dy), saved, activation, has_bias && context.needs[2], nullptr, &scale);
+        bias_backward(std::move(dy), saved, activation, has_bias && context.needs[2], {.scale = &scale});
     const Fp8Tensor gradient8 = fp8_quantise(gradient, DType::f8e5m2, {context.needs[0], context.needs[1]}, scale);
     gradient = {};
     Tensor dx, dweight;

@@ -216,14 +216,13 @@ void run_cudnn_attention(const Cuda& cuda, const CudnnAttention& plan, const Cud
     ids.push_back(kMasked);
     addresses.push_back(&masked);
   }
-  const void* const scratch = workspace;
   DevicePlans& plans = plans_of(cuda.device);
   const std::lock_guard lock(plans.mutex);
   try {
     Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, "the operands");
     pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, ids);
     pack.set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, addresses);
-    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, scratch);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace);
     pack.finalize();
     check(library()->set_stream(plans.handle, stream_of(cuda)), "choose the stream");
     check(library()->execute(plans.handle, plan.plan->get(), pack.get()), "launch");

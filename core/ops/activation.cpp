@@ -41,7 +41,8 @@ Tensor activate(const Tensor& x, Activation activation, bool keep_input) {
 }
 
 std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
-                                        Tensor* value, Tensor* scale, const Tensor& bias_place) {
+                                        const BiasBackwardWanted& wanted) {
+  const auto& [value, scale, bias_place] = wanted;
   const DType dtype = dy.dtype();
   if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
     throw DTypeError(cat("bias_backward: expected f32, f16, bf16 or f64, got ", dy, "; cast it first"));

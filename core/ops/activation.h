@@ -52,18 +52,22 @@ void run(const Cuda& cuda, const BiasBackwardArgs& args);
 /// tensor, otherwise it is written over x.
 Tensor activate(const Tensor& x, Activation activation, bool keep_input);
 
+/// Beside the gradients, in the same pass.
+struct BiasBackwardWanted {
+  Tensor* value = nullptr;  ///< receives activation(saved), row-major: for a caller that did not keep it; not for none
+  Tensor* scale = nullptr;  ///< receives what fp8_quantise takes for dx in f8e5m2; undefined where there was nothing to
+                            ///< do, and for f64
+  Tensor bias_place = {};   ///< [n] of dy's dtype, where dbias is made; undefined: in memory of its own
+};
+
 /// The gradient of a bias and of an activation's input at once, for rows of any op that ends in them.
 ///   dy       [rows, n]; handed over: when it is row-major and nobody else holds it, its bytes are reused
 ///   saved    the activation's input [rows, n]; undefined for none
-///   value    if given, receives activation(saved), row-major: for a caller that did not keep it; not for none
-///   scale    if given, receives what fp8_quantise takes for dx in f8e5m2; undefined where there was nothing to do, and
-///            for f64
-///   bias_place  [n] of dy's dtype, where dbias is made; undefined: in memory of its own
+///   wanted   what else it makes, and where
 ///   returns  {dx [rows, n], dbias [n] or undefined if not `needs_bias`}; dx is dy itself for none
 /// Throws ShapeError, DTypeError, DeviceError.
 std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activation activation, bool needs_bias,
-                                        Tensor* value = nullptr, Tensor* scale = nullptr,
-                                        const Tensor& bias_place = {});
+                                        const BiasBackwardWanted& wanted = {});
 
 /// What one thread does of a BiasBackwardArgs: `rows` rows from the given addresses on; null where absent.
 struct ActivationBlock {

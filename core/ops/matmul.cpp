@@ -141,7 +141,7 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
   Tensor flat = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
   dy = {};
   auto [gradient, dbias] =
-      bias_backward(std::move(flat), saved, activation, needs.bias, nullptr, nullptr, needs.bias_place);
+      bias_backward(std::move(flat), saved, activation, needs.bias, {.bias_place = needs.bias_place});
   gradient = readable(gradient);
   LinearGradients result;
   if (needs.x) {
@@ -178,8 +178,8 @@ FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Ten
   multiply(readable(rows), readable(proj_weight), {}, gradient);
   {
     Tensor hidden, dbias;
-    std::tie(gradient, dbias) =
-        bias_backward(std::move(gradient), input, activation, fc_needs.bias, &hidden, nullptr, fc_needs.bias_place);
+    std::tie(gradient, dbias) = bias_backward(std::move(gradient), input, activation, fc_needs.bias,
+                                              {.value = &hidden, .bias_place = fc_needs.bias_place});
     result.proj =
         linear_backward(rows, hidden, proj_weight, {}, Activation::none,
                         {false, proj_needs.weight, proj_needs.bias, proj_needs.weight_place, proj_needs.bias_place});

@@ -162,7 +162,9 @@ void measure(const Shapes& shapes) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 1 && argc != 5) {
+  const bool is_usable = argc == 1 || (argc == 5 && std::all_of(argv + 1, argv + argc,
+                                                                [](const char* size) { return std::atoll(size) > 0; }));
+  if (!is_usable) {
     std::fprintf(stderr, "usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]\n");
     return 2;
   }

@@ -15,6 +15,7 @@
 #include "core/device/caching_allocator.h"
 #include "core/ops/attention_cudnn_cuda.h"
 #include "core/ops/attention_kernels.h"
+#include "core/ops/attention_slopes.h"
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/random.h"
@@ -176,6 +177,10 @@ TEST_CASE("heads whose scores' gradients do not fit into the workspace together 
   if (short_run()) return;  // hundreds of megabytes, and kernels that other cases launch
   for (const auto& [batch, length, heads, key_heads] : {std::tuple(20, 1024, 32, 32), std::tuple(4, 2048, 64, 16)}) {
     CAPTURE(length);
+    const std::int64_t at_a_time =
+        heads_at_a_time(SlopeBlocks(length, length, true), std::int64_t{batch} * key_heads, heads / key_heads);
+    REQUIRE(at_a_time > 0);
+    REQUIRE(at_a_time < batch * key_heads);
     const auto random = [&](std::int64_t count, std::uint64_t key) {
       const Tensor x = Tensor::empty({batch, length, count, 64}, DType::bf16, kGpu);
       fill_normal(x, {key, 3});

@@ -37,6 +37,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRounds = 9, kWarmUps = 2;
 constexpr double kRoundSeconds = 0.03;  // exchanges follow each other for about as long
 constexpr int kProducts = 60;
+constexpr const char* kAsRank = "--as-rank";
 
 /// Sums the ranks' tensors; each rank keeps its piece.
 struct Way {
@@ -199,9 +200,13 @@ int run_rank() {
 
 }  // namespace
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
   try {
-    if (argc > 1) return run_rank();
+    if (argc == 2 && std::string(argv[1]) == kAsRank) return run_rank();
+    if (argc != 1) {
+      std::fprintf(stderr, "usage: gpu_exchange\n");
+      return 2;
+    }
     if (visible_gpus() < 2) {
       std::fprintf(stderr, "gpu_exchange: expected two GPUs or more, there are %d here\n", visible_gpus());
       return 2;
@@ -209,7 +214,7 @@ int main(int argc, char**) {
     std::printf("%d GPUs, reduce-scatter; GB/s: what each sends\n", visible_gpus());
     std::fflush(stdout);
     RunJobOptions options;
-    options.command = {"/proc/self/exe", "rank"};
+    options.command = {"/proc/self/exe", kAsRank};
     options.processes = visible_gpus();
     return run_job(options);
   } catch (const std::exception& error) {

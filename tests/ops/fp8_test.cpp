@@ -188,7 +188,7 @@ TEST_CASE("the pass over a bias's gradient finds the scale that a pass of its ow
           const Tensor dy = make_tensor(random_array(shape, 6, -5, 5), dtype, device),
                        before = make_tensor(random_array(shape, 7), dtype, device);
           Tensor scale;
-          const Tensor dx = bias_backward(dy, before, activation, true, nullptr, &scale).first;
+          const Tensor dx = bias_backward(dy, before, activation, true, {.scale = &scale}).first;
           check_same_bits("scale", scale, fp8_quantise(dx, DType::f8e5m2).scale);
         }
       }

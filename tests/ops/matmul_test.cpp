@@ -194,6 +194,40 @@ TEST_CASE("linear's gradients match central differences for every activation") {
   }
 }
 
+TEST_CASE("gradients of layers are made where they are asked for, with the bits of those in memory of their own") {
+  for (const DType dtype : kAllFloats) {
+    CAPTURE(dtype);
+    const auto random = [&](const Shape& shape, std::uint64_t seed) {
+      return make_tensor(random_array(shape, seed), dtype);
+    };
+    const Tensor x = random({10, 16}, 1), fc = random({24, 16}, 2), proj = random({8, 24}, 3), dy = random({10, 8}, 4),
+                 input = random({10, 24}, 5);
+    const auto placed = [&](const Tensor& weight) {
+      LinearNeeds needs;
+      needs.weight_place = full(weight.shape(), 7, dtype, weight.device());
+      needs.bias_place = full({weight.size(0)}, 7, dtype, weight.device());
+      return needs;
+    };
+    const auto check = [](const LinearGradients& there, const LinearGradients& own, const LinearNeeds& needs) {
+      CHECK(autograd::is_same_place(there.weight, needs.weight_place));
+      CHECK(autograd::is_same_place(there.bias, needs.bias_place));
+      check_same_bits("weight", there.weight, own.weight);
+      check_same_bits("bias", there.bias, own.bias);
+      if (own.x.defined()) check_same_bits("x", there.x, own.x);
+    };
+    const LinearNeeds single = placed(proj);
+    check(linear_backward(clone(dy), input, proj, {}, Activation::none, single),
+          linear_backward(clone(dy), input, proj, {}, Activation::none, {}), single);
+    const LinearNeeds first = placed(fc), second = placed(proj);
+    const auto both = [&](const LinearNeeds& fc_needs, const LinearNeeds& proj_needs) {
+      return feed_forward_backward(clone(dy), x, fc, input, Activation::gelu_tanh, proj, fc_needs, proj_needs);
+    };
+    const FeedForwardGradients there = both(first, second), own = both({}, {});
+    check(there.fc, own.fc, first);
+    check(there.proj, own.proj, second);
+  }
+}
+
 TEST_CASE("a feed-forward network that keeps no activation gives the bits of the two layers, forward and backward") {
   for (const DType dtype : kAllFloats) {
     for (const Activation activation : {Activation::relu, Activation::gelu_tanh, Activation::gelu_erf}) {
