@@ -231,16 +231,8 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
       }
       release_keys();
       ++tiles;
-      const float scale[2] = {s.scale, s.scale}, one[2] = {1, 1};
-      T *dk_rows[2], *dv_rows[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = first + place.row + 8 * h;
-        dk_rows[h] = row < s.keys ? p.dk.at<T>(batch, row, key_head) : nullptr;
-        dv_rows[h] = row < s.keys ? p.dv.at<T>(batch, row, key_head) : nullptr;
-      }
-      store_accumulators<T, kDim>(dk, scale, dk_rows);
-      store_accumulators<T, kDim>(dv, one, dv_rows);
+      store_head_rows<T, kDim>(dk, s.scale, p.dk, batch, key_head, first, s.keys, place);
+      store_head_rows<T, kDim>(dv, 1, p.dv, batch, key_head, first, s.keys, place);
     });
   }
 }

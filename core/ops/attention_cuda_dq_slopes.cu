@@ -4,10 +4,8 @@
 // Bound by memory: 8192 bytes of gradients of scores for each 64 keys and 64 queries, which the copy engine brings as
 // they lie; a warpgroup makes its left operand of them by transposing 8 by 8 words.
 //
-// Delicate: a warp gives a slot back by one lane's arrival, once the product of what all of its lanes have read is
-// done. compute-sanitizer's racecheck follows copies that are no tensors', takes an arrival for that lane's reads
-// alone, and reports those of the other lanes; nvcc leaves out the warp's synchronisation, whose lanes are together
-// there.
+// Delicate: threads read what copies brought with their own loads, so each releases a slot for itself, once the product
+// of what it has read is done.
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
@@ -48,7 +46,7 @@ __global__ void __launch_bounds__(DqSlopesShape<kDim>::kThreads, 1) dq_slopes(co
                       barriers = slope_tiles + kStages * Shape::kSlopesBytes;
   const Ring<kStages> ring{barriers, barriers + 8 * kStages};
   if (threadIdx.x == 0) {
-    ring.init(4 * Shape::kGroups);
+    ring.init(kWarpgroup * Shape::kGroups);
     publish_barriers();
   }
   __syncthreads();
@@ -116,11 +114,11 @@ __global__ void __launch_bounds__(DqSlopesShape<kDim>::kThreads, 1) dq_slopes(co
         wait_products<0>();
         hold(dq);
         hold(ds);
-        ring.release(turn);
+        ring.release_each(turn);
       }
       for (int j = own; j < blocks; ++j, ++turn) {  // what only later warpgroups see
         ring.wait_full(turn);
-        ring.release(turn);
+        ring.release_each(turn);
       }
       store_head_rows<T, kDim>(dq, s.scale, p.dq, batch, head, first, s.queries, place);
     });
