@@ -2,10 +2,12 @@
 // kernels and those that its cases launched (CASTOR_KERNEL_LIST=FILE), and gives each tensor memory of its own
 // (CASTOR_EXACT_MEMORY=1), so that a tool sees what lies beyond a tensor and what nobody has written yet. There, too,
 // cuBLASLt's results are filled with zeros before it writes them: initcheck does not see what the copy engine stores,
-// as which these kernels store, and would call every result of theirs unwritten.
+// as which these kernels store, and would call every result of theirs unwritten. So is what is lent to other processes,
+// who write to it unseen.
 //
-// Delicate: kernels are seen where nvcc's code calls the runtime, which the linker leads through here (--wrap). The
-// three functions belong to CUDA 13's toolkit; were they called otherwise by another one, the list would be empty,
+// Delicate: what is lent is cleared before the handle is made, hence before anybody can write to it. Kernels are seen
+// where nvcc's code calls the runtime, which the linker leads through here (--wrap). The three functions belong to CUDA
+// 13's toolkit; were they called otherwise by another one, the list would be empty,
 // which tests/gpu/run counts as a failure.
 #include <cstdlib>
 #include <fstream>
@@ -15,6 +17,7 @@
 #include <string>
 
 #include <cublasLt.h>
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
@@ -81,6 +84,20 @@ void fill_with_zeros(void* data, cublasLtMatrixLayout_t layout, cudaStream_t str
   }
 }
 
+/// Zeros in all of the allocation that begins at `memory`, which are there when this returns.
+cudaError_t clear_allocation(void* memory) {
+  constexpr unsigned kVersion = 3020;  // since when the call's types are what they are
+  void* address = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &address, kVersion, cudaEnableDefault, &found);
+  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  const auto range_of = reinterpret_cast<CUresult (*)(CUdeviceptr*, std::size_t*, CUdeviceptr)>(address);
+  std::size_t bytes = 0;
+  if (range_of(nullptr, &bytes, reinterpret_cast<CUdeviceptr>(memory)) != CUDA_SUCCESS) return cudaErrorInvalidValue;
+  const cudaError_t status = cudaMemset(memory, 0, bytes);
+  return status == cudaSuccess ? cudaDeviceSynchronize() : status;
+}
+
 /// Gives tensors memory of their own where that is wanted.
 class ExactMemoryListener : public castor::test::QuietListener {
  public:
@@ -119,6 +136,9 @@ cublasStatus_t wrap_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t operati
                            const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
                            cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
                            std::size_t workspace_bytes, cudaStream_t stream) asm("__wrap_cublasLtMatmul");
+
+cudaError_t real_lend(cudaIpcMemHandle_t* handle, void* memory) asm("__real_cudaIpcGetMemHandle");
+cudaError_t wrap_lend(cudaIpcMemHandle_t* handle, void* memory) asm("__wrap_cudaIpcGetMemHandle");
 
 void wrap_register(void** module, const char* function, char* device_function, const char* name, int threads,
                    uint3* thread, uint3* block, dim3* block_size, dim3* grid_size, int* warp_size) {
@@ -159,6 +179,14 @@ cublasStatus_t wrap_matmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t operati
   }
   return real_matmul(handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
                      workspace, workspace_bytes, stream);
+}
+
+cudaError_t wrap_lend(cudaIpcMemHandle_t* handle, void* memory) {
+  if (is_exact()) {
+    const cudaError_t status = clear_allocation(memory);
+    if (status != cudaSuccess) return status;
+  }
+  return real_lend(handle, memory);
 }
 
 }  // extern "C"

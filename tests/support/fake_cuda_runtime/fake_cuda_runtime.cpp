@@ -2,8 +2,7 @@
 // before most, so that whatever is not waited for comes in another order now and then.
 //
 // Delicate: a stream waits for a value as the driver's does, by distances of less than 2^31, and for an event as it was
-// recorded last when the wait was asked for. The default stream, in which memory is cleared, is slow, and no other one
-// waits for it.
+// recorded last when the wait was asked for.
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -74,12 +73,6 @@ std::map<void*, std::unique_ptr<SharedMemory>> own, mapped;
 
 constexpr std::size_t kPage = 4096;
 
-CUstream_st& default_stream() {
-  static CUstream_st stream;
-  return stream;
-}
-CUstream_st& found(cudaStream_t stream) { return stream == nullptr ? default_stream() : *stream; }
-
 /// What a handle holds: who made the memory, as SharedMemory says, and how much.
 struct Handle {
   char address[56];
@@ -138,18 +131,8 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
 }
 
 cudaError_t cudaFree(void* data) {
-  cudaStreamSynchronize(nullptr);
   const std::lock_guard lock(mutex);
   own.erase(data);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemset(void* data, int value, std::size_t bytes) {
-  default_stream().give([=] {
-    constexpr std::chrono::milliseconds kBusy{50};
-    std::this_thread::sleep_for(kBusy);
-    std::memset(data, value, bytes);
-  });
   return cudaSuccess;
 }
 
@@ -205,15 +188,13 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  CUstream_st& asked = found(stream);
-  const std::lock_guard lock(asked.mutex);
-  return asked.left == 0 ? cudaSuccess : cudaErrorNotReady;
+  const std::lock_guard lock(stream->mutex);
+  return stream->left == 0 ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  CUstream_st& awaited = found(stream);
-  std::unique_lock lock(awaited.mutex);
-  awaited.changed.wait(lock, [&] { return awaited.left == 0; });
+  std::unique_lock lock(stream->mutex);
+  stream->changed.wait(lock, [=] { return stream->left == 0; });
   return cudaSuccess;
 }
 
