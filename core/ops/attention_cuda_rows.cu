@@ -22,8 +22,8 @@ constexpr int kHeld = 4;              ///< elements of each own row in a lane
 constexpr int kPass = 32 * kHeld;     ///< elements of a row that are there at a time
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
-template <class T>
-using Computed = decltype(load(T{}));
+using cuda::Computed;
+using cuda::visit_float;
 
 template <class T>
 struct Problem {
@@ -361,15 +361,10 @@ void launch(void (*kernel)(Problem<T>), const Problem<T>& p, std::int64_t heads,
   check_cuda(cudaGetLastError(), op, cuda.device);
 }
 
-template <class F>
-void visit_floats(DType dtype, const char* op, F f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
-}
-
 }  // namespace
 
 void attention_rows(const Cuda& cuda, const AttentionArgs& args) {
-  visit_floats(args.q.dtype, AttentionArgs::kName, [&](auto tag) {
+  visit_float(args.q.dtype, AttentionArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Problem<T> p = problem_of<T>(args);
     launch(forward_rows<T>, p, p.heads, p.queries, AttentionArgs::kName, cuda);
@@ -377,7 +372,7 @@ void attention_rows(const Cuda& cuda, const AttentionArgs& args) {
 }
 
 void attention_backward_rows(const Cuda& cuda, const AttentionBackwardArgs& args) {
-  visit_floats(args.q.dtype, AttentionBackwardArgs::kName, [&](auto tag) {
+  visit_float(args.q.dtype, AttentionBackwardArgs::kName, [&](auto tag) {
     using T = typename decltype(tag)::type;
     Problem<T> p = problem_of<T>(args);
     p.delta = args.workspace.as<Computed<T>>();

@@ -11,8 +11,8 @@
 namespace castor {
 namespace {
 
-template <class T>
-using Computed = decltype(load(T{}));
+using cuda::Computed;
+using cuda::visit_float;
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
@@ -347,11 +347,6 @@ struct GroupWeightGradient {
     if (dbias != nullptr) dbias[c] = store<T>(static_cast<C>(bias));
   }
 };
-
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
-}
 
 }  // namespace
 

@@ -1,35 +1,26 @@
 // Cross entropy on CUDA. A team of warps owns a row; each warp reads chunks of 1024 logits, keeps their maximum and sum
-// of exponentials, and the chunks meet in f64, lane by lane. The gradient is made in a second walk over the row: it
-// lies in shared memory where that holds two of them, otherwise the second-level cache still has it. In shared memory
-// the next row's logits take the place of those whose gradients are made, so that memory is read while it is written.
+// of exponentials, and the chunks meet in f64, lane by lane. The gradient is made in a second walk over the row, which
+// the second-level cache still has. Long rows of 16 bits, which a language model has, go another way
+// (cross_entropy_long_cuda.cu).
 //
 // Delicate: nobody can throw here, so a target out of range gives its row a loss and a gradient of NaN. A chunk of
-// -infinity only must not be subtracted from itself. In bf16 and f16 the exponential is the processor's own: with the
-// one of core/base/math.h this kernel would be bound by arithmetic. A warp may be a row ahead of another one, which
-// still reads the chunks' numbers: rows take turns with two sets of them.
+// -infinity only must not be subtracted from itself.
 #include <cmath>
 
-#include "core/ops/row_packs_cuda.cuh"
-#include "core/ops/softmax.h"
+#include "core/ops/cross_entropy_cuda.cuh"
 
 namespace castor {
 namespace {
 
+using cuda::Computed;
+using cuda::CrossEntropyRows;
 using cuda::RowTeam;
-
-template <class T>
-using Computed = decltype(load(T{}));
+using cuda::ShiftedExp;
+using cuda::Targets;
+using cuda::visit_float;
 
 constexpr int kThreads = 1024;              // of the kernels with one block
-constexpr std::int64_t kMostChunks = 2048;  // whose numbers fit into shared memory, twice
-
-struct Targets {
-  const void* data;
-  bool is_wide;
-  __device__ std::int64_t operator[](std::int64_t row) const {
-    return is_wide ? static_cast<const std::int64_t*>(data)[row] : static_cast<const std::int32_t*>(data)[row];
-  }
-};
+constexpr std::int64_t kMostChunks = 2048;  // whose numbers fit into shared memory
 
 /// The sum of `value` over a block of kThreads, in thread 0: halves onto halves.
 template <class C>
@@ -67,53 +58,10 @@ __global__ void __launch_bounds__(kThreads)
   *loss = static_cast<C>(total);
 }
 
-/// What a kernel of rows needs besides operands.
-struct RowOptions {
-  std::int64_t rows, classes, ignore_index;
-  double smoothing;
-  bool is_mean;
-};
-
 template <class T>
 __device__ void fill_row(const RowTeam& team, T* gradient, std::int64_t n, T value) {
   if (gradient != nullptr) team.for_row(n, [&](int, std::int64_t i) { gradient[i] = value; });
 }
-
-constexpr std::size_t kHalfShared = 112 << 10;  ///< of a multiprocessor's shared memory
-constexpr unsigned kMostHolding = 2 * 132;      ///< blocks with a row there: what a large GPU holds at a time
-
-/// Until at most `later` of this thread's copies to shared memory, in order of their ends, are still on their way; it
-/// may wait for more.
-__device__ inline void wait_copies(int later) {
-  if (later >= 3) {
-    cuda::wait_copies<3>();
-  } else if (later == 2) {
-    cuda::wait_copies<2>();
-  } else if (later == 1) {
-    cuda::wait_copies<1>();
-  } else {
-    cuda::wait_copies<0>();
-  }
-}
-
-constexpr float kLog2E = 1.44269504f;
-
-/// e^(x - shift), for many x: of 16 bits by one product, exact enough for them.
-template <class T>
-struct ShiftedExp {
-  using C = Computed<T>;
-  explicit __device__ ShiftedExp(C shift) : by(std::is_arithmetic_v<T> ? shift : static_cast<C>(kLog2E * shift)) {}
-  __device__ C operator()(C x) const {
-    if constexpr (std::is_arithmetic_v<T>) {
-      return math::exp(x - by);
-    } else {
-      float result;
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(math::fma(x, kLog2E, -by)));
-      return result;
-    }
-  }
-  C by;
-};
 
 /// What a chunk of 1024 logits adds to its row: what its exponentials are relative to, their sum, the sum of its
 /// logits.
@@ -156,101 +104,74 @@ __device__ Chunk read_chunk(const RowTeam& team, const T* x, std::int64_t begin,
   return {static_cast<double>(shift), static_cast<double>(sum), static_cast<double>(total)};
 }
 
-/// V logits are read and written as a word. With `kHolds` a block has one row at a time, which lies in shared memory
-/// between the walks. `gradient` may be x.
-template <class T, int V, bool kHolds>
-__global__ void __launch_bounds__(cuda::kTeamThreads, 2)
-    cross_entropy_rows(const T* logits, Targets targets, T* gradients, double* losses, const double* counted,
-                       RowOptions options) {
+/// V logits are read and written as a word. `gradient` may be x.
+template <class T, int V>
+__global__ void __launch_bounds__(cuda::kTeamThreads, 2) cross_entropy_rows(const CrossEntropyRows<T> args) {
   using C = Computed<T>;
   const RowTeam team;
-  const std::int64_t n = options.classes, step = static_cast<std::int64_t>(gridDim.x) * blockDim.z;
+  const std::int64_t n = args.classes, row = team.row;
+  if (row >= args.rows) return;
   const bool is_first = team.lane == 0 && team.warp == 0;
-  const double smoothing = options.smoothing;
+  const double smoothing = args.smoothing;
   const int chunks = static_cast<int>((n + kSumBlock - 1) / kSumBlock);
   extern __shared__ __align__(16) Chunk shared_chunks[];
   __shared__ double target_logits[cuda::kMostWarps];
-  T* const held_row = reinterpret_cast<T*>(shared_chunks + 2 * chunks);
-  const auto copy_chunk = [&](std::int64_t row, int chunk) {
-    if (row < options.rows) {
-      cuda::for_packs<V>(team, chunk * kSumBlock, n,
-                         [&](int, std::int64_t i) { cuda::copy_ahead(held_row + i, logits + row * n + i); });
-    }
-    cuda::end_copies();
-  };
-  if constexpr (kHolds) {
-    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) copy_chunk(team.row, chunk);
+  const std::int64_t target = args.targets[row];
+  const T* const x = args.logits + row * n;
+  T* const gradient = args.gradients != nullptr ? args.gradients + row * n : nullptr;
+  if (!args.counts(target)) {
+    const double value = args.uncounted(target);
+    if (is_first) args.losses[row] = value;
+    fill_row(team, gradient, n, store<T>(static_cast<C>(value)));
+    return;
   }
-  int slot = kHolds ? 0 : static_cast<int>(threadIdx.z);  // of the row's numbers
-  for (std::int64_t row = team.row; row < options.rows; row += step) {
-    const std::int64_t target = targets[row];
-    const T* const x = kHolds ? held_row : logits + row * n;
-    T* const gradient = gradients != nullptr ? gradients + row * n : nullptr;
-    if (target == options.ignore_index || target < 0 || target >= n) {
-      const double value = target == options.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN();
-      if (is_first) losses[row] = value;
-      fill_row(team, gradient, n, store<T>(static_cast<C>(value)));
-      if constexpr (kHolds) {
-        wait_copies(0);
-        for (int chunk = team.warp; chunk < chunks; chunk += team.warps) copy_chunk(row + step, chunk);
-      }
-      continue;
-    }
-    const auto has_target = [&](std::int64_t begin) {  // in a word of this lane
-      return target >= begin && target < begin + kSumBlock && (target - begin) / V % 32 == team.lane;
-    };
+  const auto has_target = [&](std::int64_t begin) {  // in a word of this lane
+    return target >= begin && target < begin + kSumBlock && (target - begin) / V % 32 == team.lane;
+  };
 
-    Chunk* const parts = shared_chunks + slot * chunks;
-    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
-      if constexpr (kHolds) wait_copies((chunks - 1 - chunk) / team.warps);
-      const Chunk part = read_chunk<T, V>(team, x, chunk * kSumBlock, n, smoothing > 0);
-      if (team.lane == 0) parts[chunk] = part;
-      if (has_target(chunk * kSumBlock)) target_logits[slot] = static_cast<double>(cuda::read(x[target]));
-    }
-    team.sync();
-    const double at_target = target_logits[slot];
-    double max = -HUGE_VAL, sum = 0, total = 0;
-    for (int chunk = team.lane; chunk < chunks; chunk += 32) max = larger(max, parts[chunk].shift);
-    max = cuda::join_lanes(max, cuda::LargerLane{});
-    for (int chunk = team.lane; chunk < chunks; chunk += 32) {
-      sum += parts[chunk].sum * std::exp(parts[chunk].shift - max);
-      total += parts[chunk].total;
-    }
-    sum = cuda::join_lanes(sum, cuda::AddLanes{});
-    total = cuda::join_lanes(total, cuda::AddLanes{});
-    const double logsumexp = max + std::log(sum);
-    if (is_first) {
-      double loss = smoothing < 1 ? (1 - smoothing) * (logsumexp - at_target) : 0;
-      if (smoothing > 0) loss += smoothing * (logsumexp - total / static_cast<double>(n));
-      losses[row] = loss;
-    }
-    if (gradient == nullptr) continue;
+  const int slot = static_cast<int>(threadIdx.z);
+  Chunk* const parts = shared_chunks + slot * chunks;
+  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+    const Chunk part = read_chunk<T, V>(team, x, chunk * kSumBlock, n, smoothing > 0);
+    if (team.lane == 0) parts[chunk] = part;
+    if (has_target(chunk * kSumBlock)) target_logits[slot] = static_cast<double>(cuda::read(x[target]));
+  }
+  team.sync();
+  const double at_target = target_logits[slot];
+  double max = -HUGE_VAL, sum = 0, total = 0;
+  for (int chunk = team.lane; chunk < chunks; chunk += 32) max = larger(max, parts[chunk].shift);
+  max = cuda::join_lanes(max, cuda::LargerLane{});
+  for (int chunk = team.lane; chunk < chunks; chunk += 32) {
+    sum += parts[chunk].sum * std::exp(parts[chunk].shift - max);
+    total += parts[chunk].total;
+  }
+  sum = cuda::join_lanes(sum, cuda::AddLanes{});
+  total = cuda::join_lanes(total, cuda::AddLanes{});
+  const double logsumexp = max + std::log(sum);
+  if (is_first) args.losses[row] = args.loss(logsumexp, at_target, total);
+  if (gradient == nullptr) return;
 
-    const double factor = !options.is_mean ? 1.0 : *counted > 0 ? 1 / *counted : 0.0;
-    const double spread = smoothing / static_cast<double>(n) * factor;
-    const C less = static_cast<C>(spread);
-    for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
-      const std::int64_t begin = chunk * kSumBlock;
-      // f32 and f64 stay relative to the chunk's maximum, which is exact; 16 bits do not show the difference.
-      C shift = static_cast<C>(logsumexp), scale = static_cast<C>(factor);
-      if constexpr (std::is_arithmetic_v<T>) {
-        shift = static_cast<C>(parts[chunk].shift);
-        scale = static_cast<C>(std::exp(parts[chunk].shift - logsumexp) * factor);
-      }
-      const ShiftedExp<T> exp(shift);
-      cuda::for_packs<V>(team, begin, n, [&](int, std::int64_t i) {
-        const auto pack = cuda::numbers(cuda::pack_at<V>(x + i));
-        C values[V];
-        for (int e = 0; e < V; ++e) values[e] = math::fma(exp(pack.value[e]), scale, -less);
-        cuda::store_pack(gradient + i, cuda::rounded<T, V>(values));
-      });
-      if (has_target(begin)) {  // the same thread wrote this element just now
-        const double p = std::exp(at_target - logsumexp);
-        gradient[target] = store<T>(static_cast<C>(p * factor - spread - (1 - smoothing) * factor));
-      }
-      if constexpr (kHolds) copy_chunk(row + step, chunk);
+  const double factor = args.factor(), spread = smoothing / static_cast<double>(n) * factor;
+  const C less = static_cast<C>(spread);
+  for (int chunk = team.warp; chunk < chunks; chunk += team.warps) {
+    const std::int64_t begin = chunk * kSumBlock;
+    // f32 and f64 stay relative to the chunk's maximum, which is exact; 16 bits do not show the difference.
+    C shift = static_cast<C>(logsumexp), scale = static_cast<C>(factor);
+    if constexpr (std::is_arithmetic_v<T>) {
+      shift = static_cast<C>(parts[chunk].shift);
+      scale = static_cast<C>(std::exp(parts[chunk].shift - logsumexp) * factor);
     }
-    if constexpr (kHolds) slot = 1 - slot;
+    const ShiftedExp<T> exp(shift);
+    cuda::for_packs<V>(team, begin, n, [&](int, std::int64_t i) {
+      const auto pack = cuda::numbers(cuda::pack_at<V>(x + i));
+      C values[V];
+      for (int e = 0; e < V; ++e) values[e] = math::fma(exp(pack.value[e]), scale, -less);
+      cuda::store_pack(gradient + i, cuda::rounded<T, V>(values));
+    });
+    if (has_target(begin)) {  // the same thread wrote this element just now
+      const double p = std::exp(at_target - logsumexp);
+      gradient[target] = store<T>(static_cast<C>(p * factor - spread - (1 - smoothing) * factor));
+    }
   }
 }
 
@@ -270,60 +191,54 @@ __global__ void __launch_bounds__(256) scale_groups(T* gradient, std::int64_t gr
   }
 }
 
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
-}
-
 }  // namespace
 
 void run(const Cuda& cuda, const CrossEntropyArgs& args) {
   const char* op = CrossEntropyArgs::kName;
   const cudaStream_t stream = stream_of(cuda);
-  const RowOptions options{args.logits.size[0], args.logits.size[1], args.options.ignore_index,
-                           args.options.label_smoothing, args.gradient_of_mean};
-  const std::int64_t chunks = (options.classes + kSumBlock - 1) / kSumBlock;
+  const std::int64_t rows = args.logits.size[0], classes = args.logits.size[1];
+  const std::int64_t chunks = (classes + kSumBlock - 1) / kSumBlock;
   if (chunks > kMostChunks) {
     throw ShapeError(cat(op, ": a row on ", cuda.device, " can have ", kMostChunks * kSumBlock, " classes, got ",
-                         options.classes, "; compute it on cpu"));
+                         classes, "; compute it on cpu"));
   }
   const Targets all_targets{args.targets.data, args.targets.dtype == DType::i64};
   const Targets targets{args.targets.as<char>() + args.first_row * (all_targets.is_wide ? 8 : 4), all_targets.is_wide};
   const std::int64_t all_rows = args.targets.size[0];
   double* const counted = args.counted.as<double>();
   double* const all_losses = args.workspace.as<double>();
-  double* const losses = all_losses + args.first_row;
-  if (args.first_row == 0) count_rows<<<1, kThreads, 0, stream>>>(all_targets, all_rows, options.ignore_index, counted);
+  if (args.first_row == 0)
+    count_rows<<<1, kThreads, 0, stream>>>(all_targets, all_rows, args.options.ignore_index, counted);
   visit_float(args.logits.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = Computed<T>;
-    if (options.rows > 0) {
-      const cuda::TeamLaunch launch(options.rows, options.classes);
-      const auto all_chunks = static_cast<std::size_t>(chunks);
-      const std::size_t row_bytes = static_cast<std::size_t>(options.classes) * sizeof(T);
-      const std::size_t held_bytes = 2 * all_chunks * sizeof(Chunk) + row_bytes;
-      const bool fits = cuda::rows_fit(options.classes, {&args.logits, &args.gradient});
-      const bool holds = fits && launch.threads.z == 1 && args.gradient.defined() && held_bytes <= kHalfShared;
-      const auto run_rows = [&](auto width, auto held) {
-        constexpr bool kHolds = decltype(held)::value;
-        const auto kernel = cross_entropy_rows<T, decltype(width)::value, kHolds>;
-        const std::size_t bytes = kHolds ? held_bytes : all_chunks * launch.threads.z * sizeof(Chunk);
-        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-                   op, cuda.device);
-        const dim3 blocks = kHolds ? std::min(launch.blocks.x, kMostHolding) : launch.blocks;
-        kernel<<<blocks, launch.threads, bytes, stream>>>(args.logits.as<T>(), targets, args.gradient.as<T>(), losses,
-                                                          counted, options);
-      };
-      using Wide = std::integral_constant<int, cuda::kPackWidth<T>>;
-      if (holds) {
-        run_rows(Wide{}, std::true_type{});
-      } else if (fits) {
-        run_rows(Wide{}, std::false_type{});
-      } else {
-        run_rows(std::integral_constant<int, 1>{}, std::false_type{});
+    if (rows > 0) {
+      const CrossEntropyRows<T> operands{args.logits.as<T>(),
+                                         targets,
+                                         args.gradient.as<T>(),
+                                         all_losses + args.first_row,
+                                         counted,
+                                         rows,
+                                         classes,
+                                         args.options.ignore_index,
+                                         args.options.label_smoothing,
+                                         args.gradient_of_mean};
+      const bool fits = cuda::rows_fit(classes, {&args.logits, &args.gradient});
+      if constexpr (sizeof(T) == 2) {
+        if (fits && classes >= cuda::kLongRow) cuda::cross_entropy_long_rows(cuda, operands);
+      }
+      if (sizeof(T) != 2 || !fits || classes < cuda::kLongRow) {
+        const cuda::TeamLaunch launch(rows, classes);
+        const std::size_t bytes = static_cast<std::size_t>(chunks) * launch.threads.z * sizeof(Chunk);
+        const auto run_rows = [&](auto kernel) {
+          check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+                     op, cuda.device);
+          kernel<<<launch.blocks, launch.threads, bytes, stream>>>(operands);
+        };
+        fits ? run_rows(cross_entropy_rows<T, cuda::kPackWidth<T>>) : run_rows(cross_entropy_rows<T, 1>);
       }
     }
-    if (args.first_row + options.rows < all_rows) return;
+    if (args.first_row + rows < all_rows) return;
     join_losses<C>
         <<<1, kThreads, 0, stream>>>(all_losses, all_rows, args.options.reduction, counted, args.loss.as<C>());
   });

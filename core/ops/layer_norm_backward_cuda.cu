@@ -14,10 +14,9 @@
 namespace castor {
 namespace {
 
+using cuda::Computed;
 using cuda::RowTeam;
-
-template <class T>
-using Computed = decltype(load(T{}));
+using cuda::visit_float;
 
 constexpr std::int64_t kBlocks = 132;             // what a large GPU holds at a time
 constexpr std::int64_t kMostRows = 1 << 30;       // that are counted in 32 bits
@@ -255,11 +254,6 @@ __global__ void __launch_bounds__(256) sum_columns(const Backward<T> args) {
   }
   args.sums[blockIdx.x * 2 * n + column] = dweight;
   args.sums[blockIdx.x * 2 * n + n + column] = dbias;
-}
-
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
 }
 
 /// Returns the number of blocks, at most one for each line of the workspace.

@@ -13,10 +13,9 @@
 namespace castor {
 namespace {
 
+using cuda::Computed;
 using cuda::RowTeam;
-
-template <class T>
-using Computed = decltype(load(T{}));
+using cuda::visit_float;
 
 constexpr int kPacks = 4;            // words of a row in a lane
 constexpr unsigned kRowsAtOnce = 4;  // of a block, where a row has a warp
@@ -162,11 +161,6 @@ __global__ void __launch_bounds__(cuda::kTeamThreads) forward_rows(const Forward
     }
     y[i] = cuda::write<T>(value);
   });
-}
-
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
 }
 
 }  // namespace

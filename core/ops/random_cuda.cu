@@ -10,6 +10,8 @@
 namespace castor {
 namespace {
 
+using cuda::visit_float;
+
 constexpr int kThreads = 256;
 
 struct Uniform {
@@ -81,11 +83,6 @@ __global__ void __launch_bounds__(kThreads)
       y[at] = cuda::write<T>(random_values::is_kept(words.word[i], threshold) ? cuda::read(x[at]) * factor : C(0));
     }
   });
-}
-
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
 }
 
 template <class Make>

@@ -23,6 +23,16 @@ inline constexpr int kMostWarps = 16;                                         //
 inline constexpr int kTeamThreads = 32 * kMostWarps;
 inline constexpr std::int64_t kHeldElements = kMostWarps * kSumBlock;
 
+/// What elements of type T are computed with.
+template <class T>
+using Computed = decltype(load(T{}));
+
+/// Calls f(TypeTag<T>{}) for a float dtype; throws DTypeError, naming `op`, for another one.
+template <class F>
+void visit_float(DType dtype, const char* op, F&& f) {
+  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
+}
+
 /// `load` and `store`, by the instructions that convert where there are some: the same bits.
 template <class T>
 __device__ auto read(T x) {
@@ -45,15 +55,22 @@ __device__ T write(C value) {
   }
 }
 
+inline constexpr float kLog2E = 1.44269504f;
+
+/// 2^x by the processor's own instruction, exact enough for results of 16 bits.
+__device__ inline float exp2_16(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// e^x as precise as results of type T show: the processor's own for 16 bits, whose error is 1e-6 there.
 template <class T, class C>
 __device__ C row_exp(C x) {
   if constexpr (std::is_arithmetic_v<T>) {
     return math::exp(x);
   } else {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
-    return result;
+    return exp2_16(kLog2E * x);
   }
 }
 

@@ -6,10 +6,8 @@
 namespace castor {
 namespace {
 
+using cuda::Computed;
 using cuda::RowTeam;
-
-template <class T>
-using Computed = decltype(load(T{}));
 
 template <class T, bool kHeld>
 __global__ void __launch_bounds__(cuda::kTeamThreads)

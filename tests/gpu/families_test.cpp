@@ -5,6 +5,8 @@
 // in a tree of its own (2e-5, one unit in the last place of 16 bits); results through f64's exponential and logarithm,
 // which are each platform's own; 16-bit rows through the GPU's own exponential.
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -295,6 +297,38 @@ TEST_CASE("rotary has the CPU's bits") {
     const Twin x = make_twin({2, 17, 3, 32}, dtype);
     check_same("rotary", {rotary(x.cpu, cpu, 5), rotary(x.gpu, gpu, 5)});
     check_same("rotary inverse", {rotary(x.cpu, cpu, 5, true), rotary(x.gpu, gpu, 5, true)});
+  }
+}
+
+TEST_CASE("cross entropy of a language model's long rows is the CPU's, row after row, with and without a gradient") {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  // Rows that wait between their two walks in registers; also in shared memory; and those of which a part is read
+  // again.
+  for (const auto& [rows, classes] : {std::pair(300, 16384), std::pair(140, 50304), std::pair(3, 60000),
+                                      std::pair(5, 98304), std::pair(140, 151936), std::pair(2, 524296)}) {
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      for (const double smoothing : {0.0, 0.1}) {
+        CAPTURE(cat(dtype, ' ', rows, " rows of ", classes, ", smoothing ", smoothing));
+        const Twin logits = make_twin({rows, classes}, dtype, {false, -8, 8}), targets = integers({rows}, classes, 9);
+        const auto everywhere = [](const Twin& twin, std::int64_t row, std::int64_t count, double value) {
+          for (const Tensor& x : {twin.cpu, twin.gpu}) {
+            const Tensor own = x.narrow(0, row, 1);
+            fill(own.ndim() == 1 ? own : own.narrow(1, 0, count), value);
+          }
+        };
+        everywhere(targets, 1, 1, -100);                         // does not count, although
+        everywhere(logits, 1, classes, kInf);                    // it overflowed
+        if (smoothing == 0) everywhere(logits, 0, 9000, -kInf);  // masked: whole words of threads
+        everywhere(targets, 0, 1, static_cast<double>(classes - 1));
+        const CrossEntropyOptions options{-100, smoothing, Reduction::sum};
+        const CrossEntropy cpu = cross_entropy(logits.cpu, targets.cpu, options, true),
+                           gpu = cross_entropy(logits.gpu, targets.gpu, options, true);
+        check_same("loss", {cpu.loss, gpu.loss}, {2, 1e-6});
+        check_same("gradient", {cpu.gradient, gpu.gradient}, {2, 1e-9});
+        check_same("loss without a gradient",
+                   {to_device(gpu.loss, kCpu), cross_entropy(logits.gpu, targets.gpu, options).loss});
+      }
+    }
   }
 }
 
