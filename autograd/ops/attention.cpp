@@ -1,5 +1,6 @@
 // Forward calls and gradients of attention. Delicate: a packed projection's gradient is one tensor whose three parts
-// the kernel writes in place, and the rotary gradient turns two of them where they lie.
+// the kernel writes in place, and the rotary gradient turns two of them where they lie. Queries and keys are neighbours
+// and turn together.
 #include "autograd/ops/attention.h"
 
 #include "autograd/graph.h"
@@ -43,10 +44,12 @@ Variable packed_attention(const Variable& qkv, const PackedAttention& how) {
   const RotaryTable table = how.rotary;
   const std::int64_t position = how.first_position;
 
-  Parts parts = parts_of(castor::reshape(qkv.data(), unpacked), heads, key_heads);
+  const Tensor packed = castor::reshape(qkv.data(), unpacked);
+  Parts parts = parts_of(packed, heads, key_heads);
   if (table.cos.defined()) {
-    parts.q = castor::rotary(parts.q, table, position);
-    parts.k = castor::rotary(parts.k, table, position);
+    const Tensor turned = castor::rotary(packed.narrow(2, 0, heads + key_heads), table, position);
+    parts.q = turned.narrow(2, 0, heads);
+    parts.k = turned.narrow(2, heads, key_heads);
   }
   const AttentionResult result = castor::attention(parts.q, parts.k, parts.v, options);
   Tensor flat = result.out.reshape({shape[0], shape[1], heads * dim});
@@ -56,8 +59,8 @@ Variable packed_attention(const Variable& qkv, const PackedAttention& how) {
     const Tensor dout = castor::reshape(context.gradients[0], result.out.shape());
     castor::attention_backward(parts.q, parts.k, parts.v, result, dout, options, {into.q, into.k, into.v});
     if (table.cos.defined()) {
-      rotary_into(into.q, table, into.q, position, true);
-      rotary_into(into.k, table, into.k, position, true);
+      const Tensor turned = gradient.narrow(2, 0, heads + key_heads);
+      rotary_into(turned, table, turned, position, true);
     }
     return {gradient.reshape(shape)};
   });
