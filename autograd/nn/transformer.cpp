@@ -1,11 +1,10 @@
 // How attention, the feed-forward networks and the block use their ops.
 #include "autograd/nn/transformer.h"
 
-#include "autograd/graph.h"
 #include "autograd/ops/attention.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/gated.h"
 #include "autograd/ops/matmul.h"
-#include "core/ops/cast.h"
-#include "core/ops/elementwise.h"
 
 namespace castor::autograd {
 namespace {
@@ -41,7 +40,7 @@ Activation activation_of(MlpKind kind) {
     case MlpKind::relu:
       return Activation::relu;
     case MlpKind::swiglu:
-      return Activation::none;
+      return Activation::silu;
   }
   throw InternalError("activation_of: a kind outside the enumeration");
 }
@@ -56,7 +55,7 @@ SelfAttention::SelfAttention(const AttentionConfig& config)
     : config_(completed(config)),
       head_dim_(config_.embed_dim / config_.num_heads),
       qkv_(config_.embed_dim, (config_.num_heads + 2 * config_.num_kv_heads) * head_dim_,
-           linear_options(config_.bias, config_.weight_init, config_.tensor)),
+           linear_options(config_.bias || config_.qkv_bias, config_.weight_init, config_.tensor)),
       proj_(config_.embed_dim, config_.embed_dim, linear_options(config_.bias, config_.weight_init, config_.tensor)),
       dropout_(config_.dropout) {
   register_module("qkv", qkv_);
@@ -90,9 +89,6 @@ Mlp::Mlp(const MlpConfig& given)
           linear_options(given.bias, given.weight_init, given.tensor)),
       proj_(hidden_dim_, given.embed_dim, linear_options(given.bias, given.weight_init, given.tensor)),
       dropout_(given.dropout) {
-  if (recomputes_ && kind_ == MlpKind::swiglu) {
-    throw ConfigError("Mlp: swiglu keeps its product; recompute whole blocks instead", "recompute_activation");
-  }
   if (recomputes_ && fc_.is_fp8()) {
     throw ConfigError("Mlp: fp8 keeps the activation's result in 8 bits; recompute whole blocks instead",
                       "recompute_activation");
@@ -102,35 +98,20 @@ Mlp::Mlp(const MlpConfig& given)
   register_module("dropout", dropout_);
 }
 
-Variable swiglu(const Variable& packed) {
-  const Tensor h = packed.data();
-  const std::int64_t half = h.shape().back() / 2;
-  if (2 * half != h.shape().back())
-    throw ShapeError(cat("swiglu: expected an even last size, gate and up side by side, got ", h));
-  const Tensor gate = h.narrow(-1, 0, half), up = h.narrow(-1, half, half);
-  const Tensor y = castor::unary(UnaryOp::silu, gate);
-  binary_inplace(BinaryOp::mul, y, up);
-  return record("swiglu", y, {packed}, [=](BackwardContext& context) -> std::vector<Tensor> {
-    const Tensor& dy = context.gradients[0];
-    const Tensor dh = Tensor::empty_like(h);
-    const Tensor dgate = dh.narrow(-1, 0, half), dup = dh.narrow(-1, half, half);
-    // Both halves are written where they belong; silu(gate) is computed again rather than kept.
-    copy_into(castor::unary(UnaryOp::silu, gate), dup);
-    binary_inplace(BinaryOp::mul, dup, dy);
-    copy_into(castor::unary_backward(UnaryOp::silu, gate, {}, castor::mul(dy, up)), dgate);
-    return {dh};
-  });
-}
-
 Variable Mlp::forward(const Variable& x) {
   const ForwardScope scope(*this);
-  if (recomputes_) {
+  const HiddenActivation hidden{activation_of(kind_), kind_ == MlpKind::swiglu};
+  if (hidden.is_gated && fc_.is_fp8()) {
     const ForwardScope fc_scope(fc_), proj_scope(proj_);
     return dropout_.forward(
-        feed_forward(x, {fc_.weight(), fc_.bias()}, activation_of(kind_), {proj_.weight(), proj_.bias()}));
+        gated_feed_forward_fp8(x, {fc_.weight(), fc_.bias()}, hidden.activation, {proj_.weight(), proj_.bias()}));
   }
-  const Variable hidden = fc_.forward(x, activation_of(kind_));
-  return dropout_.forward(proj_.forward(kind_ == MlpKind::swiglu ? swiglu(hidden) : hidden));
+  if (recomputes_) {
+    const ForwardScope fc_scope(fc_), proj_scope(proj_);
+    return dropout_.forward(feed_forward(x, {fc_.weight(), fc_.bias()}, hidden, {proj_.weight(), proj_.bias()}));
+  }
+  const Variable value = hidden.is_gated ? gated(fc_.forward(x), hidden.activation) : fc_.forward(x, hidden.activation);
+  return dropout_.forward(proj_.forward(value));
 }
 
 NormKind norm_kind_from_name(const std::string& name) {

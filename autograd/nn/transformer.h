@@ -23,6 +23,7 @@ struct AttentionConfig {
   std::int64_t num_kv_heads = 0;  ///< key and value heads, a divisor of num_heads; 0 = num_heads
   bool causal = false;            ///< position t sees 0 .. t
   bool bias = true;               ///< of both projections
+  bool qkv_bias = false;          ///< of the first projection, also without `bias`
   /// Rotates queries and keys by their positions, when set. Modules share one table; it bounds the sequence length.
   std::shared_ptr<const RotaryTable> rotary = {};
   double dropout = 0;  ///< of the result, before it joins the residual stream
@@ -55,10 +56,6 @@ enum class MlpKind : std::uint8_t { gelu_erf, gelu_tanh, relu, swiglu };
 /// another name.
 MlpKind mlp_kind_from_name(const std::string& name);
 
-/// silu(gate) * up of a packed [..., 2 n]: gate is the first half of the last axis. One node; its gradient is written
-/// packed. Throws ShapeError for an odd last size.
-Variable swiglu(const Variable& packed);
-
 /// What a feed-forward network is made of.
 struct MlpConfig {
   std::int64_t embed_dim = 0;
@@ -66,7 +63,7 @@ struct MlpConfig {
   MlpKind kind = MlpKind::gelu_tanh;
   bool bias = true;
   double dropout = 0;  ///< of the result
-  /// Keep the activation's input only and compute the activation again in backward, with the same bits; not for swiglu.
+  /// Keep the activation's input only and compute the activation again in backward, with the same bits.
   bool recompute_activation = false;
   std::optional<Init> weight_init = {};
   TensorOptions tensor = {};
@@ -78,7 +75,7 @@ struct MlpConfig {
 ///   proj  Linear hidden_dim -> embed_dim
 class Mlp final : public Layer {
  public:
-  /// Throws ConfigError for a recomputed activation of swiglu.
+  /// Throws ConfigError for a recomputed activation in fp8.
   explicit Mlp(const MlpConfig& config);
   Variable forward(const Variable& x) override;
 

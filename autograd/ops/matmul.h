@@ -26,10 +26,15 @@ struct LinearParameters {
   Variable weight, bias;
 };
 
-/// linear(linear(x, fc, activation), proj) as one node that keeps the activation's input and not its result: backward
+/// linear_fp8(gated(linear_fp8(x, fc)), proj) as one node, with the same bits: what lies between the layers is rounded
+/// with scales that were found while it was made. Throws as its parts.
+Variable gated_feed_forward_fp8(const Variable& x, const LinearParameters& fc, Activation activation,
+                                const LinearParameters& proj);
+
+/// linear(hidden(linear(x, fc)), proj) as one node that keeps the activation's input and not its result: backward
 /// computes that again, with the same bits, in its pass over the gradient. Throws as castor::linear; InternalError for
 /// activation none.
-Variable feed_forward(const Variable& x, const LinearParameters& fc, Activation activation,
+Variable feed_forward(const Variable& x, const LinearParameters& fc, HiddenActivation hidden,
                       const LinearParameters& proj);
 
 }  // namespace castor::autograd

@@ -3,12 +3,10 @@
 // and leaves one line of sums; a second kernel adds the lines in f64. Blocks are large and few, so that there are
 // few lines.
 //
-// Delicate: results of 16 bits go through the processor's own exponential and reciprocal (errors of some 1e-7, relative
-// to the result), because the exact ones would take longer than memory does; f32 and f64 have the bits of pointwise.h.
-// What a block owns depends on the shape and the dtype alone, not on addresses.
+// Delicate: what a block owns depends on the shape and the dtype alone, not on addresses.
 #include <algorithm>
 
-#include "core/ops/activation.h"
+#include "core/ops/activation_cuda.cuh"
 #include "core/ops/fp8_cuda.cuh"
 #include "core/ops/line_sums_cuda.cuh"
 #include "core/ops/row_packs_cuda.cuh"
@@ -16,89 +14,9 @@
 namespace castor {
 namespace {
 
-template <class T>
-using Computed = decltype(load(T{}));
-
-__device__ float exp2_16(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-__device__ float reciprocal_16(float x) {
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-constexpr float kLog2E = 1.44269504f;
-
-/// pointwise::Silu for results of 16 bits.
-struct Silu16 {
-  __device__ static float sigmoid(float x) { return reciprocal_16(1.0f + exp2_16(-kLog2E * x)); }
-  __device__ static float value(float x, float, float) { return x * sigmoid(x); }
-  __device__ static float slope(float x, float, float, float) {
-    const float s = sigmoid(x);
-    return s * math::fma(x, 1.0f - s, 1.0f);
-  }
-};
-
-/// pointwise::GeluTanh for results of 16 bits: (1 + tanh(u)) / 2 = sigmoid(2u).
-struct GeluTanh16 {
-  static constexpr float kScale = 2 * 0.79788456080286536f, kCubic = 0.044715f;
-  __device__ static float sigmoid(float x) { return Silu16::sigmoid(x * math::fma(kScale * kCubic, x * x, kScale)); }
-  __device__ static float value(float x, float, float) { return x * sigmoid(x); }
-  __device__ static float slope(float x, float, float, float) {
-    const float s = sigmoid(x);
-    const float inner = x * math::fma(3 * kScale * kCubic, x * x, kScale);  // x times the slope of 2u
-    return s * math::fma(inner, 1.0f - s, 1.0f);
-  }
-};
-
-/// pointwise::GeluErf for results of 16 bits: Phi by the Chebyshev fit of math::erf, on both sides.
-struct GeluErf16 {
-  __device__ static float cdf(float x) {
-    const float a = fabsf(x) * 0.70710678f, t = reciprocal_16(math::fma(0.5f, a, 1.0f));
-    float p = 0.17087277f;
-    p = math::fma(p, t, -0.82215223f);
-    p = math::fma(p, t, 1.48851587f);
-    p = math::fma(p, t, -1.13520398f);
-    p = math::fma(p, t, 0.27886807f);
-    p = math::fma(p, t, -0.18628806f);
-    p = math::fma(p, t, 0.09678418f);
-    p = math::fma(p, t, 0.37409196f);
-    p = math::fma(p, t, 1.00002368f);
-    p = math::fma(p, t, -1.26551223f);
-    const float tail = 0.5f * t * exp2_16(kLog2E * math::fma(-a, a, p));
-    return x < 0.0f ? tail : 1.0f - tail;
-  }
-  __device__ static float value(float x, float, float) { return x * cdf(x); }
-  __device__ static float slope(float x, float, float, float) {
-    return math::fma(x, 0.39894228f * exp2_16(-0.5f * kLog2E * (x * x)), cdf(x));
-  }
-};
-
-/// Calls f with the functor of an activation other than none, for elements of type T.
-template <class T, class F>
-void visit_activation(Activation activation, F&& f) {
-  constexpr bool kIs16 = sizeof(T) == 2;
-  switch (activation) {
-    case Activation::none:
-      return;
-    case Activation::relu:
-      return f(pointwise::Relu{});
-    case Activation::gelu_tanh:
-      return f(std::conditional_t<kIs16, GeluTanh16, pointwise::GeluTanh>{});
-    case Activation::gelu_erf:
-      return f(std::conditional_t<kIs16, GeluErf16, pointwise::GeluErf>{});
-    case Activation::silu:
-      return f(std::conditional_t<kIs16, Silu16, pointwise::Silu>{});
-  }
-}
-
-template <class F>
-void visit_float(DType dtype, const char* op, F&& f) {
-  dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
-}
+using cuda::Computed;
+using cuda::visit_activation;
+using cuda::visit_float;
 
 constexpr int kThreads = 256;
 constexpr int kPacksAThread = 2;

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "core/ops/cast.h"
+#include "core/ops/gated.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -159,7 +160,7 @@ LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight
 }
 
 FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Tensor& fc_weight, const Tensor& input,
-                                           Activation activation, const Tensor& proj_weight, LinearNeeds fc_needs,
+                                           HiddenActivation hidden, const Tensor& proj_weight, LinearNeeds fc_needs,
                                            LinearNeeds proj_needs) {
   const char* op = "feed_forward_backward";
   check_dtype(op, dy);
@@ -169,26 +170,31 @@ FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Ten
   const Tensor rows = as_rows(dy.ndim() == 1 ? dy.unsqueeze(0) : dy);
   dy = {};
   if (proj_weight.ndim() != 2 || rows.size(1) != proj_weight.size(0) ||
-      !(input.shape() == Shape{rows.size(0), proj_weight.size(1)})) {
-    throw ShapeError(cat(op, ": expected the activation's input [rows, m], the second weight [n, m] and dy [..., n], ",
-                         "got ", input, ", ", proj_weight, " and ", rows));
+      !(input.shape() == Shape{rows.size(0), (hidden.is_gated ? 2 : 1) * proj_weight.size(1)})) {
+    throw ShapeError(cat(op, ": expected the activation's input ", hidden.is_gated ? "[rows, 2 m]" : "[rows, m]",
+                         ", the second weight [n, m] and dy [..., n], got ", input, ", ", proj_weight, " and ", rows));
   }
   FeedForwardGradients result;
-  Tensor gradient = Tensor::empty(input.shape(), input.dtype(), device);
+  Tensor gradient = Tensor::empty({rows.size(0), proj_weight.size(1)}, input.dtype(), device);
   multiply(readable(rows), readable(proj_weight), {}, gradient);
   {
-    Tensor hidden, dbias;
-    std::tie(gradient, dbias) = bias_backward(std::move(gradient), input, activation, fc_needs.bias,
-                                              {.value = &hidden, .bias_place = fc_needs.bias_place});
+    Tensor value;
+    if (hidden.is_gated) {
+      gradient = gated_backward(gradient, input, hidden.activation, {.value = &value});
+    } else {
+      std::tie(gradient, result.fc.bias) = bias_backward(std::move(gradient), input, hidden.activation, fc_needs.bias,
+                                                         {.value = &value, .bias_place = fc_needs.bias_place});
+    }
     result.proj =
-        linear_backward(rows, hidden, proj_weight, {}, Activation::none,
+        linear_backward(rows, value, proj_weight, {}, Activation::none,
                         {false, proj_needs.weight, proj_needs.bias, proj_needs.weight_place, proj_needs.bias_place});
-    result.fc.bias = std::move(dbias);
   }
   const Tensor x_rows = as_rows(x.ndim() == 1 ? x.unsqueeze(0) : x);
-  LinearGradients by_fc = linear_backward(std::move(gradient), x_rows, fc_weight, {}, Activation::none,
-                                          {fc_needs.x, fc_needs.weight, false, fc_needs.weight_place});
+  LinearGradients by_fc = linear_backward(
+      std::move(gradient), x_rows, fc_weight, {}, Activation::none,
+      {fc_needs.x, fc_needs.weight, hidden.is_gated && fc_needs.bias, fc_needs.weight_place, fc_needs.bias_place});
   if (by_fc.x.defined()) result.fc.x = by_fc.x.reshape(x.shape());
+  if (by_fc.bias.defined()) result.fc.bias = std::move(by_fc.bias);
   result.fc.weight = std::move(by_fc.weight);
   return result;
 }

@@ -73,19 +73,26 @@ struct LinearGradients {
 LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
                                 Activation activation, LinearNeeds needs = {});
 
+/// What lies between two linear layers: an activation, or with `is_gated` a gated unit (core/ops/gated.h), whose input
+/// is twice as wide as its result.
+struct HiddenActivation {
+  Activation activation;
+  bool is_gated = false;
+};
+
 /// Gradients of two linear layers with an activation between them.
 struct FeedForwardGradients {
   LinearGradients fc, proj;  ///< proj.x stays undefined
 };
 
-/// Gradients of linear(linear(x, fc_weight, bias, activation), proj_weight, bias) where the activation's result was not
+/// Gradients of linear(hidden(linear(x, fc_weight, bias)), proj_weight, bias) where the activation's result was not
 /// kept: it is computed from `input` again, in the pass that makes its gradient. Hands over `dy`.
 ///   dy       [..., n] of the second layer's result
 ///   x        [..., k] of the first layer
-///   input    the activation's input, as linear's `saved` gave it
+///   input    the activation's input: [rows, m], gated [rows, 2 m]
 /// Throws ShapeError, DTypeError, DeviceError.
 FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Tensor& fc_weight, const Tensor& input,
-                                           Activation activation, const Tensor& proj_weight, LinearNeeds fc_needs = {},
-                                           LinearNeeds proj_needs = {});
+                                           HiddenActivation hidden, const Tensor& proj_weight,
+                                           LinearNeeds fc_needs = {}, LinearNeeds proj_needs = {});
 
 }  // namespace castor

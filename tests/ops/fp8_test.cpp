@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include "autograd/graph.h"
+#include "autograd/ops/gated.h"
 #include "autograd/ops/matmul.h"
 #include "core/ops/cast.h"
 #include "core/ops/fp8_matmul.h"
@@ -251,6 +252,34 @@ TEST_CASE("a linear layer in 8 bits is a linear layer of the rounded operands, f
         check_product("dx", vx.grad(), of_rounded.x);
         check_product("dw", vw.grad(), of_rounded.weight);
         CHECK_FALSE(to_array(plain.weight).values == to_array(of_rounded.weight).values);
+      }
+    }
+  }
+}
+
+TEST_CASE("a gated feed-forward network in 8 bits has the bits of its parts") {
+  for (const Device device : test_devices()) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const bool has_bias : {false, true}) {
+        CAPTURE(cat(device, " ", dtype, " ", has_bias));
+        const auto results = [&](bool is_joined) {
+          const auto leaf = [&](const Shape& shape, std::uint64_t seed) {
+            return autograd::Variable(make_tensor(random_array(shape, seed), dtype, device), true);
+          };
+          const autograd::Variable x = leaf({2, 16, 32}, 1), fc = leaf({96, 32}, 2), proj = leaf({32, 48}, 3);
+          const autograd::Variable fc_bias = has_bias ? leaf({96}, 4) : autograd::Variable{},
+                                   proj_bias = has_bias ? leaf({32}, 5) : autograd::Variable{};
+          const autograd::Variable y =
+              is_joined ? autograd::gated_feed_forward_fp8(x, {fc, fc_bias}, Activation::silu, {proj, proj_bias})
+                        : autograd::linear_fp8(autograd::gated(autograd::linear_fp8(x, fc, fc_bias), Activation::silu),
+                                               proj, proj_bias);
+          autograd::backward({y}, {make_tensor(random_array({2, 16, 32}, 6), dtype, device)}, nullptr);
+          Tensors all = {y.data(), x.grad(), fc.grad(), proj.grad()};
+          if (has_bias) all.insert(all.end(), {fc_bias.grad(), proj_bias.grad()});
+          return all;
+        };
+        const Tensors joined = results(true), apart = results(false);
+        for (std::size_t i = 0; i < joined.size(); ++i) check_same_bits(cat("result ", i), joined[i], apart[i]);
       }
     }
   }

@@ -220,7 +220,7 @@ TEST_CASE("gradients of layers are made where they are asked for, with the bits 
           linear_backward(clone(dy), input, proj, {}, Activation::none, {}), single);
     const LinearNeeds first = placed(fc), second = placed(proj);
     const auto both = [&](const LinearNeeds& fc_needs, const LinearNeeds& proj_needs) {
-      return feed_forward_backward(clone(dy), x, fc, input, Activation::gelu_tanh, proj, fc_needs, proj_needs);
+      return feed_forward_backward(clone(dy), x, fc, input, {Activation::gelu_tanh}, proj, fc_needs, proj_needs);
     };
     const FeedForwardGradients there = both(first, second), own = both({}, {});
     check(there.fc, own.fc, first);
@@ -240,7 +240,7 @@ TEST_CASE("a feed-forward network that keeps no activation gives the bits of the
           const autograd::Variable x = leaf({2, 5, 16}, 1), w1 = leaf({24, 16}, 2), w2 = leaf({8, 24}, 3);
           const autograd::Variable b1 = has_bias ? leaf({24}, 4) : autograd::Variable{},
                                    b2 = has_bias ? leaf({8}, 5) : autograd::Variable{};
-          const autograd::Variable y = is_joined ? autograd::feed_forward(x, {w1, b1}, activation, {w2, b2})
+          const autograd::Variable y = is_joined ? autograd::feed_forward(x, {w1, b1}, {activation}, {w2, b2})
                                                  : autograd::linear(autograd::linear(x, w1, b1, activation), w2, b2);
           autograd::backward(y, {make_tensor(random_array({2, 5, 8}, 6), dtype), nullptr, false});
           Gradients all{y.data(), x.grad(), w1.grad(), w2.grad()};
@@ -261,12 +261,12 @@ TEST_CASE("a feed-forward network keeps the activation's input and not its resul
       proj(make_tensor(random_array({32, 512}, 3), DType::f32), true);
   const auto kept = [&](bool is_joined) {
     const std::size_t before = allocator(kCpu).stats().current_total;
-    const autograd::Variable y = is_joined ? autograd::feed_forward(x, {fc, {}}, Activation::gelu_tanh, {proj, {}})
+    const autograd::Variable y = is_joined ? autograd::feed_forward(x, {fc, {}}, {Activation::gelu_tanh}, {proj, {}})
                                            : autograd::linear(autograd::linear(x, fc, {}, Activation::gelu_tanh), proj);
     return allocator(kCpu).stats().current_total - before;
   };
   CHECK(kept(false) - kept(true) >= 64 * 512 * sizeof(float));
-  CHECK_THROWS_AS(autograd::feed_forward(x, {fc, {}}, Activation::none, {proj, {}}), InternalError);
+  CHECK_THROWS_AS(autograd::feed_forward(x, {fc, {}}, {Activation::none}, {proj, {}}), InternalError);
 }
 
 TEST_CASE("the gradient of the bias does not depend on the number of threads") {

@@ -177,7 +177,7 @@ TEST_CASE("gradients of linear layers and norms are written where the sink has a
         proj = named({6, 8}, 8, "proj"), twice = named({6, 6}, 9, "twice");
     const auto block = [&](const Variable& in) {
       const Variable normed = layer_norm(linear(in, w, b), scale, shift, 1e-5);
-      const Variable fed = feed_forward(normed, {fc, fc_bias}, Activation::gelu_tanh, {proj, {}});
+      const Variable fed = feed_forward(normed, {fc, fc_bias}, {Activation::gelu_tanh}, {proj, {}});
       return linear(linear(fed, twice), twice);
     };
     backward(sum(recomputes ? recompute(block, x) : block(x)), {.sink = &sink});

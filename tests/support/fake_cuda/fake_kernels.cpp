@@ -11,6 +11,7 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/fp8.h"
 #include "core/ops/fp8_matmul.h"
+#include "core/ops/gated.h"
 #include "core/ops/index.h"
 #include "core/ops/matmul.h"
 #include "core/ops/norm.h"
@@ -47,6 +48,8 @@ void run(const Cuda& cuda, const Fp8ScaleArgs& args) { run(fake_launch(cuda), ar
 void run(const Cuda& cuda, const Fp8RoundArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const Fp8ExpandArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const Fp8MatmulArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const GatedArgs& args) { run(fake_launch(cuda), args); }
+void run(const Cuda& cuda, const GatedBackwardArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const MatmulArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormArgs& args) { run(fake_launch(cuda), args); }
 void run(const Cuda& cuda, const LayerNormBackwardArgs& args) { run(fake_launch(cuda), args); }
