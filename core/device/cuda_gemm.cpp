@@ -111,37 +111,66 @@ std::uint32_t config(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoCo
   return value;
 }
 
-/// Which proposal is taken: the library's first, but for 16-bit products of many rows by row-major left matrices (a
-/// layer's forward pass and its gradient by data). There, on an H100, version 13.1 puts kernels with options of 4 and
-/// above first, and those below are mostly 3 to 20 % faster, that with tiles of 128 x 128 before others; failing those,
-/// the tile of 128 x 160 is. Not so for very long sums, and where 320 divides the columns and 128 does not.
-/// tests/gpu/gemm.cpp prints what this rests on.
+/// Which proposal is taken. On Hopper version 13.1 of the library mostly puts kernels with options of 4 and above
+/// first, where those below are faster, by 3 to 20 %. So, of 16-bit products:
+/// - many rows by a row-major left matrix (a layer's forward pass and its gradient by data): a fast kernel, with tiles
+///   of 128 x 128 before others; failing those, the tile of 128 x 160. Very long sums (a head's gradient by data): the
+///   fast tile of 320 x 64 where 320 divides the columns and 128 does not.
+/// - a left matrix by columns (a gradient by weights) over few rows: the fast tile of 128 x 128, or that of 128 x 160,
+///   unless the library cuts the sum or puts a fast kernel first itself.
+/// - everything else, and the tile of 320 x 128 where the library puts it first: the library's first.
+/// tests/gpu/gemm.cpp prints what this rests on. A training is bound by the card's power, too: there it gains 1 to 2 %.
 std::size_t pick(const CudaGemmProblem& problem, const std::vector<cublasLtMatmulAlgo_t>& proposals) {
   constexpr std::uint32_t kHopperKernels = 66, kFirstSlowOption = 4;
-  constexpr std::int64_t kManyRows = 8192, kLongSum = 16384;
-  const bool is_row_major = problem.a_column == 1 && problem.a_row >= problem.k;
-  if (dtype_size(problem.dtype) != 2 || !is_row_major || problem.batch > 1 || problem.m < kManyRows ||
-      problem.k > kLongSum || proposals.empty())
+  constexpr std::int64_t kManyRows = 8192, kFewRows = 8192, kLongSum = 16384;
+  const auto is_hopper = [](const cublasLtMatmulAlgo_t& algorithm) {
+    return config(algorithm, CUBLASLT_ALGO_CONFIG_ID) == kHopperKernels;
+  };
+  if (dtype_size(problem.dtype) != 2 || problem.batch > 1 || proposals.empty() ||
+      !std::ranges::all_of(proposals, is_hopper))
     return 0;
   const auto tile = [](const cublasLtMatmulAlgo_t& algorithm) {
     return config(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID);
   };
-  if (problem.n % 128 != 0 && tile(proposals[0]) == CUBLASLT_MATMUL_TILE_320x128) return 0;
-  std::size_t best = 0;
-  int best_rank = 0;
-  for (std::size_t i = 0; i < proposals.size(); ++i) {
-    const cublasLtMatmulAlgo_t& algorithm = proposals[i];
-    if (config(algorithm, CUBLASLT_ALGO_CONFIG_ID) != kHopperKernels) return 0;
-    if (config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1) continue;
-    const bool is_fast = config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION) < kFirstSlowOption;
-    const int rank = is_fast ? (tile(algorithm) == CUBLASLT_MATMUL_TILE_128x128 ? 3 : 2)
-                             : (tile(algorithm) == CUBLASLT_MATMUL_TILE_128x160 ? 1 : 0);
-    if (rank > best_rank) {
+  const auto is_fast = [](const cublasLtMatmulAlgo_t& algorithm) {
+    return config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION) < kFirstSlowOption;
+  };
+  const auto cuts_sum = [](const cublasLtMatmulAlgo_t& algorithm) {
+    return config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1;
+  };
+  // The first that `rank` gives the highest number above 0.
+  const auto best_by = [&](const auto& rank) {
+    std::size_t best = 0;
+    int best_rank = 0;
+    for (std::size_t i = 0; i < proposals.size(); ++i) {
+      const int own = cuts_sum(proposals[i]) ? 0 : rank(proposals[i]);
+      if (own <= best_rank) continue;
       best = i;
-      best_rank = rank;
+      best_rank = own;
     }
+    return best;
+  };
+  const bool is_row_major = problem.a_column == 1 && problem.a_row >= problem.k;
+  const cublasLtMatmulAlgo_t& first = proposals[0];
+  const bool fits_320 = problem.n % 320 == 0 && problem.n % 128 != 0;
+  if (problem.k <= kLongSum && fits_320 && tile(first) == CUBLASLT_MATMUL_TILE_320x128) return 0;
+  if (!is_row_major) {
+    if (problem.k > kFewRows || is_fast(first) || cuts_sum(first)) return 0;
+    return best_by([&](const cublasLtMatmulAlgo_t& algorithm) {
+      if (!is_fast(algorithm)) return 0;
+      return tile(algorithm) == CUBLASLT_MATMUL_TILE_128x128 ? 2 : tile(algorithm) == CUBLASLT_MATMUL_TILE_128x160;
+    });
   }
-  return best;
+  if (problem.m < kManyRows) return 0;
+  if (problem.k > kLongSum) {
+    return best_by([&](const cublasLtMatmulAlgo_t& algorithm) {
+      return fits_320 && is_fast(algorithm) && tile(algorithm) == CUBLASLT_MATMUL_TILE_320x64 ? 1 : 0;
+    });
+  }
+  return best_by([&](const cublasLtMatmulAlgo_t& algorithm) {
+    if (is_fast(algorithm)) return tile(algorithm) == CUBLASLT_MATMUL_TILE_128x128 ? 3 : 2;
+    return tile(algorithm) == CUBLASLT_MATMUL_TILE_128x160 ? 1 : 0;
+  });
 }
 
 void set_scales(cublasLtMatmulDesc_t operation, const CudaGemmScales& scales, Device device) {

@@ -1,6 +1,6 @@
-// The matrix products of GPT-2's layers in bf16, and the largest model's in fp8: forward with the bias, gradient by
-// data, gradient by weights, beside what the card gives for large squares. For each it also tries all of the library's
-// proposals, which shows what other choices than ours (-1) would win.
+// The matrix products of GPT-2's and Qwen2.5's layers in bf16, and GPT-2's largest model's in fp8: forward with the
+// bias, gradient by data, gradient by weights, beside what the card gives for large squares. For each it also tries all
+// of the library's proposals, which shows what other choices than ours (-1) would win.
 //
 // usage: gpu_gemm [all] [fp8]     needs a GPU with 16 GiB free; prints a table; `all`: every proposal's rate and name;
 // `fp8`: only the products in fp8
@@ -15,6 +15,7 @@
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/fp8.h"
+#include "core/ops/linear_cross_entropy.h"
 #include "core/ops/random.h"
 #include "tests/gpu/layer_product.h"
 #include "tests/gpu/timing.h"
@@ -110,13 +111,25 @@ void report_fp8_layer(const std::string& name, std::int64_t tokens, std::int64_t
 void report_bf16() {
   for (const std::int64_t n : {4096, 8192}) report("square", layer_product(n, n, n, false, true));
   for (const auto& [model, width, tokens] :
-       {std::tuple(std::string("124M "), 768, 32768), std::tuple(std::string("350M "), 1024, 32768),
-        std::tuple(std::string("1.5B "), 1600, 16384)}) {
+       {std::tuple(std::string("124M "), 768, 32768), std::tuple(std::string("124M "), 768, 4096),
+        std::tuple(std::string("350M "), 1024, 32768), std::tuple(std::string("1.5B "), 1600, 16384),
+        std::tuple(std::string("1.5B "), 1600, 8192)}) {
     report_layer(model + "qkv", tokens, width, 3 * width, true);
     report_layer(model + "proj", tokens, width, width, true);
     report_layer(model + "fc", tokens, width, 4 * width, true);
     report_layer(model + "fcproj", tokens, 4 * width, width, true);
-    report_layer(model + "head", tokens, width, 50304, false);
+    report_layer(model + "head", kLinearCrossEntropyRows, width, 50304, false);
+  }
+  // Queries, keys and values; then gate and up as one.
+  for (const auto& [model, width, packed, hidden, tokens] :
+       {std::tuple(std::string("qwen-0.5B "), 896, 1152, 4864, 32768),
+        std::tuple(std::string("qwen-1.5B "), 1536, 2048, 8960, 16384),
+        std::tuple(std::string("qwen-7B "), 3584, 4608, 18944, 8192)}) {
+    report_layer(model + "qkv", tokens, width, packed, true);
+    report_layer(model + "proj", tokens, width, width, false);
+    report_layer(model + "fc", tokens, width, 2 * hidden, false);
+    report_layer(model + "fcproj", tokens, hidden, width, false);
+    report_layer(model + "head", kLinearCrossEntropyRows, width, 151936, false);
   }
 }
 
