@@ -19,6 +19,7 @@ BlockConfig block_config(const GptConfig& config, const TensorOptions& options) 
   block.attention.num_kv_heads = config.n_kv_head;
   block.attention.causal = true;
   block.attention.bias = config.bias;
+  block.attention.qkv_bias = config.qkv_bias;
   block.attention.dropout = config.dropout;
   block.attention.weight_init = init;
   block.attention.tensor = options;

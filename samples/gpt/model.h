@@ -27,6 +27,7 @@ struct GptConfig {
   std::int64_t vocab_size = 256;
   double dropout = 0;
   bool bias = true;
+  bool qkv_bias = false;
   std::string norm = "layer";
   std::string mlp = "gelu_tanh";
   std::string position = "learned";
@@ -52,6 +53,7 @@ void describe(V& v, GptConfig& c) {
   v.field("dropout", c.dropout, "share dropped of the embedding and of each branch's result", at_least(0),
           less_than(1));
   v.field("bias", c.bias, "biases in linear layers and LayerNorms");
+  v.field("qkv_bias", c.qkv_bias, "biases of queries, keys and values, also without bias (Qwen2)");
   v.field("norm", c.norm, "LayerNorm or RMSNorm", one_of({"layer", "rms"}));
   v.field("mlp", c.mlp, "feed-forward network", one_of({"gelu_tanh", "gelu_erf", "relu", "swiglu"}));
   v.field("position", c.position, "learned table, or rotation of queries and keys", one_of({"learned", "rotary"}));
@@ -65,9 +67,6 @@ void describe(V& v, GptConfig& c) {
       "n_embd", [&] { return c.n_embd % c.n_head == 0; }, "must be a multiple of n_head");
   v.check(
       "n_kv_head", [&] { return c.n_kv_head == 0 || c.n_head % c.n_kv_head == 0; }, "must divide n_head");
-  v.check(
-      "recompute_activation", [&] { return !c.recompute_activation || c.mlp != "swiglu"; },
-      "is not for swiglu; recompute is");
   v.check(
       "position", [&] { return c.position != "rotary" || c.n_embd / c.n_head % 2 == 0; },
       "rotary needs an even n_embd / n_head");

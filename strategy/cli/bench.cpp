@@ -1,4 +1,4 @@
-// Sizes, random tokens, clocks and the table. The step is the trained one: clip 1.0, AdamW, f32 masters, a tied head.
+// Sizes, random tokens, clocks and the table. The step is the trained one: clip 1.0, AdamW, f32 masters.
 //
 // Delicate: a step is timed from one read of its loss to the next, and nothing else waits for the device: the end of a
 // step's update runs while the host prepares the next step, as it does in training.
@@ -31,54 +31,47 @@
 namespace castor::strategy {
 namespace {
 
-constexpr std::int64_t kVocabulary = 50304;
-
+/// Of GPT-2's kind: learned positions, layer norm, gelu, biases, a tied head. With `hidden` of Qwen2's: rotary
+/// positions, rms norm, SwiGLU of that width, biases of queries, keys and values alone.
 struct Size {
   const char* name;
   std::int64_t layers, heads, width;
+  std::int64_t vocabulary = 50304, key_heads = 0, hidden = 0;
+  bool is_tied = true;
 };
-// GPT-2's sizes, and GPT-3's from 2.7B on; "tiny" runs anywhere in a second.
-constexpr std::array<Size, 8> kSizes{{{"tiny", 2, 2, 32},
-                                      {"124M", 12, 12, 768},
-                                      {"350M", 24, 16, 1024},
-                                      {"774M", 36, 20, 1280},
-                                      {"1.5B", 48, 25, 1600},
-                                      {"2.7B", 32, 32, 2560},
-                                      {"6.7B", 32, 32, 4096},
-                                      {"13B", 40, 40, 5120}}};
+// GPT-2's sizes, and GPT-3's from 2.7B on; "tiny" runs anywhere in a second. Then those of Qwen2.5 (Qwen Team 2024,
+// arXiv:2412.15115, table 1).
+constexpr std::array<Size, 13> kSizes{{{"tiny", 2, 2, 32},
+                                       {"124M", 12, 12, 768},
+                                       {"350M", 24, 16, 1024},
+                                       {"774M", 36, 20, 1280},
+                                       {"1.5B", 48, 25, 1600},
+                                       {"2.7B", 32, 32, 2560},
+                                       {"6.7B", 32, 32, 4096},
+                                       {"13B", 40, 40, 5120},
+                                       {"qwen-0.5B", 24, 14, 896, 151936, 2, 4864},
+                                       {"qwen-1.5B", 28, 12, 1536, 151936, 2, 8960},
+                                       {"qwen-3B", 36, 16, 2048, 151936, 2, 11008},
+                                       {"qwen-7B", 28, 28, 3584, 152064, 4, 18944, false},
+                                       {"qwen-14B", 48, 40, 5120, 152064, 8, 13824, false}}};
 
-const Size& size_of(const std::string& name) {
+std::string size_names() {
   std::string names;
-  for (const Size& size : kSizes) {
-    if (name == size.name) return size;
-    names += cat(names.empty() ? "" : ", ", size.name);
-  }
-  throw ConfigError(cat("bench: no model ", name, "; there are: ", names), "--model");
+  for (const Size& size : kSizes) names += cat(names.empty() ? "" : ", ", size.name);
+  return names;
 }
 
-TypedConfig model_config(const BenchArguments& arguments) {
-  const Size& size = size_of(arguments.model);
-  TypedConfig config{"Gpt"};
-  config.node = ConfigNode::map();
-  config.node.set("type", "Gpt");
-  config.node.set("n_layer", size.layers);
-  config.node.set("n_head", size.heads);
-  config.node.set("n_embd", size.width);
-  config.node.set("block_size", arguments.context);
-  config.node.set("vocab_size", kVocabulary);
-  config.node.set("position", "learned");
-  config.node.set("tie_weights", true);
-  config.node.set("bias", true);
-  config.node.set("init_std", 0.02);
-  config.node.set("recompute", arguments.recompute);
-  config.node.set("recompute_activation", arguments.recompute_activation);
-  return config;
+const Size& size_of(const std::string& name) {
+  const auto found = std::ranges::find_if(kSizes, [&](const Size& size) { return name == size.name; });
+  if (found == kSizes.end()) throw ConfigError(cat("bench: no model ", name, "; there are: ", size_names()), "--model");
+  return *found;
 }
 
 autograd::Batch tokens_on(Device device, const BenchArguments& arguments, std::uint64_t number) {
+  const auto vocabulary = static_cast<double>(size_of(arguments.model).vocabulary);
   const auto make = [&](std::uint64_t stream) {
     const Tensor values = Tensor::empty({arguments.batch, arguments.context}, DType::f32);
-    fill_uniform(values, {number, stream}, 0, static_cast<double>(kVocabulary));
+    fill_uniform(values, {number, stream}, 0, vocabulary);
     return to_device(cast(values, DType::i64), device);
   };
   return {make(0), make(1)};
@@ -98,6 +91,34 @@ TypedConfig plugin_config(const BenchArguments& arguments) {
 
 }  // namespace
 
+TypedConfig bench_model(const BenchArguments& arguments) {
+  const Size& size = size_of(arguments.model);
+  TypedConfig config{"Gpt"};
+  config.node = ConfigNode::map();
+  config.node.set("type", "Gpt");
+  config.node.set("n_layer", size.layers);
+  config.node.set("n_head", size.heads);
+  config.node.set("n_embd", size.width);
+  config.node.set("block_size", arguments.context);
+  config.node.set("vocab_size", size.vocabulary);
+  config.node.set("tie_weights", size.is_tied);
+  const bool is_qwen = size.hidden != 0;
+  config.node.set("position", is_qwen ? "rotary" : "learned");
+  config.node.set("bias", !is_qwen);
+  if (is_qwen) {
+    config.node.set("qkv_bias", true);
+    config.node.set("n_kv_head", size.key_heads);
+    config.node.set("n_hidden", size.hidden);
+    config.node.set("norm", "rms");
+    config.node.set("mlp", "swiglu");
+    config.node.set("rotary_base", 1e6);
+  }
+  config.node.set("init_std", 0.02);
+  config.node.set("recompute", arguments.recompute);
+  config.node.set("recompute_activation", arguments.recompute_activation);
+  return config;
+}
+
 int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out) {
   const dist::Environment environment = dist::process_environment();
   const dist::RankInfo info = dist::rank_info_from(environment, dist::infer_launcher(environment));
@@ -111,7 +132,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
       arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{}, gpu_transport) : nullptr;
   const bool is_main = info.rank == 0;
   const Precision precision = precision_of(arguments.precision, "--precision");
-  const TypedConfig config = model_config(arguments);
+  const TypedConfig config = bench_model(arguments);
   const ModelFactory model = [&](const autograd::TensorOptions& where) { return registry.models.build(config, where); };
   PrepareOptions options;
   options.optimizer = [] {
@@ -305,10 +326,10 @@ Subcommand bench_command() {
   auto arguments = std::make_shared<BenchArguments>();
   Subcommand command;
   command.name = "bench";
-  command.summary = "time whole training steps of a GPT-2 shaped model on random tokens";
+  command.summary = "time whole training steps of a model of GPT-2's or Qwen2's kind on random tokens";
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
-    list.option("--model", arguments->model, "SIZE", "tiny, 124M, 350M, 774M, 1.5B, 2.7B, 6.7B or 13B");
+    list.option("--model", arguments->model, "SIZE", size_names());
     list.option("--batch", arguments->batch, "N", "sequences of a step");
     list.option("--context", arguments->context, "N", "tokens of a sequence");
     list.option("--device", arguments->device, "DEVICE", "cpu, cuda or cuda:N; left out: a GPU where there is one");

@@ -1,4 +1,4 @@
-// `castor bench`: whole training steps of GPT-2 shaped models on random tokens, timed.
+// `castor bench`: whole training steps of GPT-2 and Qwen2 shaped models on random tokens, timed.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "strategy/cli/command_line.h"
+#include "strategy/config/typed_config.h"
 
 namespace castor::strategy {
 
@@ -30,6 +31,9 @@ struct BenchArguments {
   std::optional<std::string> trace;   ///< afterwards, one more step whose timeline is written to this file
   bool json = false;
 };
+
+/// The model that is timed, as a config would name it. Throws ConfigError for a size that is none.
+TypedConfig bench_model(const BenchArguments& arguments);
 
 /// Trains and prints to `out`: tokens/s (median of the steps), TFLOP/s, memory by category against the plan.
 /// Rank R > 0 writes its timeline to the file's name with `.R` behind it. The model

@@ -11,12 +11,14 @@
 #include "core/ops/conv.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/fp8.h"
+#include "core/ops/gated.h"
 #include "core/ops/index.h"
 #include "core/ops/norm.h"
 #include "core/ops/optim.h"
 #include "core/ops/pool.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
+#include "core/ops/rotary.h"
 #include "core/ops/softmax.h"
 #include "tests/gpu/timing.h"
 
@@ -56,6 +58,17 @@ void report_norms(std::int64_t rows, std::int64_t n, DType dtype) {
          [&] { layer_norm_backward(x, w, forward.mean, forward.rstd, dy, residual); });
 }
 
+void report_rms_norms(std::int64_t rows, std::int64_t n, DType dtype) {
+  const Tensor x = normal({rows, n}, dtype, 1), dy = normal({rows, n}, dtype, 2),
+               residual = normal({rows, n}, dtype, 3);
+  const Tensor w = normal({n}, dtype, 4);
+  const LayerNormed forward = rms_norm(x, w);
+  const std::string at = cat(" ", dtype, " [", rows, ",", n, "]");
+  report(("residual + rms norm" + at).c_str(), 4 * bytes_of(x), [&] { rms_norm(x, w, 1e-6, residual); });
+  report(("rms norm backward with dsum" + at).c_str(), 4 * bytes_of(x),
+         [&] { layer_norm_backward(x, w, {}, forward.rstd, dy, residual); });
+}
+
 void report_activations(std::int64_t rows, std::int64_t n, DType dtype) {
   const Tensor x = normal({rows, n}, dtype, 1), kept = normal({rows, n}, dtype, 2);
   Tensor dy = clone(kept);
@@ -70,6 +83,18 @@ void report_activations(std::int64_t rows, std::int64_t n, DType dtype) {
   }
   report(("bias backward" + at).c_str(), bytes_of(x), [&] { bias_backward(dy, {}, Activation::none, true); });
   report(("gelu_tanh, the unfused op" + at).c_str(), 2 * bytes_of(x), [&] { unary(UnaryOp::gelu_tanh, x); });
+}
+
+/// What Llama's blocks have besides products, attention and norms.
+void report_llama(std::int64_t rows, std::int64_t hidden, std::int64_t heads, std::int64_t dim) {
+  const Tensor packed = normal({rows, 2 * hidden}, DType::bf16, 1), dy = normal({rows, hidden}, DType::bf16, 2);
+  const std::string at = cat(" bf16 [", rows, ",2x", hidden, "]");
+  report(("swiglu" + at).c_str(), 3 * bytes_of(dy), [&] { gated(packed, Activation::silu); });
+  report(("swiglu backward" + at).c_str(), 5 * bytes_of(dy), [&] { gated_backward(dy, packed, Activation::silu); });
+  const Tensor x = normal({rows / 1024, 1024, heads, dim}, DType::bf16, 3);
+  const RotaryTable table = make_rotary_table(1024, dim, 1e6, kGpu);
+  report(cat("rotary bf16 [", rows / 1024, ",1024,", heads, ",", dim, "]").c_str(), 2 * bytes_of(x),
+         [&] { rotary_into(x, table, x); });
 }
 
 /// What a linear layer's operands cost before its products in 8 bits.
@@ -129,6 +154,8 @@ int main(int count, char**) {
     report(cat("bias backward bf16 [32768,", n, "]").c_str(), bytes_of(dy),
            [&] { bias_backward(dy, {}, Activation::none, true); });
   }
+  report_llama(16384, 8960, 14, 128);
+  report_llama(32768, 4864, 16, 64);
   report_fp8(16384, 1600);
   report_fp8(16384, 6400);
   report_fp8(6400, 1600);
@@ -136,16 +163,19 @@ int main(int count, char**) {
   if (count > 1) return 0;
   report_norms(32768, 768, DType::bf16);
   report_norms(16384, 1600, DType::bf16);
+  report_rms_norms(16384, 1536, DType::bf16);
   report_norms(32768, 1024, DType::f32);
-  {
-    const std::int64_t rows = 16384, classes = 50304;
+  for (const std::int64_t classes : {50304, 151936}) {
+    const std::int64_t rows = classes == 50304 ? 16384 : 8192;
     const Tensor logits = normal({rows, classes}, DType::bf16, 1);
     Tensor targets = Tensor::empty({rows}, DType::f32, kGpu);
     fill_uniform(targets, {3, 3}, 0, static_cast<double>(classes));
     targets = cast(targets, DType::i64);
-    report("cross entropy with gradient bf16 [16384,50304]", 2 * bytes_of(logits),
+    const std::string at = cat(" bf16 [", rows, ",", classes, "]");
+    report(("cross entropy with gradient" + at).c_str(), 2 * bytes_of(logits),
            [&] { cross_entropy(logits, targets, {}, true); });
-    report("cross entropy without gradient", bytes_of(logits), [&] { cross_entropy(logits, targets); });
+    report(("cross entropy without gradient" + at).c_str(), bytes_of(logits), [&] { cross_entropy(logits, targets); });
+    if (classes != 50304) continue;
     report("softmax bf16 [16384,50304]", 2 * bytes_of(logits), [&] { softmax(logits); });
     report("softmax bf16 [.., 1024]", 2 * bytes_of(logits.narrow(1, 0, 49152)), [&] {
       softmax(Tensor(logits.storage(), {rows * 48, 1024}, {1024, 1}, 0, DType::bf16));

@@ -115,6 +115,12 @@ TEST_CASE("options change what the GPT is made of") {
   CHECK(std::none_of(names.begin(), names.end(),
                      [](const std::string& name) { return name.ends_with("bias") || name.starts_with("wpe"); }));
   CHECK(Gpt(config).named_parameters()[2].second.shape() == Shape{64, 32});
+  config.qkv_bias = true;
+  Names biases;
+  for (const std::string& name : names_of(Gpt(config))) {
+    if (name.ends_with("bias")) biases.push_back(name);
+  }
+  CHECK(biases == Names{"blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"});
   config.n_head = 5;
   CHECK_THROWS_AS(Gpt{config}, ConfigError);
   config = small_gpt();

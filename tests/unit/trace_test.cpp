@@ -222,6 +222,27 @@ TEST_CASE("castor bench writes the timeline of a step, which holds the ops that 
   CHECK(idle.at("exchange") == 0);
 }
 
+TEST_CASE("the bench's Qwen2.5 models have as many parameters as Qwen2.5's own") {
+  strategy::Registry registry;
+  strategy::add_builtins(registry);
+  samples::add_samples(registry);
+  // What the published safetensors files hold.
+  const std::map<std::string, std::int64_t> published = {{"qwen-0.5B", 494032768},
+                                                         {"qwen-1.5B", 1543714304},
+                                                         {"qwen-3B", 3085938688},
+                                                         {"qwen-7B", 7615616512},
+                                                         {"qwen-14B", 14770033664}};
+  strategy::BenchArguments arguments;
+  for (const auto& [name, count] : published) {
+    CAPTURE(name);
+    arguments.model = name;
+    const auto model = registry.models.build(strategy::bench_model(arguments), {DType::bf16, make_meta({})});
+    CHECK(model->parameter_count() == count);
+  }
+  arguments.model = "qwen-2B";
+  CHECK_THROWS_WITH_AS(strategy::bench_model(arguments), doctest::Contains("qwen-1.5B"), ConfigError);
+}
+
 TEST_CASE("a process knows its age") {
   const double age = process_age_seconds();
   CHECK(age >= -0.02);  // the system counts its start in hundredths
