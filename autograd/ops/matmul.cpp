@@ -141,12 +141,13 @@ Variable gated_feed_forward_fp8(const Variable& x, const LinearParameters& fc, A
                   Tensor scale;
                   auto [dy, proj_bias] = bias_backward(as_rows(std::move(context.gradients[0])), {}, Activation::none,
                                                        needs[4], {.scale = &scale});
-                  auto [dvalue, dproj] = backward_fp8(std::move(dy), scale, second, true, needs[3]);
-                  Tensor dpacked_scale;
-                  Tensor dpacked = castor::gated_backward(dvalue, packed, activation, {.scale = &dpacked_scale});
+                  const bool needs_hidden = needs[0] || needs[1] || needs[2];
+                  auto [dvalue, dproj] = backward_fp8(std::move(dy), scale, second, needs_hidden, needs[3]);
+                  if (!needs_hidden) return {{}, {}, {}, std::move(dproj), std::move(proj_bias)};
+                  Tensor dpacked = castor::gated_backward(dvalue, packed, activation, {.scale = &scale});
                   dvalue = {};
                   auto [gradient, fc_bias] = bias_backward(std::move(dpacked), {}, Activation::none, needs[2]);
-                  auto [dx, dfc] = backward_fp8(std::move(gradient), dpacked_scale, first, needs[0], needs[1]);
+                  auto [dx, dfc] = backward_fp8(std::move(gradient), scale, first, needs[0], needs[1]);
                   return {dx.defined() ? dx.reshape(x_shape) : Tensor{}, std::move(dfc), std::move(fc_bias),
                           std::move(dproj), std::move(proj_bias)};
                 });
