@@ -224,10 +224,10 @@ void run(const Cuda& cuda, const CrossEntropyArgs& args) {
                                          args.options.label_smoothing,
                                          args.gradient_of_mean};
       const bool fits = cuda::rows_fit(classes, {&args.logits, &args.gradient});
-      if constexpr (sizeof(T) == 2) {
-        if (fits && classes >= cuda::kLongRow) cuda::cross_entropy_long_rows(cuda, operands);
-      }
-      if (sizeof(T) != 2 || !fits || classes < cuda::kLongRow) {
+      bool is_done = false;
+      if constexpr (sizeof(T) == 2)
+        is_done = fits && classes >= cuda::kLongRow && cuda::cross_entropy_long_rows(cuda, operands);
+      if (!is_done) {
         const cuda::TeamLaunch launch(rows, classes);
         const std::size_t bytes = static_cast<std::size_t>(chunks) * launch.threads.z * sizeof(Chunk);
         const auto run_rows = [&](auto kernel) {

@@ -61,9 +61,11 @@ struct ShiftedExp {
   C by;
 };
 
-/// From how many classes on cross_entropy_long_rows takes rows of 16 bits, in words of 16 bytes.
+/// From how many classes on cross_entropy_long_rows is for rows of 16 bits, in words of 16 bytes.
 inline constexpr std::int64_t kLongRow = 16384;
-void cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<BFloat16>& rows);
-void cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<Half>& rows);
+/// False, and nothing is done, on a device whose blocks cannot have as much shared memory as it takes: before compute
+/// capability 9.0.
+bool cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<BFloat16>& rows);
+bool cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<Half>& rows);
 
 }  // namespace castor::cuda

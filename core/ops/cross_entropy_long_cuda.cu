@@ -211,20 +211,25 @@ __global__ void __launch_bounds__(kThreads, 1) long_rows(const __grid_constant__
 }
 
 template <class T>
-void launch(const Cuda& cuda, const CrossEntropyRows<T>& rows) {
+bool launch(const Cuda& cuda, const CrossEntropyRows<T>& rows) {
   constexpr const char* kOp = CrossEntropyArgs::kName;
-  int processors = 0;
+  constexpr int kOwnBytes = 1024;  // at most, beside those that are asked for
+  int processors = 0, shared_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda.device.index), kOp,
+             cuda.device);
+  if (shared_bytes < kSharedBytes + kOwnBytes) return false;
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, cuda.device.index), kOp, cuda.device);
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(rows.rows, processors));
   const auto kernel = rows.smoothing > 0 ? long_rows<T, true> : long_rows<T, false>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), kOp, cuda.device);
   kernel<<<blocks, kThreads, kSharedBytes, stream_of(cuda)>>>(rows);
   check_cuda(cudaGetLastError(), kOp, cuda.device);
+  return true;
 }
 
 }  // namespace
 
-void cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<BFloat16>& rows) { launch(cuda, rows); }
-void cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<Half>& rows) { launch(cuda, rows); }
+bool cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<BFloat16>& rows) { return launch(cuda, rows); }
+bool cross_entropy_long_rows(const Cuda& cuda, const CrossEntropyRows<Half>& rows) { return launch(cuda, rows); }
 
 }  // namespace castor::cuda
