@@ -101,14 +101,12 @@ Mlp::Mlp(const MlpConfig& given)
 Variable Mlp::forward(const Variable& x) {
   const ForwardScope scope(*this);
   const HiddenActivation hidden{activation_of(kind_), kind_ == MlpKind::swiglu};
-  if (hidden.is_gated && fc_.is_fp8()) {
+  const bool is_gated_fp8 = hidden.is_gated && fc_.is_fp8();
+  if (is_gated_fp8 || recomputes_) {  // both layers as one node
     const ForwardScope fc_scope(fc_), proj_scope(proj_);
-    return dropout_.forward(
-        gated_feed_forward_fp8(x, {fc_.weight(), fc_.bias()}, hidden.activation, {proj_.weight(), proj_.bias()}));
-  }
-  if (recomputes_) {
-    const ForwardScope fc_scope(fc_), proj_scope(proj_);
-    return dropout_.forward(feed_forward(x, {fc_.weight(), fc_.bias()}, hidden, {proj_.weight(), proj_.bias()}));
+    const LinearParameters fc{fc_.weight(), fc_.bias()}, proj{proj_.weight(), proj_.bias()};
+    return dropout_.forward(is_gated_fp8 ? gated_feed_forward_fp8(x, fc, hidden.activation, proj)
+                                         : feed_forward(x, fc, hidden, proj));
   }
   const Variable value = hidden.is_gated ? gated(fc_.forward(x), hidden.activation) : fc_.forward(x, hidden.activation);
   return dropout_.forward(proj_.forward(value));

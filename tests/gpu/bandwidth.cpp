@@ -85,8 +85,8 @@ void report_activations(std::int64_t rows, std::int64_t n, DType dtype) {
   report(("gelu_tanh, the unfused op" + at).c_str(), 2 * bytes_of(x), [&] { unary(UnaryOp::gelu_tanh, x); });
 }
 
-/// What Llama's blocks have besides products, attention and norms.
-void report_llama(std::int64_t rows, std::int64_t hidden, std::int64_t heads, std::int64_t dim) {
+/// What Qwen2's blocks have besides products, attention and norms.
+void report_qwen(std::int64_t rows, std::int64_t hidden, std::int64_t heads, std::int64_t dim) {
   const Tensor packed = normal({rows, 2 * hidden}, DType::bf16, 1), dy = normal({rows, hidden}, DType::bf16, 2);
   const std::string at = cat(" bf16 [", rows, ",2x", hidden, "]");
   report(("swiglu" + at).c_str(), 3 * bytes_of(dy), [&] { gated(packed, Activation::silu); });
@@ -154,8 +154,8 @@ int main(int count, char**) {
     report(cat("bias backward bf16 [32768,", n, "]").c_str(), bytes_of(dy),
            [&] { bias_backward(dy, {}, Activation::none, true); });
   }
-  report_llama(16384, 8960, 14, 128);
-  report_llama(32768, 4864, 16, 64);
+  report_qwen(16384, 8960, 14, 128);
+  report_qwen(32768, 4864, 16, 64);
   report_fp8(16384, 1600);
   report_fp8(16384, 6400);
   report_fp8(6400, 1600);

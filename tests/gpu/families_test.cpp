@@ -6,6 +6,7 @@
 // which are each platform's own; 16-bit rows through the GPU's own exponential.
 #include <cmath>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include <doctest/doctest.h>
@@ -292,11 +293,15 @@ TEST_CASE("moves and sums by index have the CPU's bits, with many positions of o
 TEST_CASE("rotary has the CPU's bits") {
   for (const DType dtype : kFloats) {
     const DType angles = dtype == DType::f64 ? DType::f64 : DType::f32;
-    const RotaryTable cpu = make_rotary_table(40, 24, 10000, kCpu, angles),
-                      gpu{to_device(cpu.cos, kGpu), to_device(cpu.sin, kGpu)};
-    const Twin x = make_twin({2, 17, 3, 32}, dtype);
-    check_same("rotary", {rotary(x.cpu, cpu, 5), rotary(x.gpu, gpu, 5)});
-    check_same("rotary inverse", {rotary(x.cpu, cpu, 5, true), rotary(x.gpu, gpu, 5, true)});
+    // Heads that are words of 16 bytes and such that are not, whole and in part, few and more than a thread takes.
+    for (const auto& [turned, heads, dim] : {std::tuple(24, 3, 32), std::tuple(64, 14, 64), std::tuple(16, 5, 48)}) {
+      CAPTURE(cat(dtype, ' ', heads, " heads of ", dim, ", ", turned, " turned"));
+      const RotaryTable cpu = make_rotary_table(40, turned, 10000, kCpu, angles),
+                        gpu{to_device(cpu.cos, kGpu), to_device(cpu.sin, kGpu)};
+      const Twin x = make_twin({2, 17, heads, dim}, dtype);
+      check_same("rotary", {rotary(x.cpu, cpu, 5), rotary(x.gpu, gpu, 5)});
+      check_same("rotary inverse", {rotary(x.cpu, cpu, 5, true), rotary(x.gpu, gpu, 5, true)});
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // The matrix products of GPT-2's and Qwen2.5's layers in bf16, and GPT-2's largest model's in fp8: forward with the
 // bias, gradient by data, gradient by weights, beside what the card gives for large squares. For each it also tries all
-// of the library's proposals, which shows what other choices than ours (-1) would win.
+// of the library's proposals, which shows what other choices than ours (-1) would win. The card is cooler here than in
+// a training, which its power bounds, too: of what a choice gains here a training keeps a part.
 //
 // usage: gpu_gemm [all] [fp8]     needs a GPU with 16 GiB free; prints a table; `all`: every proposal's rate and name;
 // `fp8`: only the products in fp8
