@@ -13,6 +13,8 @@
 
 namespace castor::math {
 
+inline constexpr float kLog2E = 1.44269504f;  ///< the logarithm of e to base 2
+
 CASTOR_HOST_DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 CASTOR_HOST_DEVICE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
@@ -20,7 +22,7 @@ CASTOR_HOST_DEVICE double fma(double a, double b, double c) { return __builtin_f
 CASTOR_HOST_DEVICE float exp(float x) {
   const float low = x < -104.0f ? -104.0f : x;
   const float bounded = low > 89.0f ? 89.0f : low;
-  const float shifted = fma(bounded, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: rounds to an integer in the low bits
+  const float shifted = fma(bounded, kLog2E, 12582912.0f);  // 1.5 * 2^23: rounds to an integer in the low bits
   const float n = shifted - 12582912.0f;
   float r = fma(n, -0.693359375f, bounded);
   r = fma(n, 2.12194440e-4f, r);

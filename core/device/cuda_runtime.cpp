@@ -37,6 +37,18 @@ const char* advice(cudaError_t status) {
     case cudaErrorECCUncorrectable:
     case cudaErrorUnknown:
       return "this process has lost the device: see nvidia-smi -q and the kernel's log for its state, then start again";
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+      return "this GPU does not take a launch of this size: use smaller tensors (a smaller micro-batch), and please "
+             "report "
+             "it with their shapes";
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated:
+    case cudaErrorStreamCaptureUnjoined:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorStreamCaptureImplicit:
+      return "this cannot be part of a recorded step: leave `compile` out";
     default:
       return "start again; if it comes back, see nvidia-smi for the device's state";
   }
@@ -50,6 +62,13 @@ void check_cuda(cudaError_t status, const char* what, Device device) {
   cudaGetLastError();
   throw DeviceError(cat(what, " on ", device, ": CUDA says '", cudaGetErrorString(status), "' (",
                         cudaGetErrorName(status), "); ", advice(status)));
+}
+
+std::size_t most_shared_bytes(const char* what, Device device) {
+  constexpr int kOwnBytes = 1024;
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index), what, device);
+  return static_cast<std::size_t>(bytes - kOwnBytes);
 }
 
 }  // namespace castor

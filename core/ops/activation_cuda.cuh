@@ -17,7 +17,7 @@ __device__ inline float reciprocal_16(float x) {
 
 /// pointwise::Silu for results of 16 bits.
 struct Silu16 {
-  __device__ static float sigmoid(float x) { return reciprocal_16(1.0f + exp2_16(-kLog2E * x)); }
+  __device__ static float sigmoid(float x) { return reciprocal_16(1.0f + exp2_16(-math::kLog2E * x)); }
   __device__ static float value(float x, float, float) { return x * sigmoid(x); }
   __device__ static float slope(float x, float, float, float) {
     const float s = sigmoid(x);
@@ -32,7 +32,9 @@ struct GeluTanh16 {
   __device__ static float value(float x, float, float) { return x * sigmoid(x); }
   __device__ static float slope(float x, float, float, float) {
     const float s = sigmoid(x);
-    const float inner = x * math::fma(3 * kScale * kCubic, x * x, kScale);  // x times the slope of 2u
+    // x times the slope of 2u. Beyond 16, where s is 0 or 1, it must stay finite.
+    const float near = fminf(fmaxf(x, -16.0f), 16.0f),
+                inner = near * math::fma(3 * kScale * kCubic, near * near, kScale);
     return s * math::fma(inner, 1.0f - s, 1.0f);
   }
 };
@@ -51,12 +53,12 @@ struct GeluErf16 {
     p = math::fma(p, t, 0.37409196f);
     p = math::fma(p, t, 1.00002368f);
     p = math::fma(p, t, -1.26551223f);
-    const float tail = 0.5f * t * exp2_16(kLog2E * math::fma(-a, a, p));
+    const float tail = 0.5f * t * exp2_16(math::kLog2E * math::fma(-a, a, p));
     return x < 0.0f ? tail : 1.0f - tail;
   }
   __device__ static float value(float x, float, float) { return x * cdf(x); }
   __device__ static float slope(float x, float, float, float) {
-    return math::fma(x, 0.39894228f * exp2_16(-0.5f * kLog2E * (x * x)), cdf(x));
+    return math::fma(x, 0.39894228f * exp2_16(-0.5f * math::kLog2E * (x * x)), cdf(x));
   }
 };
 

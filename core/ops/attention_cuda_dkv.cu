@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
             const float2 lse = statistic(lse_slots, count, j);
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              float weight = exp2_fast(fmaf(scores[4 * j + e], s.scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
+              float weight = exp2_16(fmaf(scores[4 * j + e], s.scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
               if (!is_whole && 8 * j + e % 2 < from[e / 2]) weight = 0;
               scores[4 * j + e] = weight;
             }

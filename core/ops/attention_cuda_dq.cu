@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(DqShape<kDim>::kThreads, 1) dq_tiles(const __g
 #pragma unroll
           for (int i = 0; i < kKeys / 2; ++i) {
             const int h = i / 2 % 2;
-            float weight = exp2_fast(fmaf(scores[i], s.scale_log2, -lse_log2[h]));
+            float weight = exp2_16(fmaf(scores[i], s.scale_log2, -lse_log2[h]));
             if (!is_whole && i / 4 * 8 + i % 2 > limit[h] - j * kKeys - place.column) weight = 0;
             scores[i] = weight * (dp[i] - delta[h]);
           }

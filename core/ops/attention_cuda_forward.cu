@@ -46,13 +46,13 @@ struct RunningSoftmax {
       most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
       const float base = most == -kInfinity ? 0.0f : most * scale_log2;
-      shrink[h] = exp2_fast(fmaf(high[h], scale_log2, -base));
+      shrink[h] = exp2_16(fmaf(high[h], scale_log2, -base));
       high[h] = most;
       float total = sum[h] * shrink[h];
 #pragma unroll
       for (int i = 2 * h; i < kAccumulators; i += 4) {
-        s[i] = exp2_fast(fmaf(s[i], scale_log2, -base));
-        s[i + 1] = exp2_fast(fmaf(s[i + 1], scale_log2, -base));
+        s[i] = exp2_16(fmaf(s[i], scale_log2, -base));
+        s[i + 1] = exp2_16(fmaf(s[i + 1], scale_log2, -base));
         total += s[i] + s[i + 1];
       }
       sum[h] = total;

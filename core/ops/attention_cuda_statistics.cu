@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) row_statistics(const __grid_constant
   float lse_log2 = kInfinity, delta = 0;
   if (row < p.queries) {
     const float lse = p.lse[static_cast<std::int64_t>(at) * p.queries + row];
-    if (lse != -kInfinity) lse_log2 = lse * kLog2E;
+    if (lse != -kInfinity) lse_log2 = lse * math::kLog2E;
     delta = partial_dot<T, kDim>(p.out.at<T>(batch, row, head), p.dout.at<T>(batch, row, head));
   }
   delta += __shfl_xor_sync(0xFFFFFFFFu, delta, 1);

@@ -14,11 +14,11 @@
 
 #include "core/ops/attention_cuda.cuh"
 #include "core/ops/attention_cuda_wgmma.cuh"
+#include "core/ops/rows_cuda.cuh"
 
 namespace castor::cuda {
 
 inline constexpr int kGroupRows = 64;  ///< rows of a warpgroup
-inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 inline constexpr float kInfinity = __builtin_inff();
 
@@ -51,7 +51,7 @@ TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_t
   s.items = s.head_items * static_cast<int>(heads.count);
   s.first = static_cast<int>(heads.first);
   s.scale = static_cast<float>(args.scale);
-  s.scale_log2 = s.scale * kLog2E;
+  s.scale_log2 = s.scale * math::kLog2E;
   s.is_causal = args.causal;
   return s;
 }

@@ -263,13 +263,6 @@ __device__ std::uint32_t pack(float low, float high) {
   return word;
 }
 
-/// 2^x; 0 at -infinity.
-__device__ inline float exp2_fast(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
 /// Accumulators of [64, 16 kSteps] as the left operand of the next product.
 template <class T, int kSteps>
 __device__ void as_operand(const float (&c)[kSteps * 8], std::uint32_t (&a)[kSteps][4]) {

@@ -19,7 +19,6 @@ namespace {
 
 inline constexpr std::int64_t kQueries = 64;
 inline constexpr std::int64_t kKeys = 96;  // a multiple of kTileRows
-inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 inline constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -111,7 +110,7 @@ inline void apply_mask(const AttentionProblem& p, std::int64_t batch, std::int64
       for (std::int64_t i = 0; i < queries; ++i) row[i] = mask[i * step[2]] ? row[i] : kMinusInfinity;
     } else {
       const float* mask = static_cast<const float*>(p.mask) + start + j * step[3];
-      for (std::int64_t i = 0; i < queries; ++i) row[i] = __builtin_fmaf(mask[i * step[2]], kLog2E, row[i]);
+      for (std::int64_t i = 0; i < queries; ++i) row[i] = __builtin_fmaf(mask[i * step[2]], math::kLog2E, row[i]);
     }
   }
 }
@@ -244,7 +243,7 @@ void attention_forward(const AttentionProblem& p, std::int64_t begin, std::int64
       const std::int64_t queries = smaller(kQueries, p.queries - first);
       const FloatRows q =
           float_rows(p, p.q, batch * p.q.batch + first * p.q.position + head * p.q.head, queries, q_rows);
-      transpose_queries(q.data, q.ld, queries, p.dim, p.scale, kLog2E, q_transposed);
+      transpose_queries(q.data, q.ld, queries, p.dim, p.scale, math::kLog2E, q_transposed);
       for (std::int64_t i = 0; i < kQueries; ++i) {
         maximum[i] = kMinusInfinity;
         sum[i] = 0;
@@ -363,10 +362,10 @@ void attention_backward(const AttentionProblem& p, std::int64_t begin, std::int6
         row_products(out.data, out.ld, dout.data, dout.ld, queries, ld, delta);
         transpose_queries(dout.data, dout.ld, queries, p.dim, 1.0f, 1.0f, dout_transposed);
         load_rows(p.dtype, p.q, at(p.q), queries, p.dim, p.scale, q_rows, ld);
-        transpose_queries(q_rows, ld, queries, p.dim, 1.0f, kLog2E, q_transposed);
+        transpose_queries(q_rows, ld, queries, p.dim, 1.0f, math::kLog2E, q_transposed);
         for (std::int64_t i = 0; i < kQueries; ++i) {
           const float value = i < queries ? p.lse[(batch * p.heads + head) * p.queries + first + i] : kMinusInfinity;
-          lse[i] = value == kMinusInfinity ? -kMinusInfinity : value * kLog2E;  // no key: every probability is 0
+          lse[i] = value == kMinusInfinity ? -kMinusInfinity : value * math::kLog2E;  // no key: every probability is 0
           if (i >= queries) delta[i] = 0;
         }
         const std::int64_t keys = make_triangle(p, first, 0).visible_keys(queries - 1, p.keys);

@@ -301,7 +301,30 @@ struct TakePair {
   }
 };
 
-/// dx; each thread adds its group's channels itself, they are few.
+/// What dx of one sample's group is made of, from its channels' sums in order.
+template <class T>
+struct GroupTerms {
+  using C = Computed<T>;
+  const T* weight;
+  const C* rstd;
+  const double* sums;
+  double* terms;  ///< [sample, group, 2]: what all its elements lose, and what they lose for each unit of x - mean
+  std::int64_t groups, width;
+  double count;
+  __device__ void operator()(std::int64_t g) const {
+    const double* const own = sums + g * width * 2;
+    double average = 0, slope = 0;
+    for (std::int64_t k = 0; k < width; ++k) {
+      const double w = weight != nullptr ? static_cast<double>(load(weight[g % groups * width + k])) : 1.0;
+      average += w * own[2 * k];
+      slope += w * own[2 * k + 1];
+    }
+    const double r = static_cast<double>(rstd[g]);
+    terms[2 * g] = average * (r / count);
+    terms[2 * g + 1] = slope * (r * r * r / count);
+  }
+};
+
 template <class T>
 struct GroupInputGradient {
   using C = Computed<T>;
@@ -309,22 +332,13 @@ struct GroupInputGradient {
   const T *x, *weight, *dy;
   T* dx;
   const C *mean, *rstd;
-  const double* sums;
+  const double* terms;
   std::int64_t groups, width;
   __device__ void operator()(std::int64_t at) const {
-    const std::int64_t sample = layout.sample_of(at), c = layout.channel_of(at), group = c / width,
-                       g = sample * groups + group;
-    const double* const own = sums + (sample * layout.channels + group * width) * 2;
-    double average = 0, slope = 0;
-    for (std::int64_t k = 0; k < width; ++k) {
-      const double w = weight != nullptr ? static_cast<double>(load(weight[group * width + k])) : 1.0;
-      average += w * own[2 * k];
-      slope += w * own[2 * k + 1];
-    }
-    const double r = static_cast<double>(rstd[g]), count = static_cast<double>(width * layout.inner);
+    const std::int64_t c = layout.channel_of(at), g = layout.sample_of(at) * groups + c / width;
     const C scale = weight != nullptr ? rstd[g] * load(weight[c]) : rstd[g];
-    dx[at] = store<T>(load(dy[at]) * scale - static_cast<C>(average * (r / count)) -
-                      (load(x[at]) - mean[g]) * static_cast<C>(slope * (r * r * r / count)));
+    dx[at] = store<T>(load(dy[at]) * scale - static_cast<C>(terms[2 * g]) -
+                      (load(x[at]) - mean[g]) * static_cast<C>(terms[2 * g + 1]));
   }
 };
 
@@ -418,9 +432,13 @@ void run(const Cuda& cuda, const GroupNormBackwardArgs& args) {
     launcher.by_run(1, AddGroupGradient<T>{args.x.as<T>(), args.dy.as<T>(), args.mean.as<C>(), args.groups, width},
                     TakePair{sums});
     if (args.dx.defined()) {
+      double* const terms = sums + 2 * layout.samples * layout.channels;
+      launcher.map(layout.samples * args.groups,
+                   GroupTerms<T>{args.weight.as<T>(), args.rstd.as<C>(), sums, terms, args.groups, width,
+                                 static_cast<double>(width * layout.inner)});
       launcher.map(layout.numel(),
                    GroupInputGradient<T>{layout, args.x.as<T>(), args.weight.as<T>(), args.dy.as<T>(), args.dx.as<T>(),
-                                         args.mean.as<C>(), args.rstd.as<C>(), sums, args.groups, width});
+                                         args.mean.as<C>(), args.rstd.as<C>(), terms, args.groups, width});
     }
     if (args.dweight.defined() || args.dbias.defined()) {
       launcher.map(layout.channels,

@@ -50,12 +50,13 @@ struct CrossEntropyRows {
 template <class T>
 struct ShiftedExp {
   using C = Computed<T>;
-  explicit __device__ ShiftedExp(C shift) : by(std::is_arithmetic_v<T> ? shift : static_cast<C>(kLog2E * shift)) {}
+  explicit __device__ ShiftedExp(C shift)
+      : by(std::is_arithmetic_v<T> ? shift : static_cast<C>(math::kLog2E * shift)) {}
   __device__ C operator()(C x) const {
     if constexpr (std::is_arithmetic_v<T>) {
       return math::exp(x - by);
     } else {
-      return exp2_16(math::fma(x, kLog2E, -by));
+      return exp2_16(math::fma(x, math::kLog2E, -by));
     }
   }
   C by;

@@ -19,13 +19,8 @@ constexpr int kThreads = 1024, kWarps = kThreads / 32, kWidth = 8;
 constexpr int kStep = kThreads * kWidth;  // logits in a word of every thread
 constexpr int kHeld = 7, kKept = 5;       // words of a thread that wait in registers, and in shared memory
 constexpr int kSlots = 8;                 // words of a thread on their way
-constexpr int kSharedBytes = (kSlots + kKept) * kThreads * 16;
+constexpr std::size_t kSharedBytes = (kSlots + kKept) * kThreads * 16;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-/// What a warp's logits add to their row: what its exponentials are relative to, their sum, the sum of the logits.
-struct Part {
-  float shift, sum, total;
-};
 
 template <class T>
 __device__ void store_shared(T* to, const Pack<T, kWidth>& word) {
@@ -60,51 +55,106 @@ __device__ inline float largest_lane(float x) {
 
 __device__ inline float finite_or_zero(float max) { return max == kLowest ? 0.0f : max; }
 
+/// What logits add to their row: the largest, the sum of exponentials relative to it, and with `kSmooths` their own
+/// sum.
+template <class T, bool kSmooths>
+struct Part {
+  float largest = kLowest, sum = 0, total = 0;
+
+  __device__ void add(const Pack<T, kWidth>& word) {
+    const float now = fmaxf(largest, largest_of(word));
+    const ShiftedExp<T> exp(finite_or_zero(now));
+    const auto x = numbers(word);
+    float here = exp(x.value[0]);
+#pragma unroll
+    for (int e = 1; e < kWidth; ++e) here += exp(x.value[e]);
+    sum = math::fma(sum, exp(largest), here);
+    largest = now;
+    if constexpr (kSmooths) {
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) total += x.value[e];
+    }
+  }
+  /// Of all lanes of a warp, in each of them.
+  __device__ Part joined() const {
+    Part all;
+    all.largest = largest_lane(largest);
+    all.sum = join_lanes(sum * ShiftedExp<T>(finite_or_zero(all.largest))(largest), AddLanes{});
+    if constexpr (kSmooths) all.total = join_lanes(total, AddLanes{});
+    return all;
+  }
+};
+
+/// A thread's words of all rows of its block, in the order in which they are read, copied to shared memory `kSlots`
+/// ahead: what takes a word's place is the one `kSlots` later.
+///   of_row  how many words of a row are the thread's; `words` are those of all threads
+///   again   how many of a row, its first, come once more behind its last
+template <class T>
+class WordsAhead {
+ public:
+  __device__ WordsAhead(T* slots, const CrossEntropyRows<T>& args, int first, int words, int of_row, int again)
+      : slots_(slots),
+        row_start_(args.logits + static_cast<std::int64_t>(blockIdx.x) * args.classes + first),
+        source_(row_start_),
+        rows_(args.rows),
+        row_(blockIdx.x),
+        pitch_(static_cast<std::int64_t>(gridDim.x) * args.classes),
+        words_(words),
+        of_row_(of_row),
+        copies_(words + again),
+        bound_(of_row) {
+#pragma unroll 1
+    for (int i = 0; i < kSlots; ++i) go_on();
+  }
+
+  __device__ Pack<T, kWidth> now() const {
+    wait_copies<kSlots - 1>();
+    return pack_at<kWidth>(slots_ + slot_);
+  }
+  /// To the next word; the one that was read before is given up.
+  __device__ void go_on() {
+    if (copied_ < bound_) copy_ahead(slots_ + slot_, source_);
+    end_copies();
+    slot_ = slot_ == (kSlots - 1) * kStep ? 0 : slot_ + kStep;
+    source_ += kStep;
+    if (++copied_ == words_ || copied_ == copies_) turn();
+  }
+
+ private:
+  /// To a row's beginning, once more or to that of the block's next row.
+  __device__ void turn() {
+    int own = copies_;
+    if (copied_ == copies_) {
+      copied_ = 0;
+      row_ += gridDim.x;
+      row_start_ += pitch_;
+      own = of_row_;
+    }
+    bound_ = row_ < rows_ ? own : 0;
+    source_ = row_start_;
+  }
+
+  T* slots_;
+  const T *row_start_, *source_;
+  std::int64_t rows_, row_, pitch_;
+  int words_, of_row_, copies_, bound_, copied_ = 0, slot_ = 0;
+};
+
 template <class T, bool kSmooths>
 __global__ void __launch_bounds__(kThreads, 1) long_rows(const __grid_constant__ CrossEntropyRows<T> args) {
   using Word = Pack<T, kWidth>;
   extern __shared__ __align__(16) unsigned char shared[];
-  __shared__ Part parts[2][kWarps];
+  __shared__ Part<T, kSmooths> parts[2][kWarps];
   const int first = static_cast<int>(threadIdx.x) * kWidth, lane = static_cast<int>(threadIdx.x) % 32,
             warp = static_cast<int>(threadIdx.x) / 32;
   const int n = static_cast<int>(args.classes), words = (n + kStep - 1) / kStep;
-  const int own_words = first + (words - 1) * kStep < n ? words : words - 1;  // of a row
-  const int kept = min(max(words - kHeld, 0), kKept), again = max(words - kHeld - kKept, 0);
-  const int copies = args.gradients != nullptr ? words + again : words;  // of a row
+  const int own_words = first + (words - 1) * kStep < n ? words : words - 1;
+  const int kept = min(max(words - kHeld, 0), kKept), again = max(words - kHeld - kKept, 0), before = again + kept;
   const double factor = args.factor(), spread = args.smoothing / static_cast<double>(n) * factor;
   const float scale = static_cast<float>(factor), less = static_cast<float>(spread);
-
-  // The words of all rows of this block in the order in which they are read, `kSlots` ahead: what takes a word's place
-  // is the one `kSlots` later.
   T* const slots = reinterpret_cast<T*>(shared) + first;
   T* const kept_words = slots + kSlots * kStep;
-  const T* row_start = args.logits + static_cast<std::int64_t>(blockIdx.x) * n + first;
-  const T* source = row_start;
-  std::int64_t copied_row = blockIdx.x;
-  int copied = 0, bound = own_words, slot = 0;
-  const auto copy_next = [&] {
-    if (copied < bound) copy_ahead(slots + slot, source);
-    end_copies();
-    slot = slot == (kSlots - 1) * kStep ? 0 : slot + kStep;
-    source += kStep;
-    if (++copied == words || copied == copies) {
-      if (copied == copies) {
-        copied = 0;
-        copied_row += gridDim.x;
-        row_start += static_cast<std::int64_t>(gridDim.x) * n;
-        bound = copied_row < args.rows ? own_words : 0;
-      } else {
-        bound = copied_row < args.rows ? copies : 0;
-      }
-      source = row_start;
-    }
-  };
-  const auto take_next = [&] {
-    wait_copies<kSlots - 1>();
-    return pack_at<kWidth>(slots + slot);
-  };
-#pragma unroll 1
-  for (int i = 0; i < kSlots; ++i) copy_next();
+  WordsAhead<T> ahead(slots, args, first, words, own_words, args.gradients != nullptr ? again : 0);
 
   int turn = 0;
   std::int64_t target = args.targets[blockIdx.x];
@@ -114,59 +164,36 @@ __global__ void __launch_bounds__(kThreads, 1) long_rows(const __grid_constant__
     // Read long before they are needed.
     const float at_target = counts ? cuda::read(args.logits[row * n + target]) : 0.0f;
     const std::int64_t next_target = row + gridDim.x < args.rows ? args.targets[row + gridDim.x] : 0;
-    float most = kLowest, sum = 0, total = 0;
-    // Exponentials are relative to the largest logit so far.
-    const auto add = [&](const Word& word) {
-      const float largest = fmaxf(most, largest_of(word));
-      const ShiftedExp<T> exp(finite_or_zero(largest));
-      const auto x = numbers(word);
-      float here = exp(x.value[0]);
-      if constexpr (kSmooths) total += x.value[0];
-#pragma unroll
-      for (int e = 1; e < kWidth; ++e) {
-        here += exp(x.value[e]);
-        if constexpr (kSmooths) total += x.value[e];
-      }
-      sum = math::fma(sum, exp(most), here);
-      most = largest;
-    };
+    Part<T, kSmooths> part;
 #pragma unroll 1
     for (int k = 0; k < again; ++k) {
-      add(take_next());
-      copy_next();
+      part.add(ahead.now());
+      ahead.go_on();
     }
 #pragma unroll 1
     for (int k = 0; k < kept; ++k) {
-      const Word word = take_next();
+      const Word word = ahead.now();
       store_shared(kept_words + k * kStep, word);
-      add(word);
-      copy_next();
+      part.add(word);
+      ahead.go_on();
     }
     Word held[kHeld];
-    const int before = again + kept;
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
       if (before + k < words) {
-        held[k] = take_next();
-        if (before + k < own_words) add(held[k]);
-        copy_next();
+        held[k] = ahead.now();
+        if (before + k < own_words) part.add(held[k]);
+        ahead.go_on();
       }
     }
-    const auto join = [&](Part part) {
-      const float shift = largest_lane(part.shift);
-      part.sum = join_lanes(part.sum * ShiftedExp<T>(finite_or_zero(shift))(part.shift), AddLanes{});
-      if constexpr (kSmooths) part.total = join_lanes(part.total, AddLanes{});
-      part.shift = shift;
-      return part;
-    };
-    Part part = join({most, sum, total});
+    part = part.joined();
     if (lane == 0) parts[turn][warp] = part;
     __syncthreads();
-    part = join(parts[turn][lane]);
+    part = parts[turn][lane].joined();
     turn = 1 - turn;
-    const float log_sum = logf(part.sum), logsumexp = part.shift + log_sum;
+    const float log_sum = logf(part.sum), logsumexp = part.largest + log_sum;
     if (threadIdx.x == 0) {
-      args.losses[row] = counts ? args.loss(static_cast<double>(part.shift) + static_cast<double>(log_sum),
+      args.losses[row] = counts ? args.loss(static_cast<double>(part.largest) + static_cast<double>(log_sum),
                                             static_cast<double>(at_target), static_cast<double>(part.total))
                                 : args.uncounted(target);
     }
@@ -183,8 +210,8 @@ __global__ void __launch_bounds__(kThreads, 1) long_rows(const __grid_constant__
         for (int k = 0; k < kept; ++k) store_word(again + k, pack_at<kWidth>(kept_words + k * kStep));
 #pragma unroll 1
         for (int k = 0; k < again; ++k) {
-          store_word(k, take_next());
-          copy_next();
+          store_word(k, ahead.now());
+          ahead.go_on();
         }
       };
       if (counts) {
@@ -213,15 +240,13 @@ __global__ void __launch_bounds__(kThreads, 1) long_rows(const __grid_constant__
 template <class T>
 bool launch(const Cuda& cuda, const CrossEntropyRows<T>& rows) {
   constexpr const char* kOp = CrossEntropyArgs::kName;
-  constexpr int kOwnBytes = 1024;  // at most, beside those that are asked for
-  int processors = 0, shared_bytes = 0;
-  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda.device.index), kOp,
-             cuda.device);
-  if (shared_bytes < kSharedBytes + kOwnBytes) return false;
+  if (most_shared_bytes(kOp, cuda.device) < kSharedBytes) return false;
+  int processors = 0;
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, cuda.device.index), kOp, cuda.device);
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(rows.rows, processors));
   const auto kernel = rows.smoothing > 0 ? long_rows<T, true> : long_rows<T, false>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), kOp, cuda.device);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedBytes)),
+             kOp, cuda.device);
   kernel<<<blocks, kThreads, kSharedBytes, stream_of(cuda)>>>(rows);
   check_cuda(cudaGetLastError(), kOp, cuda.device);
   return true;

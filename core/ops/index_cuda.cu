@@ -59,15 +59,18 @@ __global__ void __launch_bounds__(kThreads) select_rows(const Word* x, const Ids
 
 /// The workspace of index_add: starts[size + 1], cursors[size], places[count], order[count].
 struct Positions {
-  std::int64_t size, count;
+  std::int64_t size, count, skip;
   std::int64_t *starts, *cursors, *places, *order;
 
-  Positions(std::int64_t rows, std::int64_t ids, void* workspace) : size(rows), count(ids) {
+  Positions(std::int64_t rows, std::int64_t ids, std::int64_t skipped, void* workspace)
+      : size(rows), count(ids), skip(skipped) {
     starts = static_cast<std::int64_t*>(workspace);
     cursors = starts + size + 1;
     places = cursors + size;
     order = places + count;
   }
+  /// True for the ids whose rows are added.
+  __device__ bool takes(std::int64_t id) const { return id >= 0 && id < size && id != skip; }
   static std::size_t bytes(std::int64_t rows, std::int64_t ids) {
     return static_cast<std::size_t>(2 * rows + 1 + 2 * ids) * sizeof(std::int64_t);
   }
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) clear_counts(const Positions p) {
 __global__ void __launch_bounds__(kThreads) count_ids(const Ids ids, const Positions p) {
   for_all(p.count, [&](std::int64_t j) {
     const std::int64_t id = ids[j];
-    if (id >= 0 && id < p.size) take_ticket(p.starts + id);
+    if (p.takes(id)) take_ticket(p.starts + id);
   });
 }
 
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_counts(const Positions p) {
 __global__ void __launch_bounds__(kThreads) place_ids(const Ids ids, const Positions p) {
   for_all(p.count, [&](std::int64_t j) {
     const std::int64_t id = ids[j];
-    if (id >= 0 && id < p.size) p.places[p.starts[id] + take_ticket(p.cursors + id)] = j;
+    if (p.takes(id)) p.places[p.starts[id] + take_ticket(p.cursors + id)] = j;
   });
 }
 
@@ -145,17 +148,19 @@ __global__ void __launch_bounds__(kThreads) rank_places(const Ids ids, const Pos
 }
 
 struct AddSizes {
-  std::int64_t outer, inner, skip;
+  std::int64_t outer, inner;
   std::int64_t dy_outer, dy_row, dx_outer, dx_row;  // strides
   bool accumulate;
 };
 
-/// A block a row of dx; a thread takes some of its columns, V at a time, and adds the rows of dy in order.
+/// A block a row of dx, from `first_row` on; a thread takes some of its columns, V at a time, and adds the rows of dy
+/// in order.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) add_rows(const T* dy, T* dx, const Positions p, const AddSizes sizes) {
+__global__ void __launch_bounds__(kThreads)
+    add_rows(const T* dy, T* dx, const Positions p, const AddSizes sizes, std::int64_t first_row) {
   using C = decltype(load(T{}));
-  const std::int64_t id = blockIdx.x % p.size, o = blockIdx.x / p.size;
-  const std::int64_t first = p.starts[id], last = id == sizes.skip ? first : p.starts[id + 1];
+  const std::int64_t at = first_row + blockIdx.x, id = at % p.size, o = at / p.size;
+  const std::int64_t first = p.starts[id], last = p.starts[id + 1];
   if (first == last && sizes.accumulate) return;
   dy += o * sizes.dy_outer;
   dx += o * sizes.dx_outer + id * sizes.dx_row;
@@ -278,7 +283,7 @@ void run(const Cuda& cuda, const IndexAddArgs& args) {
   if (args.dx.numel() == 0) return;
   const cudaStream_t stream = stream_of(cuda);
   const Ids ids(args.ids);
-  const Positions positions(args.dx.size[1], ids.count, args.workspace.data);
+  const Positions positions(args.dx.size[1], ids.count, args.skip, args.workspace.data);
   clear_counts<<<blocks_for(2 * positions.size + 1), kThreads, 0, stream>>>(positions);
   if (ids.count > 0) count_ids<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
   scan_counts<<<1, kScanThreads, 0, stream>>>(positions);
@@ -286,15 +291,19 @@ void run(const Cuda& cuda, const IndexAddArgs& args) {
     place_ids<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
     rank_places<<<blocks_for(ids.count), kThreads, 0, stream>>>(ids, positions);
   }
-  const AddSizes sizes{args.dx.size[0],   args.dx.size[2],   args.skip,         args.dy.stride[0],
-                       args.dy.stride[1], args.dx.stride[0], args.dx.stride[1], args.accumulate};
-  const auto rows = static_cast<unsigned>(sizes.outer * positions.size);
+  const AddSizes sizes{args.dx.size[0],   args.dx.size[2],   args.dy.stride[0], args.dy.stride[1],
+                       args.dx.stride[0], args.dx.stride[1], args.accumulate};
+  constexpr std::int64_t kMostRows = (std::int64_t{1} << 31) - 1;  // of a launch
+  const std::int64_t rows = sizes.outer * positions.size;
   const auto launch_with = [&](auto tag, auto width) {
     using T = typename decltype(tag)::type;
     constexpr int kWide = decltype(width)::value;
     const std::int64_t words = sizes.inner / kWide;
     const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>((words + 31) / 32 * 32, 32, kThreads));
-    add_rows<T, kWide><<<rows, threads, 0, stream>>>(args.dy.as<T>(), args.dx.as<T>(), positions, sizes);
+    for (std::int64_t first = 0; first < rows; first += kMostRows) {
+      add_rows<T, kWide><<<static_cast<unsigned>(std::min(kMostRows, rows - first)), threads, 0, stream>>>(
+          args.dy.as<T>(), args.dx.as<T>(), positions, sizes, first);
+    }
   };
   const auto launch = [&](auto tag) {
     constexpr int kWide = 16 / static_cast<int>(sizeof(typename decltype(tag)::type));

@@ -4,9 +4,11 @@
 // dy, dsum and dx once. Rows of 16 bits cost as many instructions as memory allows, so narrow ones keep what dx is made
 // of in registers from the row's sums to dx.
 //
-// Delicate: which rows meet when depends on the shape alone. The warps of one row meet at a barrier of their own. Rows
-// of more than 16384 numbers, rows that are no multiple of 16 bytes, and f64 go through kernels of their own, which
-// read x and dy twice. More rows on their way than two a team made it slower on an H200.
+// Delicate: which rows meet when depends on the shape, on addresses (words of 16 bytes or not) and on how much shared
+// memory the GPU gives a block, on nothing else. The warps of one row meet at a barrier of their own. Rows of more than
+// 16384 numbers, rows that cannot be moved in words of 16 bytes, rows too long for the GPU's shared memory and f64 go
+// through kernels of their own, which read x and dy twice. More rows on their way than two a team made it slower on an
+// H200.
 #include "core/ops/line_sums_cuda.cuh"
 #include "core/ops/norm.h"
 #include "core/ops/row_packs_cuda.cuh"
@@ -256,18 +258,22 @@ __global__ void __launch_bounds__(256) sum_columns(const Backward<T> args) {
   args.sums[blockIdx.x * 2 * n + n + column] = dbias;
 }
 
-/// Returns the number of blocks, at most one for each line of the workspace.
+/// Returns the number of blocks, at most one for each line of the workspace; 0 where a block cannot have the shared
+/// memory that even one row at a time needs. GPUs that give a block less have fewer rows at a time.
 template <int kSteps, bool kHasDsum, class T>
 std::int64_t launch_blocks(const Backward<T>& args, const Cuda& cuda) {
-  const cuda::RowPlan plan(args.n, kSteps * 32 * cuda::kPackWidth<T>, kMostThreads<kSteps>, kStages<T, kSteps>,
-                           (kHasDsum ? 3 : 2) * sizeof(T));
-  const std::size_t sums = plan.groups * 2 * sizeof(float) * static_cast<std::size_t>(args.n),
-                    shared = std::max(plan.shared_bytes, sums);
+  constexpr const char* kOp = LayerNormBackwardArgs::kName;
+  const std::size_t of_sums = 2 * sizeof(float) * static_cast<std::size_t>(args.n);  // of a row's team, at the end
+  const cuda::RowPlan plan(args.n, kSteps * 32 * cuda::kPackWidth<T>, kMostThreads<kSteps>,
+                           kStages<T, kSteps> * (kHasDsum ? 3 : 2) * sizeof(T), of_sums,
+                           most_shared_bytes(kOp, cuda.device));
+  if (plan.groups == 0) return 0;
   const std::int64_t blocks = std::min(kBlocks, (args.rows + kLayerNormRows - 1) / kLayerNormRows);
   const auto kernel = backward_blocks<T, kSteps, kHasDsum>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-             LayerNormBackwardArgs::kName, cuda.device);
-  kernel<<<static_cast<unsigned>(blocks), plan.threads(), shared, stream_of(cuda)>>>(args);
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes)),
+      kOp, cuda.device);
+  kernel<<<static_cast<unsigned>(blocks), plan.threads(), plan.shared_bytes, stream_of(cuda)>>>(args);
   return blocks;
 }
 
@@ -276,14 +282,21 @@ std::int64_t launch_blocks(const Backward<T>& args, const Cuda& cuda) {
   return args.dsum != nullptr ? launch_blocks<kSteps, true>(args, cuda) : launch_blocks<kSteps, false>(args, cuda);
 }
 
+/// Rows in words of 16 bytes; as launch_blocks.
+template <class T>
+std::int64_t launch_packs(const Backward<T>& args, const Cuda& cuda) {
+  constexpr int kLane = 32 * cuda::kPackWidth<T>;  // columns of a warp for each step
+  if (args.n <= 4 * kShortSteps * kLane) return launch_blocks<kShortSteps>(args, cuda);
+  if (args.n <= kMostNarrow) return launch_blocks<kMiddleSteps>(args, cuda);
+  if (args.n <= cuda::kHeldElements) return launch_blocks<static_cast<int>(kSumBlock) / kLane>(args, cuda);
+  return 0;
+}
+
 /// Returns the number of lines it leaves in the workspace.
 template <class T>
 std::int64_t launch_backward(const Backward<T>& args, bool fits, const Cuda& cuda) {
   if constexpr (!std::is_same_v<T, double>) {
-    constexpr int kLane = 32 * cuda::kPackWidth<T>;  // columns of a warp for each step
-    if (fits && args.n <= 4 * kShortSteps * kLane) return launch_blocks<kShortSteps>(args, cuda);
-    if (fits && args.n <= kMostNarrow) return launch_blocks<kMiddleSteps>(args, cuda);
-    if (fits && args.n <= cuda::kHeldElements) return launch_blocks<static_cast<int>(kSumBlock) / kLane>(args, cuda);
+    if (const std::int64_t blocks = fits ? launch_packs(args, cuda) : 0; blocks > 0) return blocks;
   }
   const std::int64_t blocks = (args.rows + kLayerNormRows - 1) / kLayerNormRows;
   if (args.dx != nullptr) {

@@ -1,12 +1,13 @@
 // Layer and rms norm on CUDA. Memory bounds it, so a row is read once, in words of 16 bytes, and stays in registers as
-// it came between the passes over it. Rows of up to four words a lane have a warp each, which waits for nobody; four
-// such rows make a block, so that there are always new ones to begin. Longer rows have a block each. Measured on an
-// H200, bf16, rows of 768: as fast as a copy of as many bytes, where warps that stayed and copied their next rows ahead
-// took half as long again, and weights that were fetched before the sums a seventh (more registers, fewer rows at a
-// time). Rows of more than 16384 numbers, those that are no multiple of 16 bytes, and f64 go through a kernel of their
-// own.
+// it came between the passes over it. A warp takes as many columns as keep about 64 bytes a lane on their way; a row
+// has the warps it needs, and short rows share a block. What counts is how many bytes a multiprocessor has on their
+// way, and how short each row's chain of steps is: hence few registers, addresses that are constants but for one, sums
+// in f32, no division. Measured on an H200, bf16: 1.01 to 1.05 times the time of this kernel without its arithmetic.
+// Slower were blocks that stay and copy their next rows ahead, by each lane or in bulk (1.09 to 1.25 for rows of 768),
+// weights that are fetched before the sums, and one meeting for mean and squares in place of two. Rows of more than
+// 16384 numbers, those that cannot be moved in words of 16 bytes, and f64 go through a kernel of their own.
 //
-// Delicate: which numbers meet when depends on the shape alone.
+// Delicate: which numbers meet when depends on the shape, and on whether addresses allow words of 16 bytes.
 #include "core/ops/norm.h"
 #include "core/ops/row_packs_cuda.cuh"
 
@@ -17,9 +18,17 @@ using cuda::Computed;
 using cuda::RowTeam;
 using cuda::visit_float;
 
-constexpr int kPacks = 4;            // words of a row in a lane
-constexpr unsigned kRowsAtOnce = 4;  // of a block, where a row has a warp
-constexpr int kMostThreads = 1024;   // of a block, where it has a row
+constexpr std::int64_t kMostRowsOfBlock = 8;
+
+/// How a kernel is compiled whose lanes have kSteps words of a row: columns of a warp, threads of a block at most, and
+/// blocks of so many threads that a multiprocessor's registers must do for. The rare cases would not fit.
+template <class T, int kSteps, bool kIsUsual>
+struct Bounds {
+  static constexpr int kColumns = kSteps * 32 * cuda::kPackWidth<T>;
+  static constexpr int kThreads = (static_cast<int>(cuda::kHeldElements) + kColumns - 1) / kColumns * 32;
+  static constexpr int kThreadsAtOnce = sizeof(T) == 4 ? 1024 : kSteps == 2 ? 2048 : 1536;
+  static constexpr int kBlocks = kIsUsual ? kThreadsAtOnce / kThreads : 1;
+};
 
 template <class T>
 struct Forward {
@@ -32,87 +41,112 @@ struct Forward {
 };
 
 /// The threads' numbers of a row, each warp's added lane by lane, then in order of warps; in every thread.
-template <class C>
-__device__ double add_row(const RowTeam& team, C mine, double (&parts)[kMostThreads / 32]) {
-  const double part = static_cast<double>(cuda::join_lanes(mine, cuda::AddLanes{}));
+template <class C, int kWarps>
+__device__ C add_row(const RowTeam& team, C mine, C (&parts)[kWarps]) {
+  const C part = cuda::join_lanes(mine, cuda::AddLanes{});
   if (team.warps == 1) return part;
   if (team.lane == 0) parts[team.warp] = part;
   __syncthreads();
-  double total = 0;
+  C total = C(0);
   for (int w = 0; w < team.warps; ++w) total += parts[w];
   return total;
 }
 
 /// Rows in words of 16 bytes. kIsUsual: layer norm with weight and bias, rms norm with a weight.
-template <class T, bool kHasMean, bool kHasResidual, bool kIsUsual>
-__global__ void __launch_bounds__(kMostThreads) forward_packs(const Forward<T> args) {
+template <class T, bool kHasMean, bool kHasResidual, int kSteps, bool kIsUsual,
+          class Limits = Bounds<T, kSteps, kIsUsual>>
+__global__ void __launch_bounds__(Limits::kThreads, Limits::kBlocks)
+    forward_packs(const Forward<T> args, const float share) {
   using C = Computed<T>;
-  constexpr int V = cuda::kPackWidth<T>;
-  __shared__ double sums[kMostThreads / 32], squares[kMostThreads / 32];
+  constexpr int V = cuda::kPackWidth<T>, kColumns = Limits::kColumns;
+  __shared__ C sums[Limits::kThreads / 32], squares[Limits::kThreads / 32];
   const RowTeam team;
   if (team.row >= args.rows) return;
-  const int n = static_cast<int>(args.n), first = (team.warp * 32 + team.lane) * V, stride = team.warps * 32 * V;
-  const std::int64_t start = team.row * args.n;
-  const auto for_own = [&](auto body) {
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      if (const int i = k * stride + first; i < n) body(k, i);
-    }
+  const int n = static_cast<int>(args.n), begin = team.warp * kColumns + team.lane * V;
+  const std::int64_t at = team.row * args.n + begin;
+  const auto for_own = [&, left = min(n, (team.warp + 1) * kColumns) - begin](auto body) {
+    cuda::for_lane<kSteps, V>(left, body);
   };
-  cuda::Pack<T, V> own[kPacks];
-  for_own([&](int k, int i) { own[k] = cuda::pack_at<V>(args.x + start + i); });
+  cuda::Pack<T, V> own[kSteps];
+  const T* const x = args.x + at;
+  for_own([&](int k, int i) { own[k] = cuda::pack_at<V>(x + i); });
   if constexpr (kHasResidual) {
+    const T* const residual = args.residual + at;
+    T* const sum = args.sum + at;
     for_own([&](int k, int i) {
-      const auto x = cuda::numbers(own[k]), residual = cuda::numbers(cuda::pack_at<V>(args.residual + start + i));
+      const auto a = cuda::numbers(own[k]), b = cuda::numbers(cuda::pack_at<V>(residual + i));
       C both[V];
-      for (int e = 0; e < V; ++e) both[e] = x.value[e] + residual.value[e];
+      for (int e = 0; e < V; ++e) both[e] = a.value[e] + b.value[e];
       own[k] = cuda::rounded<T, V>(both);
-      cuda::store_pack(args.sum + start + i, own[k]);
+      cuda::store_pack(sum + i, own[k]);
     });
   }
-  const double share = 1.0 / static_cast<double>(n);
   C mean = C(0), sum = C(0), square = C(0);
   if constexpr (kHasMean) {
     for_own([&](int k, int) {
-      const auto x = cuda::numbers(own[k]);
-      for (int e = 0; e < V; ++e) sum += x.value[e];
+      const auto own_x = cuda::numbers(own[k]);
+      C part = own_x.value[0];
+      for (int e = 1; e < V; ++e) part += own_x.value[e];
+      sum += part;
     });
-    mean = static_cast<C>(add_row(team, sum, sums) * share);
+    mean = add_row(team, sum, sums) * share;
   }
   for_own([&](int k, int) {
-    const auto x = cuda::numbers(own[k]);
-    for (int e = 0; e < V; ++e) square = math::fma(x.value[e] - mean, x.value[e] - mean, square);
+    const auto own_x = cuda::numbers(own[k]);
+    C part = C(0);
+    for (int e = 0; e < V; ++e) part = math::fma(own_x.value[e] - mean, own_x.value[e] - mean, part);
+    square += part;
   });
-  const C rstd = C(1) / math::sqrt(static_cast<C>(add_row(team, square, squares) * share) + static_cast<C>(args.eps));
+  const C rstd = rsqrtf(math::fma(add_row(team, square, squares), share, static_cast<C>(args.eps)));
   if (team.warp == 0 && team.lane == 0) {
     if (kHasMean) args.mean[team.row] = mean;
     args.rstd[team.row] = rstd;
   }
   const bool has_weight = kIsUsual || args.weight != nullptr, has_bias = kIsUsual ? kHasMean : args.bias != nullptr;
+  const T *const weights = args.weight + begin, *const biases = args.bias + begin;
+  T* const y = args.y + at;
   for_own([&](int k, int i) {
     cuda::Pack<T, V> weight{}, bias{};
-    if (has_weight) weight = cuda::pack_at<V>(args.weight + i);
-    if (has_bias) bias = cuda::pack_at<V>(args.bias + i);
-    const auto x = cuda::numbers(own[k]), w = cuda::numbers(weight), b = cuda::numbers(bias);
-    C y[V];
+    if (has_weight) weight = cuda::pack_at<V>(weights + i);
+    if (has_bias) bias = cuda::pack_at<V>(biases + i);
+    const auto own_x = cuda::numbers(own[k]), w = cuda::numbers(weight), b = cuda::numbers(bias);
+    C values[V];
     for (int e = 0; e < V; ++e) {
-      const C value = (x.value[e] - mean) * rstd, factor = has_weight ? w.value[e] : C(1);
-      y[e] = has_bias ? math::fma(value, factor, b.value[e]) : value * factor;
+      const C value = (own_x.value[e] - mean) * rstd, factor = has_weight ? w.value[e] : C(1);
+      values[e] = has_bias ? math::fma(value, factor, b.value[e]) : value * factor;
     }
-    cuda::store_pack(args.y + start + i, cuda::rounded<T, V>(y));
+    cuda::store_pack(y + i, cuda::rounded<T, V>(values));
   });
 }
 
+template <class T, int kSteps>
+constexpr std::int64_t warps_of(std::int64_t n) {
+  constexpr int kColumns = Bounds<T, kSteps, true>::kColumns;
+  return (n + kColumns - 1) / kColumns;
+}
+
+template <class T, bool kHasMean, bool kHasResidual, int kSteps>
+void launch_steps(const Forward<T>& args, const Cuda& cuda) {
+  const std::int64_t together =
+      std::clamp<std::int64_t>(Bounds<T, kSteps, true>::kColumns / args.n, 1, kMostRowsOfBlock);
+  const auto blocks = static_cast<unsigned>((args.rows + together - 1) / together);
+  const dim3 threads(32, static_cast<unsigned>(warps_of<T, kSteps>(args.n)), static_cast<unsigned>(together));
+  const bool is_usual = args.weight != nullptr && (args.bias != nullptr) == kHasMean;
+  const auto kernel = is_usual ? forward_packs<T, kHasMean, kHasResidual, kSteps, true>
+                               : forward_packs<T, kHasMean, kHasResidual, kSteps, false>;
+  kernel<<<blocks, threads, 0, stream_of(cuda)>>>(args, 1.0f / static_cast<float>(args.n));
+}
+
+/// Beside a residual a lane has half the words, because each is two on their way: two, or three where those leave fewer
+/// lanes without a word.
 template <class T, bool kHasMean, bool kHasResidual>
 void launch_packs(const Forward<T>& args, const Cuda& cuda) {
-  constexpr std::int64_t kOfWarp = 32 * kPacks * cuda::kPackWidth<T>;
-  const auto warps = static_cast<unsigned>((args.n + kOfWarp - 1) / kOfWarp);
-  const unsigned together = warps == 1 ? kRowsAtOnce : 1;
-  const auto blocks = static_cast<unsigned>((args.rows + together - 1) / together);
-  const bool is_usual = args.weight != nullptr && (args.bias != nullptr) == kHasMean;
-  const auto kernel =
-      is_usual ? forward_packs<T, kHasMean, kHasResidual, true> : forward_packs<T, kHasMean, kHasResidual, false>;
-  kernel<<<blocks, dim3(32, warps, together), 0, stream_of(cuda)>>>(args);
+  if constexpr (kHasResidual && sizeof(T) == 2) {
+    3 * warps_of<T, 3>(args.n) < 2 * warps_of<T, 2>(args.n) ? launch_steps<T, kHasMean, kHasResidual, 3>(args, cuda)
+                                                            : launch_steps<T, kHasMean, kHasResidual, 2>(args, cuda);
+  } else {
+    launch_steps<T, kHasMean, kHasResidual, 4>(args, cuda);
+  }
 }
 template <class T>
 void launch_packs(const Forward<T>& args, const Cuda& cuda) {

@@ -286,7 +286,7 @@ NormGradients group_norm_backward(const Tensor& x_any, std::int64_t groups, cons
   if (needs.x) result.x = empty_like_strided(x);
   result.weight = empty_if(needs.weight && w.defined(), {channels}, x.dtype(), device);
   result.bias = empty_if(needs.bias, {channels}, x.dtype(), device);
-  const Tensor workspace = workspace_of(2 * samples * channels, DType::f64, device);
+  const Tensor workspace = workspace_of(2 * samples * (channels + groups), DType::f64, device);
   dispatch(device, GroupNormBackwardArgs{x.view(), view_or_absent(w), center.view(), scale.view(), dy.view(),
                                          view_or_absent(result.x), view_or_absent(result.weight),
                                          view_or_absent(result.bias), view_or_absent(workspace), groups});

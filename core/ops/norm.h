@@ -74,7 +74,7 @@ Cost cost(const GroupNormArgs& args);
 void run(const Cpu& cpu, const GroupNormArgs& args);
 void run(const Cuda& cuda, const GroupNormArgs& args);
 
-/// Gradients of group norm. Absent: weight, dx, dweight, dbias. workspace: f64 [N, C, 2].
+/// Gradients of group norm. Absent: weight, dx, dweight, dbias. workspace: f64 [N, C + groups, 2].
 struct GroupNormBackwardArgs {
   static constexpr const char* kName = "group_norm_backward";
   View x, weight, mean, rstd, dy, dx, dweight, dbias, workspace;

@@ -147,17 +147,19 @@ __global__ void __launch_bounds__(cuda::kTeamThreads)
 constexpr int kColumnWarps = 8;  // of a block of threads: so many row blocks at a time, of one or more tiles of columns
 
 /// A tile is 32 columns of a slab: warp (y, z) has row blocks y, y + blockDim.y, ... of tile z of its block; with
-/// partials one of them, else all.
+/// partials one of them, else all. Blocks beside each other take `tile_blocks` blocks of tiles, then the next rows.
 template <class Op, class T>
 __global__ void __launch_bounds__(32 * kColumnWarps)
-    reduce_columns(const T* x, const __grid_constant__ ReducePlan plan, const Output<Op, T> output, double* workspace) {
+    reduce_columns(const T* x, const __grid_constant__ ReducePlan plan, const Output<Op, T> output, double* workspace,
+                   unsigned tile_blocks) {
   using C = Computed<T>;
   __shared__ Partial all_found[kColumnWarps][32];
   const int inner = plan.kept.ndim - 1, lane = static_cast<int>(threadIdx.x), own = static_cast<int>(threadIdx.y);
   const int at_once = static_cast<int>(blockDim.y);
   const auto found = all_found + at_once * threadIdx.z;
   const std::int64_t tiles = (plan.columns + 31) / 32;
-  const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * blockDim.z + threadIdx.z, slab = tile / tiles;
+  const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x % tile_blocks) * blockDim.z + threadIdx.z,
+                     slab = tile / tiles;
   const std::int64_t column = tile % tiles * 32 + lane;
   const bool is_live = slab < plan.slabs && column < plan.columns;
   std::int64_t at_x, at_y;
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(32 * kColumnWarps)
         JoinNothing{});
   };
   if (plan.has_partials) {
-    const std::int64_t block = static_cast<std::int64_t>(blockIdx.y) * at_once + own;
+    const std::int64_t block = static_cast<std::int64_t>(blockIdx.x / tile_blocks) * at_once + own;
     if (is_live && block < plan.row_blocks)
       put<Op>(workspace, block * plan.outputs + slab * plan.columns + column, fold_block(block));
     return;
@@ -247,10 +249,11 @@ void run_op(const Cuda& cuda, const ReduceArgs& args, const ReducePlan& plan) {
     int at_once = 1;
     while (at_once < kColumnWarps && at_once < plan.row_blocks) at_once *= 2;
     const int beside = kColumnWarps / at_once;
-    const dim3 blocks(static_cast<unsigned>((tiles + beside - 1) / beside),
-                      static_cast<unsigned>(plan.has_partials ? (plan.row_blocks + at_once - 1) / at_once : 1));
+    const std::int64_t tile_blocks = (tiles + beside - 1) / beside,
+                       row_groups = plan.has_partials ? (plan.row_blocks + at_once - 1) / at_once : 1;
     const dim3 threads(32, static_cast<unsigned>(at_once), static_cast<unsigned>(beside));
-    reduce_columns<Op, T><<<blocks, threads, 0, stream>>>(args.x.as<T>(), plan, output, workspace);
+    reduce_columns<Op, T><<<static_cast<unsigned>(tile_blocks * row_groups), threads, 0, stream>>>(
+        args.x.as<T>(), plan, output, workspace, static_cast<unsigned>(tile_blocks));
   } else {
     const std::int64_t pieces = plan.has_partials ? plan.pieces_per_part : plan.pieces;
     const cuda::TeamLaunch launch(plan.outputs * (plan.has_partials ? plan.parts : 1), pieces * kSumBlock);

@@ -97,15 +97,19 @@ __device__ void wait_copies() {
 
 /// How rows are given to blocks that copy ahead. Teams of `warps` warps, `groups` of them a block, take neighbouring
 /// rows, so that all running blocks walk through memory side by side. Each warp copies its columns of the rows to come
-/// to shared memory while it works on a row. The plan depends on the shape alone.
+/// to shared memory while it works on a row; at the end the same memory holds a team's sums. The plan depends on the
+/// shape and on what shared memory there is.
 struct RowPlan {
-  unsigned warps, groups;
-  std::size_t shared_bytes;  ///< for the stages
+  unsigned warps, groups;    ///< 0 groups where not even one has the memory
+  std::size_t shared_bytes;  ///< for all groups
 
-  RowPlan(std::int64_t n, std::int64_t columns, unsigned threads, std::size_t stages, std::size_t operand_bytes) {
+  /// A warp has `columns` columns, of each of which it holds `column_bytes`; a team needs team_bytes at least.
+  RowPlan(std::int64_t n, std::int64_t columns, unsigned threads, std::size_t column_bytes, std::size_t team_bytes,
+          std::size_t most_shared) {
     warps = static_cast<unsigned>((n + columns - 1) / columns);
-    groups = threads / (32 * warps);
-    shared_bytes = groups * warps * stages * operand_bytes * static_cast<std::size_t>(columns);
+    const std::size_t bytes = std::max(warps * column_bytes * static_cast<std::size_t>(columns), team_bytes);
+    groups = std::min(threads / (32 * warps), static_cast<unsigned>(most_shared / bytes));
+    shared_bytes = groups * bytes;
   }
   dim3 threads() const { return dim3(32, warps, groups); }
 };

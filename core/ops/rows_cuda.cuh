@@ -33,7 +33,7 @@ void visit_float(DType dtype, const char* op, F&& f) {
   dtype == DType::f64 ? f(TypeTag<double>{}) : visit_training_float(dtype, op, f);
 }
 
-/// `load` and `store`, by the instructions that convert where there are some: the same bits.
+/// `load` and `store`, by the instructions that convert where there are some: the same bits, but for those of a NaN.
 template <class T>
 __device__ auto read(T x) {
   if constexpr (std::is_same_v<T, Half>) {
@@ -55,9 +55,7 @@ __device__ T write(C value) {
   }
 }
 
-inline constexpr float kLog2E = 1.44269504f;
-
-/// 2^x by the processor's own instruction, exact enough for results of 16 bits.
+/// 2^x by the processor's own instruction, exact enough for results of 16 bits; 0 at -infinity.
 __device__ inline float exp2_16(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -70,7 +68,7 @@ __device__ C row_exp(C x) {
   if constexpr (std::is_arithmetic_v<T>) {
     return math::exp(x);
   } else {
-    return exp2_16(kLog2E * x);
+    return exp2_16(math::kLog2E * x);
   }
 }
 

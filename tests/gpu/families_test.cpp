@@ -11,6 +11,7 @@
 
 #include <doctest/doctest.h>
 
+#include "core/ops/activation.h"
 #include "core/ops/adam8bit.h"
 #include "core/ops/came.h"
 #include "core/ops/cast.h"
@@ -46,7 +47,7 @@ Twin both(const F& f) {
 }
 
 std::vector<Shape> row_shapes() {
-  return {{1, 1}, {9, 33}, {40, 768}, {33, 1024}, {5, 1025}, {70, 1600}, {3, 5000}, {2, 20000}};
+  return {{1, 1}, {9, 33}, {25, 128}, {6, 512}, {40, 768}, {33, 1024}, {5, 1025}, {70, 1600}, {3, 5000}, {2, 20000}};
 }
 
 }  // namespace
@@ -114,6 +115,24 @@ TEST_CASE("reductions have the CPU's bits in every order of memory") {
         }
       }
     }
+  }
+}
+
+// More blocks of rows than CUDA takes along the second axis of a launch.
+TEST_CASE("a sum over more than 2^26 rows of few columns is right") {
+  constexpr std::int64_t kRows = 67'200'000;
+  const Tensor x = Tensor::zeros({kRows, 2}, DType::bf16, kGpu), ones = full({3, 2}, 1.0, DType::bf16, kGpu);
+  for (const std::int64_t first : {std::int64_t{0}, kRows / 2, kRows - 3}) copy_into(ones, x.narrow(0, first, 3));
+  const Tensor sums = reduce(ReduceOp::sum, x, {0});
+  CHECK(to_device(cast(sums, DType::f32), kCpu).to_vector<float>() == std::vector<float>{9, 9});
+}
+
+TEST_CASE("the gradient of gelu at huge numbers of 16 bits is that of a line") {
+  const std::vector<float> huge = {2e13f, -2e13f, 3e38f, -3e38f, 40, -40, 1e6f, -1e6f};
+  const Tensor saved = cast(Tensor::from_values(huge, {1, 8}, kGpu), DType::bf16);
+  for (const bool needs_bias : {false, true}) {
+    const Tensor dx = bias_backward(full({1, 8}, 2, DType::bf16, kGpu), saved, Activation::gelu_tanh, needs_bias).first;
+    CHECK(to_device(cast(dx, DType::f32), kCpu).to_vector<float>() == std::vector<float>{2, 0, 2, 0, 2, 0, 2, 0});
   }
 }
 
