@@ -94,7 +94,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
 }
 
 LinearGradients conv2d_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
-                                const ConvGeometry& geometry, Activation activation, LinearNeeds needs) {
+                                const ConvGeometry& geometry, Activation activation, ConvNeeds needs) {
   const Shape shape = result_shape("conv2d_backward", x, weight, geometry);
   check_dtypes("conv2d_backward", {&x, &weight, &dy, &saved});
   const Device device = common_device("conv2d_backward", {&x, &weight, &dy, &saved});
