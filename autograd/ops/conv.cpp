@@ -19,7 +19,7 @@ Variable conv2d(const Variable& x, const Variable& weight, const Variable& bias,
   Tensor y = castor::conv2d(image, weight.data(), bias_data, geometry, activation, is_recorded ? &saved : nullptr);
   Tensor saved_weight = weight.data();
   return record("conv2d", y, std::move(inputs), [=](BackwardContext& context) -> std::vector<Tensor> {
-    const LinearNeeds needs{context.needs[0], context.needs[1], has_bias && context.needs[2]};
+    const ConvNeeds needs{context.needs[0], context.needs[1], has_bias && context.needs[2]};
     LinearGradients gradients = castor::conv2d_backward(std::move(context.gradients[0]), image, saved_weight, saved,
                                                         geometry, activation, needs);
     std::vector<Tensor> result = {std::move(gradients.x), std::move(gradients.weight)};

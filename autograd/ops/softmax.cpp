@@ -45,7 +45,7 @@ Variable linear_cross_entropy(const Variable& x, const Variable& weight, const T
   const Tensor rows = castor::reshape(x.data(), {targets.numel(), shape.back()});
   const LinearCrossEntropy forward =
       castor::linear_cross_entropy(rows, weight.data(), castor::reshape(targets, {targets.numel()}), options,
-                                   {needs_gradient({&x}), needs_gradient({&weight}), false});
+                                   {needs_gradient({&x}), needs_gradient({&weight})});
   return record("linear_cross_entropy", forward.loss, {x, weight},
                 [=](BackwardContext& context) -> std::vector<Tensor> {
                   LinearCrossEntropy own = forward;

@@ -18,10 +18,12 @@ int cuda_device_count();
 
 /// The backend of GPU `ordinal`, with a compute stream of its own.
 ///   allocate  cudaMalloc; nullptr when the device has none left, so that the allocator can give its cache back
-///   events    hold a cudaEvent_t (`Event::get`), without timing, from a pool; an event of another stream may be waited
-///   on copies    in stream order. `copy_from_host` returns when its source may change again; `copy_within` needs
-///   disjoint ranges stream    a cudaStream_t; asking for it makes the device the calling thread's current one, as a
-///   launch requires
+///   events    hold a cudaEvent_t (`Event::get`), without timing, from a pool;
+///             an event of another stream may be waited on
+///   copies    in stream order; `copy_from_host` returns when its source may change again,
+///             `copy_within` needs disjoint ranges
+///   stream    a cudaStream_t; asking for it makes the device the calling thread's current one,
+///             as a launch requires
 /// Calls are safe from any thread. Throws DeviceError, with CUDA's own words and what to do, when there is no such
 /// device; so does every call once the device is lost, except `deallocate`, which leaves that to the next one.
 std::unique_ptr<Backend> make_cuda_backend(int ordinal);

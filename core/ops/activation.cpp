@@ -3,6 +3,7 @@
 
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/float_check.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -44,9 +45,7 @@ std::pair<Tensor, Tensor> bias_backward(Tensor dy, const Tensor& saved, Activati
                                         const BiasBackwardWanted& wanted) {
   const auto& [value, scale, bias_place] = wanted;
   const DType dtype = dy.dtype();
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
-    throw DTypeError(cat("bias_backward: expected f32, f16, bf16 or f64, got ", dy, "; cast it first"));
-  }
+  check_float("bias_backward", dy);
   const bool has_activation = activation != Activation::none;
   if (dy.ndim() != 2 || (has_activation && !(saved.defined() && saved.shape() == dy.shape()))) {
     throw ShapeError(

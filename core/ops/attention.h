@@ -18,8 +18,9 @@ namespace castor {
 ///   k, v       [B, Tk, Hkv, D], last stride 1; query head h reads key head h / (H / Hkv)
 ///   mask       absent, bool (true = attend) or f32 (added), expanded to [B, H, Tq, Tk]
 ///   out        [B, Tq, H, D], last stride 1
-///   lse        f32 (f64 for f64) [B, H, Tq] row-major: natural logarithm of the sum of exp(score); -infinity for a row
-///   without keys workspace  see workspace_bytes
+///   lse        f32 (f64 for f64) [B, H, Tq] row-major: natural logarithm of the sum of exp(score);
+///              -infinity for a row without keys
+///   workspace  see workspace_bytes
 struct AttentionArgs {
   static constexpr const char* kName = "attention";
   View q, k, v, mask, out, lse, workspace;

@@ -29,6 +29,12 @@ Tensor clone(const Tensor& x) {
 Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
 
 void copy_across(const Tensor& x, const Tensor& y) {
+  if (!(x.shape() == y.shape()) || !x.is_contiguous() || !y.is_contiguous()) {
+    throw ShapeError(cat("copy_across: expected two row-major tensors of one shape, got ", x, " with strides ",
+                         x.strides(), " and ", y, " with strides ", y.strides(), "; make them contiguous"));
+  }
+  if (x.dtype() != y.dtype())
+    throw DTypeError(cat("copy_across: expected two tensors of one dtype, got ", x, " and ", y, "; cast one of them"));
   if (x.numel() == 0) return;
   if (x.device().is_meta() || y.device().is_meta()) {
     const View from = x.view();  // whoever keeps them elsewhere is asked for them, as by a real copy
@@ -46,9 +52,17 @@ void copy_across(const Tensor& x, const Tensor& y) {
 
 Tensor to_device(const Tensor& x, Device device) {
   if (x.device() == device) return x;
+  if (x.device().is_meta() && !device.is_meta()) {
+    throw DeviceError(cat("to_device: ", x, " is on a meta device and has no values for ", device,
+                          "; run on cpu or cuda to have them"));
+  }
   const Tensor source = contiguous(x);
   Tensor y = Tensor::empty(x.shape(), x.dtype(), device);
   if (device.is_meta()) return y;
+  if (x.device().is_cpu() || device.is_cpu()) {
+    copy_across(source, y);
+    return y;
+  }
   std::vector<char> bytes(static_cast<std::size_t>(x.numel()) * dtype_size(x.dtype()));
   source.copy_to_host(bytes.data(), bytes.size());
   y.copy_from_host(bytes.data(), bytes.size());

@@ -39,9 +39,11 @@ Tensor clone(const Tensor& x);
 void copy_into(const Tensor& x, const Tensor& y);
 
 /// Copies x's bytes over y's, of x's shape and dtype, both row-major. On meta it is a "transfer" that observers see.
+/// Throws ShapeError, DTypeError.
 void copy_across(const Tensor& x, const Tensor& y);
 
-/// x on `device`, row-major; x itself when it is there. Copies through host memory between devices.
+/// x on `device`, row-major; x itself when it is there. Between two devices it goes through host memory. Throws
+/// DeviceError for a tensor without values, unless it stays without.
 Tensor to_device(const Tensor& x, Device device);
 
 /// `shape` with x's values: a view where strides allow, otherwise a copy.

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "core/ops/channels_last.h"
+#include "core/ops/float_check.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -11,12 +12,9 @@ namespace {
 
 void check_dtypes(const char* op, std::initializer_list<const Tensor*> operands) {
   const Tensor& first = **operands.begin();
-  const DType dtype = first.dtype();
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
-    throw DTypeError(cat(op, ": expected f32, f16, bf16 or f64, got ", first, "; cast it first"));
-  }
+  check_float(op, first);
   for (const Tensor* operand : operands) {
-    if (operand->defined() && operand->dtype() != dtype) {
+    if (operand->defined() && operand->dtype() != first.dtype()) {
       throw DTypeError(
           cat(op, ": expected operands of one dtype, got ", first, " and ", *operand, "; cast one of them"));
     }
@@ -94,7 +92,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
 }
 
 LinearGradients conv2d_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
-                                const ConvGeometry& geometry, Activation activation, LinearNeeds needs) {
+                                const ConvGeometry& geometry, Activation activation, ConvNeeds needs) {
   const Shape shape = result_shape("conv2d_backward", x, weight, geometry);
   check_dtypes("conv2d_backward", {&x, &weight, &dy, &saved});
   const Device device = common_device("conv2d_backward", {&x, &weight, &dy, &saved});

@@ -67,11 +67,16 @@ void run(const Cuda& cuda, const ConvBackwardWeightArgs& args);
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, const ConvGeometry& geometry = {},
               Activation activation = Activation::none, Tensor* saved = nullptr);
 
+/// Which gradients conv2d_backward computes.
+struct ConvNeeds {
+  bool x = true, weight = true, bias = true;
+};
+
 /// Gradients of conv2d. Hands over `dy`: when nobody else holds it, its bytes are reused.
 ///   dy, x, weight  as in the forward call; `saved` as it gave
 ///   returns        dx channels-last, dweight row-major, dbias; undefined where not asked for
 /// Throws ShapeError, DTypeError, DeviceError.
 LinearGradients conv2d_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
-                                const ConvGeometry& geometry, Activation activation, LinearNeeds needs = {});
+                                const ConvGeometry& geometry, Activation activation, ConvNeeds needs = {});
 
 }  // namespace castor

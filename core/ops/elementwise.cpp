@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/ops/float_check.h"
+
 namespace castor {
 namespace {
 
@@ -11,11 +13,6 @@ Cost streamed(std::initializer_list<const View*> views, double flops_each) {
   for (const View* view : views) total.bytes += static_cast<double>(view->bytes());
   total.flops = flops_each * static_cast<double>((*(views.end() - 1))->numel());
   return total;
-}
-
-void check_float(const char* op, const Tensor& x) {
-  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1)
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
 }
 
 void check_same_dtype(const char* op, const Tensor& x, const Tensor& y) {

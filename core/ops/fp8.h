@@ -94,11 +94,14 @@ struct Fp8Orders {
 ///   format  f8e4m3 (for weights and activations) or f8e5m2 (for gradients)
 ///   orders  what is made; the others stay undefined
 ///   scale   if given, what an earlier call found for these values: it is not looked for again
-/// Throws DTypeError, ShapeError.
+/// Throws DTypeError, ShapeError, DeviceError.
 Fp8Tensor fp8_quantise(const Tensor& x, DType format, Fp8Orders orders = {}, const Tensor& scale = {});
 
-/// What its values stand for, rounded once to `dtype` (f32|bf16|f16; exact in f32 and bf16 but for subnormals).
-/// Throws DTypeError.
+/// Throws DTypeError or ShapeError naming `op` unless `scale` is what fp8_quantise gives: two neighbouring f32.
+void check_fp8_scale(const char* op, const Tensor& scale);
+
+/// What its values, of any strides, stand for, row-major, rounded once to `dtype` (f32|bf16|f16; exact in f32 and bf16
+/// but for subnormals). Throws DTypeError, ShapeError, DeviceError.
 Tensor fp8_expand(const Fp8Tensor& x, DType dtype);
 
 }  // namespace castor

@@ -1,9 +1,22 @@
 // Checks and allocation around the 8-bit product.
 #include "core/ops/fp8_matmul.h"
 
+#include "core/ops/cast.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
+namespace {
+
+void check_operand(const char* name, const Fp8Operand& operand) {
+  const Tensor& x = operand.values;
+  if (!x.is_contiguous() && !x.transpose(0, 1).is_contiguous()) {
+    throw ShapeError(cat("fp8_matmul: expected ", name, " dense by rows or by columns, got ", x, " with strides ",
+                         x.strides(), "; make it contiguous"));
+  }
+  check_fp8_scale("fp8_matmul", operand.scale);
+}
+
+}  // namespace
 
 Cost cost(const Fp8MatmulArgs& args) {
   return {2 * static_cast<double>(args.c.numel()) * static_cast<double>(args.a.size[1]),
@@ -22,10 +35,13 @@ Tensor fp8_matmul(const Fp8Operand& a, const Fp8Operand& b, DType dtype, const T
     throw ShapeError(
         cat("fp8_matmul: expected a [m, k], b [n, k] and a bias [n], got ", a.values, ", ", b.values, " and ", bias));
   }
+  check_operand("a", a);
+  check_operand("b", b);
   const Device device = common_device("fp8_matmul", {&a.values, &a.scale, &b.values, &b.scale, &bias});
   const Tensor c = Tensor::empty({a.values.size(0), b.values.size(0)}, dtype, device);
+  const Tensor dense_bias = bias.defined() ? contiguous(bias) : bias;
   Fp8MatmulArgs args{
-      a.values.view(), a.scale.view(), b.values.view(), b.scale.view(), view_or_absent(bias), c.view(), {}};
+      a.values.view(), a.scale.view(), b.values.view(), b.scale.view(), view_or_absent(dense_bias), c.view(), {}};
   const Tensor workspace = workspace_for(device, args);
   args.workspace = view_or_absent(workspace);
   dispatch(device, args);

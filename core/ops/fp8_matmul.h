@@ -15,7 +15,8 @@
 namespace castor {
 
 /// c = a b^T * a_scale[0] * b_scale[0] + bias. a: f8e4m3|f8e5m2 [m, k], b: f8e4m3 [n, k], each dense in memory, by rows
-/// or by columns; scales: f32 [2]; bias: [n] or absent; c: row-major [m, n]; bias and c of one dtype: f32|bf16|f16.
+/// or by columns; scales: f32 [2]; bias: [n] dense or absent; c: row-major [m, n]; bias and c of one dtype:
+/// f32|bf16|f16.
 struct Fp8MatmulArgs {
   static constexpr const char* kName = "fp8_matmul";
   View a, a_scale, b, b_scale, bias, c, workspace;
@@ -32,10 +33,10 @@ struct Fp8Operand {
 };
 
 /// a b^T + bias, rounded once to `dtype`.
-///   a        f8e4m3|f8e5m2 [m, k], as fp8_quantise gives it
-///   b        f8e4m3 [n, k]
+///   a        f8e4m3|f8e5m2 [m, k], as fp8_quantise gives it: without gaps, by rows or by columns
+///   b        f8e4m3 [n, k], as a
 ///   dtype    of the result and the bias: f32|bf16|f16
-///   bias     [n] or undefined
+///   bias     [n], any stride, or undefined
 ///   returns  [m, n]
 /// Throws ShapeError, DTypeError, DeviceError.
 Tensor fp8_matmul(const Fp8Operand& a, const Fp8Operand& b, DType dtype, const Tensor& bias = {});

@@ -2,6 +2,7 @@
 #include "core/ops/gated.h"
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -13,9 +14,7 @@ Shape checked_result_shape(const char* op, const Tensor& packed, Activation acti
   if (packed.ndim() < 1 || packed.shape().back() % 2 != 0) {
     throw ShapeError(cat(op, ": expected an even last size, gate and up side by side, got ", packed));
   }
-  const DType dtype = packed.dtype();
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64)
-    throw DTypeError(cat(op, ": expected f32, f16, bf16 or f64, got ", packed, "; cast it first"));
+  check_float(op, packed);
   Shape shape = packed.shape();
   shape[shape.ndim() - 1] /= 2;
   return shape;

@@ -3,6 +3,7 @@
 #include "core/ops/index.h"
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
@@ -11,12 +12,6 @@ namespace {
 void check_ids(const char* op, const Tensor& ids) {
   if (ids.dtype() != DType::i64 && ids.dtype() != DType::i32)
     throw DTypeError(cat(op, ": expected ids of i64 or i32, got ", ids));
-}
-
-void check_adds(const char* op, const Tensor& x) {
-  if (x.dtype() != DType::f32 && x.dtype() != DType::bf16 && x.dtype() != DType::f16 && x.dtype() != DType::f64) {
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
-  }
 }
 
 /// [outer, size, inner] with `axis` in the middle; a copy if strides do not allow a view with last stride 1.
@@ -41,7 +36,7 @@ Tensor flat_ids(const Tensor& ids) { return reshape(ids, {ids.numel()}); }
 
 void check_embedding_gradient(const char* op, const Tensor& dy, const Tensor& ids, std::int64_t columns) {
   check_ids(op, ids);
-  check_adds(op, dy);
+  check_float(op, dy);
   Shape wanted = ids.shape();
   wanted.push_back(columns);
   if (!(dy.shape() == wanted))
@@ -90,7 +85,7 @@ Tensor index_select_backward(const Tensor& dy, const Shape& shape, int axis_inde
   constexpr const char* kOp = "index_select_backward";
   const int axis = shape.axis(axis_index, kOp);
   check_ids(kOp, ids);
-  check_adds(kOp, dy);
+  check_float(kOp, dy);
   Shape wanted = shape;
   wanted[axis] = ids.numel();
   if (ids.ndim() != 1 || !(dy.shape() == wanted)) {
@@ -151,7 +146,7 @@ Tensor scatter_add(const Tensor& x, int axis_index, const Tensor& index, const T
   constexpr const char* kOp = ScatterAddArgs::kName;
   const int axis = x.shape().axis(axis_index, kOp);
   check_line_operands(kOp, x, axis, index);
-  check_adds(kOp, x);
+  check_float(kOp, x);
   if (x.dtype() != source.dtype())
     throw DTypeError(cat(kOp, ": x and source must have one dtype, got ", x, " and ", source));
   if (!(source.shape() == index.shape()))
@@ -166,7 +161,7 @@ Tensor scatter_add(const Tensor& x, int axis_index, const Tensor& index, const T
 
 Tensor gather_backward(const Tensor& dy, const Shape& shape, int axis_index, const Tensor& index) {
   constexpr const char* kOp = "gather_backward";
-  check_adds(kOp, dy);
+  check_float(kOp, dy);
   const int axis = shape.axis(axis_index, kOp);
   if (!(dy.shape() == index.shape()))
     throw ShapeError(cat(kOp, ": the gradient must have index's shape, got ", dy, " and ", index));

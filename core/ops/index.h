@@ -2,7 +2,8 @@
 //
 // Delicate: gradients add up by element, always in order of position and in f32 (f64 for f64), rounded once at the end:
 // no atomics, the same bits for any number of threads. An index outside its axis is refused by name on the CPU, before
-// it is used.
+// it is used. A GPU cannot say so: there it reads elements of ones in all bits (NaN in floats, -1 in integers) and adds
+// to none.
 #pragma once
 
 #include <span>
@@ -67,7 +68,8 @@ void run(const Cuda& cuda, const ScatterAddArgs& args);
 ///   x        any dtype and strides
 ///   ids      i64|i32 [n], each in [0, x.size(axis))
 ///   returns  x's shape with n along the axis, row-major
-/// Throws ShapeError, naming the index and its position, for one outside the axis; DTypeError, DeviceError.
+/// Throws ShapeError, naming the index and its position, for one outside the axis, where the device can say so;
+/// DTypeError, DeviceError.
 Tensor index_select(const Tensor& x, int axis, const Tensor& ids);
 
 /// Gradient of index_select: zeros of `shape` plus each slice of dy where its id says.
@@ -85,11 +87,13 @@ Tensor embedding_backward(const Tensor& dy, const Tensor& ids, std::int64_t voca
 void embedding_backward_add(const Tensor& dy, const Tensor& ids, const Tensor& gradient, std::int64_t skip = -1);
 
 /// Elements of x picked along `axis` by an index of as many axes, no larger than x along the others. Result: index's
-/// shape. Throws ShapeError (naming index and position when outside), DTypeError, DeviceError.
+/// shape. Throws ShapeError (naming index and position when outside, where the device can say so), DTypeError,
+/// DeviceError.
 Tensor gather(const Tensor& x, int axis, const Tensor& index);
 
 /// A copy of x plus source's elements where index says; source of index's shape and x's dtype. The transpose of gather.
 ///   x  f32|bf16|f16|f64; 16-bit dtypes add in f32 and round once
+/// Throws as gather.
 Tensor scatter_add(const Tensor& x, int axis, const Tensor& index, const Tensor& source);
 
 /// Gradient of gather: zeros of `shape` with dy scattered.

@@ -32,7 +32,7 @@ void check(const char* op, const Tensor& x, const Tensor& weight, const Tensor& 
 }  // namespace
 
 LinearCrossEntropy linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& targets_any,
-                                        const CrossEntropyOptions& options, LinearNeeds needs) {
+                                        const CrossEntropyOptions& options, LinearCrossEntropyNeeds needs) {
   const char* op = "linear_cross_entropy";
   const Device device = common_device(op, {&x, &weight, &targets_any});
   check(op, x, weight, targets_any, options);

@@ -23,15 +23,20 @@ struct LinearCrossEntropy {
   DType dtype = DType::f32;  ///< of x and weight
 };
 
+/// Which gradients linear_cross_entropy computes.
+struct LinearCrossEntropyNeeds {
+  bool x = true, weight = true;
+};
+
 /// Cross entropy of x weight^T with the targets.
 ///   x        f32|bf16|f16|f64 [rows, k], any strides
 ///   weight   [classes, k] of x's dtype
 ///   targets  i64|i32 [rows]; each in [0, classes) or options.ignore_index
-///   needs    which gradients to compute; `bias` means nothing
+///   needs    which gradients to compute
 /// Throws ShapeError (also for a target out of range, where the device can say so), DTypeError, DeviceError;
 /// ConfigError for a label_smoothing outside [0, 1] and for reduction none.
 LinearCrossEntropy linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& targets,
-                                        const CrossEntropyOptions& options, LinearNeeds needs);
+                                        const CrossEntropyOptions& options, LinearCrossEntropyNeeds needs);
 
 /// The gradients times the loss's gradient `dloss` [], written over those of `forward`; `bias` is undefined.
 LinearGradients linear_cross_entropy_backward(const LinearCrossEntropy& forward, const Tensor& dloss,

@@ -4,18 +4,12 @@
 #include <tuple>
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 #include "core/ops/gated.h"
 #include "core/ops/workspace.h"
 
 namespace castor {
 namespace {
-
-void check_dtype(const char* op, const Tensor& x) {
-  const DType dtype = x.dtype();
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
-    throw DTypeError(cat(op, ": expected f32, f16, bf16 or f64, got ", x, "; cast it first"));
-  }
-}
 
 void check_same_dtype(const char* op, const char* what, const Tensor& x, const Tensor& first) {
   if (x.defined() && x.dtype() != first.dtype()) {
@@ -71,7 +65,7 @@ Cost cost(const MatmulArgs& args) {
 }
 
 Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
-  check_dtype("matmul", a);
+  check_float("matmul", a);
   check_same_dtype("matmul", "b is", b, a);
   check_same_dtype("matmul", "bias is", bias, a);
   const Device device = common_device("matmul", {&a, &b, &bias});
@@ -94,7 +88,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, const Tensor& bias) {
 }
 
 void matmul_into(const Tensor& a, const Tensor& b, const Tensor& c, bool accumulates) {
-  check_dtype("matmul_into", a);
+  check_float("matmul_into", a);
   check_same_dtype("matmul_into", "b is", b, a);
   common_device("matmul_into", {&a, &b, &c});
   if (a.ndim() != 2 || b.ndim() != 2 || b.size(0) != a.size(1) || !(c.shape() == Shape{a.size(0), b.size(1)}) ||
@@ -111,7 +105,7 @@ void matmul_into(const Tensor& a, const Tensor& b, const Tensor& c, bool accumul
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation, Tensor* saved) {
-  check_dtype("linear", x);
+  check_float("linear", x);
   check_same_dtype("linear", "weight is", weight, x);
   check_same_dtype("linear", "bias is", bias, x);
   common_device("linear", {&x, &weight, &bias});
@@ -130,7 +124,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activat
 
 LinearGradients linear_backward(Tensor dy, const Tensor& x, const Tensor& weight, const Tensor& saved,
                                 Activation activation, LinearNeeds needs) {
-  check_dtype("linear_backward", dy);
+  check_float("linear_backward", dy);
   check_same_dtype("linear_backward", "x is", x, dy);
   check_same_dtype("linear_backward", "weight is", weight, dy);
   common_device("linear_backward", {&dy, &x, &weight, &saved});
@@ -163,7 +157,7 @@ FeedForwardGradients feed_forward_backward(Tensor dy, const Tensor& x, const Ten
                                            HiddenActivation hidden, const Tensor& proj_weight, LinearNeeds fc_needs,
                                            LinearNeeds proj_needs) {
   const char* op = "feed_forward_backward";
-  check_dtype(op, dy);
+  check_float(op, dy);
   check_same_dtype(op, "input is", input, dy);
   check_same_dtype(op, "the second weight is", proj_weight, dy);
   const Device device = common_device(op, {&dy, &x, &fc_weight, &input, &proj_weight});

@@ -4,6 +4,7 @@
 
 #include "core/ops/cast.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/float_check.h"
 #include "core/ops/reduce_plan.h"
 
 namespace castor {
@@ -16,11 +17,6 @@ double sum_bytes(std::initializer_list<const View*> views) {
 }
 
 DType statistics_dtype(const Tensor& x) { return x.dtype() == DType::f64 ? DType::f64 : DType::f32; }
-
-void check_float(const char* op, const Tensor& x) {
-  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1)
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
-}
 
 /// `vector` is absent or [size] of x's dtype, with unit stride.
 Tensor checked_vector(const char* op, const char* what, const Tensor& vector, std::int64_t size, DType dtype) {

@@ -116,8 +116,8 @@ struct NormGradients {
 
 /// Gradients of layer_norm (of rms_norm when `mean` is undefined).
 ///   x     what was normalised: `sum` where there was a residual
-///   dsum  gradient that reached `sum` by itself, or undefined; it is added to x's gradient. The residual's gradient is
-///   x's.
+///   dsum  gradient that reached `sum` by itself, or undefined; it is added to x's gradient
+/// The residual's gradient is x's.
 NormGradients layer_norm_backward(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
                                   const Tensor& dy, const Tensor& dsum = {}, const NormNeeds& needs = {});
 
@@ -129,8 +129,10 @@ struct BatchNormed {
 };
 
 /// Batch norm with the batch's own statistics, then `+ residual` and relu where asked for.
-///   x             f32|bf16|f16|f64 [N, C, ...]; row-major and channels-last are computed in place, other strides are
-///   copied weight, bias  [C] of x's dtype, or undefined residual      as x, or undefined
+///   x             f32|bf16|f16|f64 [N, C, ...]; row-major and channels-last are read where they are,
+///                 other strides are copied
+///   weight, bias  [C] of x's dtype, or undefined
+///   residual      as x, or undefined
 /// y has x's memory order. Throws ShapeError (also for fewer than two values a channel), DTypeError, DeviceError.
 BatchNormed batch_norm_training(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps = 1e-5,
                                 const Tensor& residual = {}, bool has_relu = false);

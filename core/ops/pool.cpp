@@ -2,15 +2,13 @@
 #include "core/ops/pool.h"
 
 #include "core/ops/channels_last.h"
+#include "core/ops/float_check.h"
 
 namespace castor {
 namespace {
 
 void check_operand(const char* op, const char* what, const Tensor& x) {
-  const DType dtype = x.dtype();
-  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::f64) {
-    throw DTypeError(cat(op, ": expected f32, f16, bf16 or f64, got ", x, "; cast it first"));
-  }
+  check_float(op, x);
   if (x.ndim() != 4) throw ShapeError(cat(op, ": expected ", what, " [n, c, h, w], got ", x));
 }
 

@@ -2,15 +2,10 @@
 #include "core/ops/random.h"
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 
 namespace castor {
 namespace {
-
-void check_float(const char* op, const Tensor& x) {
-  if (x.dtype() != DType::f32 && x.dtype() != DType::bf16 && x.dtype() != DType::f16 && x.dtype() != DType::f64) {
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
-  }
-}
 
 void fill_by(const char* op, const Tensor& y, RandomFillArgs args) {
   check_float(op, y);

@@ -4,16 +4,11 @@
 #include <cmath>
 
 #include "core/ops/elementwise.h"
+#include "core/ops/float_check.h"
 #include "core/ops/reduce_plan.h"
 
 namespace castor {
 namespace {
-
-void check_float(const char* op, const Tensor& x) {
-  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1) {
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x, "; cast it first"));
-  }
-}
 
 const char* op_name(ReduceOp op) {
   constexpr const char* kNames[] = {"sum", "mean", "max", "min", "norm", "norm", "norm", "logsumexp", "variance"};

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 
 namespace castor {
 namespace {
@@ -15,10 +16,8 @@ bool has_unit_rows(const Tensor& x) { return x.strides()[3] == 1 || x.size(3) ==
 
 void check(const Tensor& x, const RotaryTable& table, std::int64_t offset) {
   if (x.ndim() != 4) throw ShapeError(cat(kOp, ": expected x [B,T,H,D], got ", x));
-  const bool is_float =
-      x.dtype() == DType::f32 || x.dtype() == DType::bf16 || x.dtype() == DType::f16 || x.dtype() == DType::f64;
   const DType wanted = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-  if (!is_float) throw DTypeError(cat(kOp, ": expected f32, bf16, f16 or f64, got ", x));
+  check_float(kOp, x);
   if (!table.cos.defined() || !table.sin.defined() || table.cos.ndim() != 2 ||
       !(table.cos.shape() == table.sin.shape())) {
     throw ShapeError(

@@ -2,14 +2,10 @@
 #include "core/ops/softmax.h"
 
 #include "core/ops/cast.h"
+#include "core/ops/float_check.h"
 
 namespace castor {
 namespace {
-
-void check_float(const char* op, const Tensor& x) {
-  if (!is_floating(x.dtype()) || dtype_size(x.dtype()) == 1)
-    throw DTypeError(cat(op, ": expected f32, bf16, f16 or f64, got ", x));
-}
 
 DType loss_dtype(DType logits) { return logits == DType::f64 ? DType::f64 : DType::f32; }
 

@@ -15,8 +15,10 @@ Tensor Tensor::empty_strided(const Shape& shape, const Shape& strides, DType dty
   for (const std::int64_t size : shape) {
     if (size < 0) throw ShapeError(cat("empty: sizes must not be negative, got ", shape));
   }
-  const std::size_t bytes = static_cast<std::size_t>(shape.numel()) * dtype_size(dtype);
-  return {std::make_shared<Storage>(bytes, device), shape, strides, 0, dtype};
+  std::int64_t bytes = 0;  // signed, as offsets are
+  if (__builtin_mul_overflow(shape.numel(), static_cast<std::int64_t>(dtype_size(dtype)), &bytes))
+    throw ShapeError(cat("empty: the bytes of ", dtype, shape, " overflow; use smaller sizes"));
+  return {std::make_shared<Storage>(static_cast<std::size_t>(bytes), device), shape, strides, 0, dtype};
 }
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
@@ -55,17 +57,26 @@ View Tensor::view() const {
 }
 
 Tensor Tensor::reshape(const Shape& wanted) const {
-  Shape target = wanted;
-  std::int64_t known = 1;
+  Shape target = wanted, given;
   int unknown = -1;
   for (int i = 0; i < target.ndim(); ++i) {
     if (target[i] == -1 && unknown < 0) {
       unknown = i;
+    } else if (target[i] < 0) {
+      throw ShapeError(
+          cat("reshape: expected sizes of at least 0 and at most one -1, got ", wanted, " for ", describe()));
     } else {
-      known *= target[i];
+      given.push_back(target[i]);
     }
   }
-  if (unknown >= 0 && known != 0) target[unknown] = numel() / known;
+  if (unknown >= 0) {
+    const std::int64_t known = given.numel();
+    if (known == 0) {
+      throw ShapeError(cat("reshape: the -1 in ", wanted, " cannot be worked out beside a size of 0 (", describe(),
+                           "); give the size"));
+    }
+    target[unknown] = numel() / known;
+  }
   if (target.numel() != numel())
     throw ShapeError(cat("reshape: ", describe(), " has ", numel(), " elements, shape ", wanted, " does not"));
   if (is_contiguous() || numel() == 0) return {storage_, target, target.contiguous_strides(), offset_, dtype_};
@@ -176,13 +187,26 @@ Tensor Tensor::expand(const Shape& shape) const {
 Tensor Tensor::as_strided(const Shape& shape, const Shape& strides, std::int64_t offset) const {
   if (shape.ndim() != strides.ndim())
     throw ShapeError(cat("as_strided: shape ", shape, " and strides ", strides, " differ in length"));
-  std::int64_t last = offset_ + offset;
-  for (int i = 0; i < shape.ndim(); ++i) last += strides[i] * std::max<std::int64_t>(shape[i] - 1, 0);
-  if (shape.numel() > 0 && (static_cast<std::size_t>(last) + 1) * dtype_size(dtype_) > storage_->bytes()) {
-    throw ShapeError(cat("as_strided: shape ", shape, " with strides ", strides, " reaches beyond the storage of ",
-                         storage_->bytes(), " bytes"));
+  std::int64_t start = 0;
+  bool overflows = __builtin_add_overflow(offset_, offset, &start);
+  std::int64_t lowest = start, highest = start;
+  for (int i = 0; i < shape.ndim(); ++i) {
+    if (shape[i] < 0) throw ShapeError(cat("as_strided: sizes must not be negative, got ", shape));
+    std::int64_t reach = 0;
+    std::int64_t& end = strides[i] < 0 ? lowest : highest;
+    overflows |= __builtin_mul_overflow(strides[i], std::max<std::int64_t>(shape[i] - 1, 0), &reach);
+    overflows |= __builtin_add_overflow(end, reach, &end);
   }
-  return {storage_, shape, strides, offset_ + offset, dtype_};
+  if (overflows) {
+    throw ShapeError(
+        cat("as_strided: the offsets of shape ", shape, " with strides ", strides, " from ", offset, " on overflow"));
+  }
+  const auto count = static_cast<std::int64_t>(storage_->bytes() / dtype_size(dtype_));
+  if (shape.numel() > 0 && (lowest < 0 || highest >= count)) {
+    throw ShapeError(cat("as_strided: shape ", shape, " with strides ", strides, " and offset ", offset,
+                         " reaches elements ", lowest, " to ", highest, " of a storage of ", count, " ", dtype_));
+  }
+  return {storage_, shape, strides, start, dtype_};
 }
 
 void Tensor::check_dtype(DType wanted) const {

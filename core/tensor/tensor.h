@@ -51,7 +51,7 @@ class Tensor {
  public:
   Tensor() = default;  ///< undefined: the absent optional operand
 
-  /// New, uninitialised, row-major. Throws ShapeError for a negative size, OutOfMemory.
+  /// New, uninitialised, row-major. Throws ShapeError for a negative size or too many bytes to count, OutOfMemory.
   static Tensor empty(const Shape& shape, DType dtype, Device device = kCpu);
   static Tensor zeros(const Shape& shape, DType dtype, Device device = kCpu);
   /// New and uninitialised with the dtype and device of `like`.

@@ -14,6 +14,8 @@ class DataLoader {
   DataLoader(std::shared_ptr<const Dataset> dataset, const SamplerOptions& options);
 
   const Dataset& dataset() const { return *dataset_; }
+  /// For another loader of the same data.
+  const std::shared_ptr<const Dataset>& shared_dataset() const { return dataset_; }
   /// Micro-steps in an epoch.
   std::int64_t length() const { return sampler_.micro_steps_per_epoch(); }
   std::int64_t batch_size() const { return options_.batch_size; }

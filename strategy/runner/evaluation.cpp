@@ -29,7 +29,7 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
     }
     if (bar) bar->update(i + 1, "");
     // All ranks stop at the same batch, or some would wait for others' parts of the weights.
-    progress_.was_stopped = on_any_rank(stop_requested());
+    progress_.was_stopped = on_any_rank(stop_requested(), "stop requested");
     if (progress_.was_stopped) break;
   }
   if (progress_.was_stopped) {

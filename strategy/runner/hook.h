@@ -49,7 +49,8 @@ class RunControl {
   /// False inside an accumulation window, whose sums are not saved.
   virtual bool can_save() = 0;
   /// True on all ranks if it is on any; all of them must ask.
-  virtual bool on_any_rank(bool value) = 0;
+  ///   label  what is asked, the same on all ranks, for errors and records
+  virtual bool on_any_rank(bool value, const std::string& label) = 0;
   /// Saves the training state as work_dir/name; all ranks call it. Throws as BaseStrategy::save_checkpoint.
   virtual void save(const std::string& name, const SaveRules& rules) = 0;
 };

@@ -228,7 +228,7 @@ void CheckpointHook::after_val(RunControl& run) {
   // The main rank keeps the scores, and decides for all.
   const bool is_main = run.strategy().is_main();
   const bool is_among = is_main && is_among_best(run.work_dir(), found->second, config_.keep_best, *greater_is_better_);
-  if (!run.on_any_rank(is_among)) return;
+  if (!run.on_any_rank(is_among, "among the best")) return;
   // Noted first, so that what the save removes is measured against it.
   if (is_main) note_score(run.work_dir(), checkpoint_name(run.progress()), found->second);
   save(run);

@@ -1,7 +1,10 @@
 // What a run starts from: the newest checkpoint that is whole, weights of elsewhere, or nothing.
 //
 // Delicate: all ranks must come to the same checkpoint, although each reads its own parts of it and sees other damage;
-// and a job that was started again by its launcher goes on from its own checkpoints only.
+// and a job that was started again by its launcher goes on from its own checkpoints only. Any file of a candidate may
+// be the damaged one, so nothing is read of it before its turn.
+#include <cerrno>
+#include <exception>
 #include <nlohmann/json.hpp>
 
 #include "core/base/file.h"
@@ -15,6 +18,26 @@
 #include "strategy/source/source.h"
 
 namespace castor::strategy {
+namespace {
+
+bool is_unreadable(const IoError& error) { return error.code == EIO || error.code == ENODATA; }
+
+/// True if an error of resuming a checkpoint comes from bytes that are not those that were saved. Only damage sends a
+/// run back to an older checkpoint; one that does not fit is the user's to decide about.
+bool is_damage(const Error& error, const std::string& checkpoint) {
+  if (const auto* io = dynamic_cast<const IoError*>(&error))
+    return is_unreadable(*io) && directory_of(io->path) == checkpoint;
+  if (dynamic_cast<const FormatError*>(&error) == nullptr) return false;
+  try {
+    return !formats::Checkpoint::open(checkpoint).verify().empty();
+  } catch (const FormatError&) {
+    return true;  // of its manifest
+  } catch (const IoError& io) {
+    return is_unreadable(io);  // weights of elsewhere have no manifest, and no older ones
+  }
+}
+
+}  // namespace
 
 void Runner::remove_last_attempts_temporaries() const {
   remove_temporary_files(config_.work_dir);
@@ -32,29 +55,17 @@ std::vector<std::string> Runner::resume_candidates() const {
   }
   std::vector<std::string> folders;
   for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
-  // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
-  if (is_restart() && (!config_.resumes() || config_.load_from)) {
-    std::erase_if(folders, [this](const std::string& folder) { return !is_of_this_job(folder); });
-    if (config_.resumes()) folders.push_back(*config_.load_from);
-  }
-  if (folders.empty()) logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
+  if (is_restart() && config_.resumes() && config_.load_from) folders.push_back(*config_.load_from);
   return folders;
 }
 
-bool Runner::is_of_this_job(const std::string& checkpoint) const {
-  const LoadSource source = LoadSource::open(checkpoint);
+bool Runner::is_foreign(const std::string& candidate) const {
+  // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
+  const bool was_asked_for = config_.resumes() && (!config_.load_from || candidate == *config_.load_from);
+  if (!is_restart() || was_asked_for) return false;
+  const LoadSource source = LoadSource::open(candidate);
   const Json state = parse_json(source.state_text(), source.path);
-  return state.is_object() && state.value("job", Json()) == Json(info_.job_id);
-}
-
-void Runner::take_saved_seed(const std::string& checkpoint) {
-  const LoadSource source = LoadSource::open(checkpoint);
-  const Json state = parse_json(source.state_text(), source.path);
-  if (!state.is_object() || !state.contains("seed")) return;  // resume says what is missing
-  const std::uint64_t saved = JsonCursor(state, source.path).at("seed").unsigned_integer();
-  if (saved == seed()) return;
-  logger().info("seed ", saved, " of the resumed run instead of ", seed());
-  config_.randomness.seed = static_cast<std::int64_t>(saved);
+  return !state.is_object() || state.value("job", Json()) != Json(info_.job_id);
 }
 
 CheckpointCallback Runner::loaded_callback() {
@@ -63,27 +74,45 @@ CheckpointCallback Runner::loaded_callback() {
   };
 }
 
-void Runner::load_or_resume(const std::vector<std::string>& candidates) {
-  if (!config_.resumes() && config_.load_from && candidates.empty()) {
-    StartOptions start;
-    start.load_from = config_.load_from;
-    start.loading.callback = loaded_callback();
-    strategy_->load_or_resume(start);
+void Runner::load_or_resume() {
+  if (config_.resumes() || is_restart()) {
+    if (resume_newest()) return;
+    logger().info("nothing to resume in ", config_.work_dir, ": training starts anew");
   }
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    const bool is_last = i + 1 == candidates.size();
-    bool is_damaged = false;
+  if (config_.resumes() || !config_.load_from) return;
+  StartOptions start;
+  start.load_from = config_.load_from;
+  start.loading.callback = loaded_callback();
+  strategy_->load_or_resume(start);
+}
+
+bool Runner::resume_newest() {
+  std::exception_ptr last_damage;
+  for (const std::string& candidate : resume_candidates()) {
+    std::exception_ptr damage;
+    bool is_used = false;
     try {
-      resume_from(candidates[i]);
-    } catch (const FormatError& error) {
-      // Only damage sends a run back to an older checkpoint; one that does not fit is the user's to decide about.
-      if (is_last || formats::Checkpoint::open(candidates[i]).verify().empty()) throw;
-      logger().warning("skipped ", candidates[i], ", which is damaged: ", error.what());
-      is_damaged = true;
+      is_used = !is_foreign(candidate);
+      if (is_used) resume_from(candidate);
+    } catch (const Error& error) {
+      if (!is_damage(error, candidate)) throw;
+      logger().warning("skipped ", candidate, ", which is damaged: ", error.what());
+      damage = std::current_exception();
     }
     // A rank reads only its parts: all of them go back to an older one when one must.
-    if (!on_any_rank(is_damaged)) return;
+    if (on_any_rank(damage != nullptr, "a checkpoint is damaged")) {
+      last_damage = damage != nullptr ? damage
+                                      : std::make_exception_ptr(FormatError(
+                                            cat("resume from ", candidate,
+                                                ": another rank found it damaged, as its log says, and there is no "
+                                                "older one; use another checkpoint"),
+                                            candidate, 0));
+    } else if (is_used) {
+      return true;
+    }
   }
+  if (last_damage != nullptr) std::rethrow_exception(last_damage);
+  return false;
 }
 
 void Runner::resume_from(const std::string& checkpoint) {
@@ -91,9 +120,11 @@ void Runner::resume_from(const std::string& checkpoint) {
   options.callback = loaded_callback();
   const CheckpointContents contents = strategy_->resume(checkpoint, options);
   const JsonCursor state(contents.state(), checkpoint);
+  take_saved_seed(state.at("seed").unsigned_integer());
   const std::int64_t samples = config_.train_dataloader->batch_size * strategy_->world_size() * micro_steps_per_iter();
   progress_.iter = micro_steps_here(state, "iter", samples);
   progress_.epoch = progress_.iter / progress_.epoch_length;
+  progress_.metrics.clear();
   for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
   if (const std::int64_t saved = state.at("iter").integer(0); saved != progress_.iter) {
     logger().info("iteration ", saved, " of the saved run is iteration ", progress_.iter, " here, where one takes ",
@@ -107,6 +138,15 @@ void Runner::resume_from(const std::string& checkpoint) {
   train_loader_->seek({progress_.epoch, progress_.iter % progress_.epoch_length * micro_steps_per_iter()});
   logger().info("resumed from ", shown_source(checkpoint), " at iteration ", progress_.iter, " of ",
                 progress_.max_iters);
+}
+
+void Runner::take_saved_seed(std::uint64_t saved) {
+  if (saved == seed()) return;
+  logger().info("seed ", saved, " of the resumed run instead of ", seed());
+  config_.randomness.seed = static_cast<std::int64_t>(saved);
+  // The strategy has it from the checkpoint; the order of samples is made here.
+  train_loader_ = make_loader(*config_.train_dataloader, true, train_loader_->shared_dataset());
+  if (val_loader_) val_loader_ = make_loader(*config_.val_dataloader, false, val_loader_->shared_dataset());
 }
 
 }  // namespace castor::strategy

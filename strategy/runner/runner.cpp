@@ -57,7 +57,8 @@ ModelFactory Runner::model_factory() const {
   return [this](const autograd::TensorOptions& options) { return registry_.models.build(config_.model, options); };
 }
 
-std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, bool is_training) const {
+std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, bool is_training,
+                                                std::shared_ptr<const Dataset> dataset) const {
   SamplerOptions options;
   options.shuffle = is_training;
   options.seed = seed();
@@ -70,7 +71,8 @@ std::unique_ptr<DataLoader> Runner::make_loader(const DataLoaderConfig& config, 
   }
   if (is_training) options.unit = micro_steps_per_iter();
   options = registry_.samplers.build(config.sampler, options);
-  return std::make_unique<DataLoader>(registry_.datasets.build(config.dataset), options);
+  if (dataset == nullptr) dataset = registry_.datasets.build(config.dataset);
+  return std::make_unique<DataLoader>(std::move(dataset), options);
 }
 
 std::vector<std::unique_ptr<Metric>> Runner::make_metrics(const OneOrMany& field) const {
@@ -137,10 +139,10 @@ std::int64_t Runner::micro_steps_per_iter() const {
   return info_.full_world_size / info_.world_size;
 }
 
-bool Runner::on_any_rank(bool value) {
+bool Runner::on_any_rank(bool value, const std::string& label) {
   if (ranks_ == nullptr) return value;
   const Tensor any = Tensor::from_values(std::vector<std::int64_t>{value ? 1 : 0}, {1});
-  ranks_->world().all_reduce(any, "stop requested", dist::ReduceOp::kMax);
+  ranks_->world().all_reduce(any, label, dist::ReduceOp::kMax);
   return any.data<std::int64_t>()[0] != 0;
 }
 
@@ -218,8 +220,6 @@ bool Runner::train() {
     throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
                       "train_cfg");
   set_up_environment();
-  const std::vector<std::string> candidates = resume_candidates();
-  if (!candidates.empty()) take_saved_seed(candidates.front());
   const Plan planned = plan();
   logger().info(plan_text(planned));
   write_log_file("plan.json", dump_json(plan_json(planned), 2));
@@ -234,7 +234,7 @@ bool Runner::train() {
   options.forecast = planned.forecast;
   strategy_->prepare(model_factory(), options);
   make_hooks();
-  load_or_resume(candidates);
+  load_or_resume();
   for (auto& hook : hooks_) hook->before_run(*this);
 
   const TrainConfig& train = *config_.train_cfg;
@@ -256,7 +256,7 @@ bool Runner::train() {
       }
       for (auto& hook : hooks_) hook->after_train_epoch(*this);
     }
-    progress_.was_stopped = on_any_rank(stop_requested() && can_save());
+    progress_.was_stopped = on_any_rank(stop_requested() && can_save(), "stop requested");
     const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
     const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
     if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin &&

@@ -47,10 +47,12 @@ class Runner final : private RunControl {
   const std::string& work_dir() const override { return config_.work_dir; }
   const std::string& log_dir() const override { return log_dir_; }
   bool can_save() override;
-  bool on_any_rank(bool value) override;
+  bool on_any_rank(bool value, const std::string& label) override;
   void save(const std::string& name, const SaveRules& rules) override;
 
-  std::unique_ptr<DataLoader> make_loader(const DataLoaderConfig& config, bool is_training) const;
+  ///   dataset  what was read of it before; null: it is read
+  std::unique_ptr<DataLoader> make_loader(const DataLoaderConfig& config, bool is_training,
+                                          std::shared_ptr<const Dataset> dataset = nullptr) const;
   std::vector<std::unique_ptr<Metric>> make_metrics(const OneOrMany& field) const;
   PrepareOptions prepare_options() const;
   ModelFactory model_factory() const;
@@ -72,14 +74,16 @@ class Runner final : private RunControl {
   bool is_restart() const { return info_.restart_count > 0; }
   /// What its ranks were writing when they were ended. Nobody else writes there: all of them are gone.
   void remove_last_attempts_temporaries() const;
-  /// The checkpoints to resume from, the first one that is undamaged wins; empty: start anew. In a restart those that
-  /// this job saved come first.
+  /// The checkpoints that may be resumed, first choice first. In a restart those that this job saved come first.
   std::vector<std::string> resume_candidates() const;
-  bool is_of_this_job(const std::string& checkpoint) const;
-  /// Takes the seed of the run that is resumed, before anything is drawn from it.
-  void take_saved_seed(const std::string& checkpoint);
-  void load_or_resume(const std::vector<std::string>& candidates);
+  /// True if another job saved this candidate, which a restart then does not go on from.
+  bool is_foreign(const std::string& candidate) const;
+  void load_or_resume();
+  /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if they are damaged.
+  bool resume_newest();
   void resume_from(const std::string& checkpoint);
+  /// Takes the seed of the run that is resumed, before anything is drawn from it.
+  void take_saved_seed(std::uint64_t saved);
   CheckpointCallback loaded_callback();
   void train_one_iteration();
   void validate();

@@ -59,7 +59,7 @@ class Misdeed final : public strategy::Hook {
     if (what_ == "held") comes_within(600s, [] { return exists(in_folder("go on")); });
     if (what_ == "late") std::this_thread::sleep_for(600s);
     if (what_ == "throws") throw Error("rank 1 has had enough");
-    if (what_ == "other collective") run.on_any_rank(false);
+    if (what_ == "other collective") run.on_any_rank(false, "a misdeed");
   }
 
  private:

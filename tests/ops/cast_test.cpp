@@ -5,9 +5,12 @@
 #include "core/ops/cast.h"
 
 #include <cmath>
+#include <memory>
+#include <utility>
 
 #include <doctest/doctest.h>
 
+#include "core/device/backend_cpu.h"
 #include "tests/support/op_check.h"
 
 namespace castor {
@@ -136,6 +139,65 @@ TEST_CASE("fill and full set every element of any layout") {
   }
 }
 
+TEST_CASE("copy_across refuses gaps and other shapes and dtypes, whatever the devices") {
+  const Tensor x = Tensor::zeros({4, 6}, DType::f32);
+  std::vector<Device> devices = test_devices();
+  devices.push_back(make_meta({DeviceType::cpu, "", 0}));
+  for (const Device device : devices) {
+    CAPTURE(device);
+    const Tensor y = full({4, 6}, 1, DType::f32, device);
+    const auto refused = [](const Tensor& from, const Tensor& to, const char* text) {
+      CHECK_THROWS_WITH_AS(copy_across(from, to), doctest::Contains(text), ShapeError);
+      CHECK_THROWS_WITH_AS(copy_across(to, from), doctest::Contains(text), ShapeError);
+    };
+    refused(x.transpose(0, 1), y.reshape({6, 4}), "copy_across: expected two row-major tensors of one shape");
+    refused(x.narrow(1, 0, 3), y.narrow(0, 0, 2).reshape({4, 3}), "make them contiguous");
+    refused(x, y.reshape({24}), "f32[24] with strides [1]");
+    refused(x.reshape({6, 4}), y, "of one shape");
+    const Tensor halves = Tensor::zeros({4, 12}, DType::bf16, device).narrow(0, 0, 2).reshape({4, 6});
+    CHECK_THROWS_WITH_AS(copy_across(x, halves), doctest::Contains("copy_across: expected two tensors of one dtype"),
+                         DTypeError);
+    CHECK_THROWS_AS(copy_across(halves, x), DTypeError);
+    CHECK_NOTHROW(copy_across(x, y));
+  }
+}
+
+namespace {
+
+// A device whose memory is the host's, which remembers what host memory it was last copied from and to.
+class WatchedBackend final : public CpuBackend {
+ public:
+  void copy_from_host(void* to, const void* from, std::size_t bytes) override {
+    read = from;
+    CpuBackend::copy_from_host(to, from, bytes);
+  }
+  void copy_to_host(void* to, const void* from, std::size_t bytes) override {
+    written = to;
+    CpuBackend::copy_to_host(to, from, bytes);
+  }
+  const void *read = nullptr, *written = nullptr;
+};
+
+}  // namespace
+
+TEST_CASE("to_device lets a device read and write the CPU's own memory") {
+  const Device devices[] = {{DeviceType::cuda, 90}, {DeviceType::cuda, 91}};
+  WatchedBackend* backends[2];
+  for (int i = 0; i < 2; ++i) {
+    auto backend = std::make_unique<WatchedBackend>();
+    backends[i] = backend.get();
+    install_backend(devices[i], std::move(backend));
+  }
+  const Tensor x = make_tensor(random_array({3, 4}, 5), DType::f32);
+  const Tensor there = to_device(x, devices[0]);
+  CHECK(backends[0]->read == x.view().data);
+  const Tensor further = to_device(there, devices[1]);
+  CHECK(backends[0]->written == backends[1]->read);
+  const Tensor back = to_device(further, kCpu);
+  CHECK(backends[1]->written == back.view().data);
+  check_same_bits("round trip", back, x);
+}
+
 TEST_CASE("to_device copies values and meta keeps the shape only") {
   const Tensor x = make_tensor(random_array({3, 4}, 5), DType::f32, kCpu, Layout::permuted);
   CHECK(to_device(x, kCpu).storage() == x.storage());
@@ -144,6 +206,7 @@ TEST_CASE("to_device copies values and meta keeps the shape only") {
   CHECK(y.shape() == x.shape());
   CHECK(y.device() == meta);
   CHECK_THROWS_AS(y.to_vector<float>(), DeviceError);
+  CHECK_THROWS_WITH_AS(to_device(y, kCpu), doctest::Contains("meta device"), DeviceError);
 }
 
 }  // namespace castor

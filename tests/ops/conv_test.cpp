@@ -3,6 +3,7 @@
 #include "core/ops/conv.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include <doctest/doctest.h>
 
@@ -158,6 +159,9 @@ TEST_CASE("only the gradients asked for are computed") {
   CHECK(!only_weight.x.defined());
   CHECK(only_weight.weight.defined());
   CHECK(!only_weight.bias.defined());
+  // Places for gradients belong to linear layers; here they cannot even be given.
+  CHECK_FALSE(std::is_invocable_v<decltype(conv2d_backward), Tensor, Tensor, Tensor, Tensor, ConvGeometry, Activation,
+                                  LinearNeeds>);
 }
 
 TEST_CASE("a convolution allocates on meta what it allocates on the cpu") {

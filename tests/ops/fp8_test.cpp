@@ -174,6 +174,9 @@ TEST_CASE("a product of 8-bit tensors is that of what they stand for, the same b
           const Tensor c = fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias);
           check_close("product", c, want, dtype, tolerance(dtype));
           check_same_bits("again", fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, bias), c);
+          const Tensor spread = Tensor::zeros({n, 2}, dtype, device).select(1, 1);
+          copy_into(bias, spread);
+          check_same_bits("strided bias", fp8_matmul({a.values, a.scale}, {b.values, b.scale}, dtype, spread), c);
         }
       }
     }
@@ -210,6 +213,47 @@ TEST_CASE("8-bit products of other sizes and dtypes are refused") {
   CHECK_THROWS_AS(fp8_matmul(left, left, DType::bf16, Tensor::zeros({4}, DType::f32)), DTypeError);
   CHECK_THROWS_AS(fp8_matmul(left, left, DType::f64), DTypeError);
   CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({}, DType::f32), DType::f8e4m3, {true, true}), ShapeError);
+}
+
+TEST_CASE("8-bit operands with gaps in memory and scales of another kind are refused") {
+  const Fp8Tensor a = fp8_quantise(Tensor::zeros({4, 8}, DType::f32), DType::f8e4m3),
+                  wide = fp8_quantise(Tensor::zeros({4, 16}, DType::f32), DType::f8e4m3);
+  const Fp8Operand good{a.values, a.scale}, sliced{wide.values.narrow(1, 4, 8), wide.scale},
+      repeated{wide.values.narrow(0, 0, 1).narrow(1, 0, 8).expand({4, 8}), wide.scale};
+  for (const Fp8Operand& gaps : {sliced, repeated}) {
+    CHECK_THROWS_WITH_AS(fp8_matmul(gaps, good, DType::bf16), doctest::Contains("a dense by rows or by columns"),
+                         ShapeError);
+    CHECK_THROWS_WITH_AS(fp8_matmul(good, gaps, DType::bf16), doctest::Contains("b dense by rows or by columns"),
+                         ShapeError);
+  }
+  const Tensor narrow = Tensor::zeros({4}, DType::f32).narrow(0, 0, 1),
+               spread = Tensor::zeros({2, 2}, DType::f32).select(1, 0), wrong = Tensor::zeros({2}, DType::bf16);
+  for (const Tensor& scale : {narrow, spread}) {
+    CAPTURE(scale);
+    CHECK_THROWS_WITH_AS(fp8_matmul({a.values, scale}, good, DType::bf16),
+                         doctest::Contains("fp8_matmul: expected a scale of two neighbouring f32"), ShapeError);
+    CHECK_THROWS_AS(fp8_matmul(good, {a.values, scale}, DType::bf16), ShapeError);
+    CHECK_THROWS_AS(fp8_expand({a.values, {}, scale}, DType::f32), ShapeError);
+    CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({4, 8}, DType::f32), DType::f8e4m3, {}, scale), ShapeError);
+  }
+  for (const Tensor& scale : {wrong, Tensor{}}) {
+    CAPTURE(scale);
+    CHECK_THROWS_AS(fp8_matmul({a.values, scale}, good, DType::bf16), DTypeError);
+    CHECK_THROWS_AS(fp8_matmul(good, {a.values, scale}, DType::bf16), DTypeError);
+    CHECK_THROWS_AS(fp8_expand({a.values, {}, scale}, DType::f32), DTypeError);
+  }
+  CHECK_THROWS_AS(fp8_quantise(Tensor::zeros({4, 8}, DType::f32), DType::f8e4m3, {}, wrong), DTypeError);
+}
+
+TEST_CASE("an 8-bit tensor of any strides is expanded to the values it shows") {
+  for (const Device device : test_devices()) {
+    const Fp8Tensor q = fp8_quantise(make_tensor(random_array({6, 8}, 3), DType::f32, device), DType::f8e4m3);
+    const Tensor whole = fp8_expand(q, DType::f32);
+    check_same_bits("columns", fp8_expand({q.values.transpose(0, 1), {}, q.scale}, DType::f32),
+                    contiguous(whole.transpose(0, 1)));
+    check_same_bits("slice", fp8_expand({q.values.narrow(1, 2, 3), {}, q.scale}, DType::f32),
+                    contiguous(whole.narrow(1, 2, 3)));
+  }
 }
 
 TEST_CASE("a linear layer in 8 bits is a linear layer of the rounded operands, forward and backward") {
@@ -254,6 +298,20 @@ TEST_CASE("a linear layer in 8 bits is a linear layer of the rounded operands, f
         CHECK_FALSE(to_array(plain.weight).values == to_array(of_rounded.weight).values);
       }
     }
+  }
+}
+
+TEST_CASE("a linear layer in 8 bits reads a bias with gaps in memory") {
+  for (const Device device : test_devices()) {
+    const Tensor x = make_tensor(random_array({5, 16}, 1), DType::f32, device),
+                 weight = make_tensor(random_array({32, 16}, 2), DType::f32, device),
+                 spread = make_tensor(random_array({32, 3}, 3), DType::f32, device).select(1, 1);
+    const auto call = [&](const Tensor& bias) {
+      return autograd::linear_fp8(autograd::Variable(x, false), autograd::Variable(weight, false),
+                                  autograd::Variable(bias, false), Activation::none)
+          .data();
+    };
+    check_same_bits("y", call(spread), call(contiguous(spread)));
   }
 }
 

@@ -3,6 +3,7 @@
 #include "core/ops/linear_cross_entropy.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include <doctest/doctest.h>
 
@@ -126,9 +127,12 @@ TEST_CASE("linear_cross_entropy computes what is asked for, and a kept graph giv
                weight = make_tensor(random_array({5, 4}, 2), DType::f32),
                targets = make_tensor(random_array({2, 3}, 3, 0, 5), DType::i64);
   const LinearCrossEntropy loss_only =
-      linear_cross_entropy(reshape(x, {6, 4}), weight, reshape(targets, {6}), {}, {false, false, false});
+      linear_cross_entropy(reshape(x, {6, 4}), weight, reshape(targets, {6}), {}, {false, false});
   CHECK_FALSE(loss_only.x.defined());
   CHECK_FALSE(loss_only.weight.defined());
+  // Neither a bias nor places for gradients can be asked for: it has none.
+  CHECK_FALSE(std::is_invocable_v<decltype(castor::linear_cross_entropy), Tensor, Tensor, Tensor, CrossEntropyOptions,
+                                  LinearNeeds>);
   const Variable input(x, true), matrix(weight, true);
   const Variable loss = autograd::linear_cross_entropy(input, matrix, targets);
   check_same_bits("loss", loss.data(), loss_only.loss);

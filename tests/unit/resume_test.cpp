@@ -1,5 +1,8 @@
 // Saving and resuming whole runs: equal bits at the end, whatever was stopped where, and every argument of the three
 // calls seen to do what it says.
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -95,6 +98,17 @@ TEST_CASE("the seed of the saved run is continued, whatever the config says") {
   CHECK(contents_of((stopped.path() / "epoch_3").string()) == contents_of((whole.path() / "epoch_3").string()));
 }
 
+// Flips a bit of a file, that of its last byte or of the first one of `text`.
+void flip_bit(const std::string& path, const std::string& text = "") {
+  File file = File::open(path, OpenMode::append);
+  const std::uint64_t at = text.empty() ? file.size() - 1 : read_text_file(path).find(text);
+  std::byte byte;
+  file.read_exact(std::span(&byte, 1), at);
+  byte ^= std::byte{1};
+  file.write_exact(std::span(&byte, 1), at);
+  file.close();
+}
+
 TEST_CASE("resume without a checkpoint starts anew, and with only damaged ones it is an error naming them") {
   const test::TempDir folder;
   REQUIRE(train(folder.path().string(), {"resume=true"}));
@@ -111,17 +125,110 @@ TEST_CASE("a damaged newest checkpoint is skipped for the one before it, and the
   const test::TempDir whole, damaged;
   REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));
   REQUIRE(train(damaged.path().string(), {"default_hooks.checkpoint.interval=1"}));
-  const std::string states = (damaged.path() / "epoch_3" / "optimizer.safetensors").string();
-  File file = File::open(states, OpenMode::append);
-  std::byte last;
-  file.read_exact(std::span(&last, 1), file.size() - 1);
-  last ^= std::byte{1};
-  file.write_exact(std::span(&last, 1), file.size() - 1);
-  file.close();
+  // Any file may be the damaged one; what a run asks first is in state.json.
+  SUBCASE("its states") { flip_bit((damaged.path() / "epoch_3" / "optimizer.safetensors").string()); }
+  SUBCASE("the text of its state") { flip_bit((damaged.path() / "epoch_3" / "state.json").string()); }
+  SUBCASE("the seed in it") { flip_bit((damaged.path() / "epoch_3" / "state.json").string(), "\"seed\""); }
   REQUIRE(train(damaged.path().string(), {"resume=true"}));
   const auto expected = contents_of((whole.path() / "epoch_3").string());
   const auto resumed = contents_of((damaged.path() / "epoch_3").string());
   for (const auto& [name, bytes] : expected) CHECK_MESSAGE(resumed.at(name) == bytes, name);
+}
+
+TEST_CASE("the seed comes from the checkpoint that is resumed, not from a damaged one before it") {
+  const test::TempDir whole, other, work;
+  REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  REQUIRE(train(other.path().string(), {"default_hooks.checkpoint.interval=1", "randomness.seed=9"}));
+  for (const char* name : {"epoch_1", "epoch_2"}) {
+    std::filesystem::copy(whole.path() / name, work.path() / name, std::filesystem::copy_options::recursive);
+  }
+  std::filesystem::copy(other.path() / "epoch_3", work.path() / "epoch_3", std::filesystem::copy_options::recursive);
+  flip_bit((work.path() / "epoch_3" / "optimizer.safetensors").string());
+  REQUIRE(train(work.path().string(), {"resume=true", "randomness.seed=7"}));
+  CHECK(contents_of((work.path() / "epoch_3").string()) == contents_of((whole.path() / "epoch_3").string()));
+}
+
+// Fails as a disk does that cannot read a file of one checkpoint.
+class BadSector final : public Hook {
+ public:
+  BadSector(std::string path, int code) : path_(std::move(path)), code_(code) {}
+  void after_load_checkpoint(RunControl&, CheckpointContents& contents) override {
+    if (contents.state().at("epoch") == 3) throw IoError("read: the device failed", path_, code_);
+  }
+
+ private:
+  std::string path_;
+  int code_;
+};
+
+TEST_CASE("a checkpoint that the disk cannot read is skipped as a damaged one; other files' errors end the run") {
+  const test::TempDir whole, work;
+  REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  REQUIRE(train(work.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  std::string failing = (work.path() / "epoch_3" / "state.json").string();
+  int code = EIO;
+  bool is_skipped = true;
+  SUBCASE("EIO") {}
+  SUBCASE("ENODATA") { code = ENODATA; }
+  SUBCASE("EACCES") { code = EACCES, is_skipped = false; }
+  SUBCASE("another folder's file") { failing = (work.path() / "scratch").string(), is_skipped = false; }
+  Registry registry;
+  test::add_tiny_types(registry);
+  registry.hooks.add<NoOptions>("BadSector", "a disk that fails",
+                                [&](const NoOptions&) { return std::make_unique<BadSector>(failing, code); });
+  Runner runner(test::tiny_config(work.path().string(), {"default_hooks.checkpoint={type: CheckpointHook}",
+                                                         "custom_hooks=[{type: BadSector}]", "resume=true"}),
+                "tiny.yaml", registry);
+  if (!is_skipped) {
+    CHECK_THROWS_AS(runner.train(), IoError);
+    return;
+  }
+  REQUIRE(runner.train());
+  const auto expected = contents_of((whole.path() / "epoch_3").string());
+  const auto resumed = contents_of((work.path() / "epoch_3").string());
+  for (const auto& [name, bytes] : expected) CHECK_MESSAGE(resumed.at(name) == bytes, name);
+}
+
+// The variables of a launcher of one rank, taken back at the end.
+class LauncherVariables {
+ public:
+  void set(const char* name, const char* value) {
+    setenv(name, value, 1);
+    names_.push_back(name);
+  }
+  ~LauncherVariables() {
+    for (const char* name : names_) unsetenv(name);
+  }
+
+ private:
+  std::vector<const char*> names_;
+};
+
+TEST_CASE("a restart whose newest checkpoint has a damaged state goes on from its job's one before") {
+  LauncherVariables variables;
+  for (const char* name : {"RANK", "LOCAL_RANK"}) variables.set(name, "0");
+  variables.set("WORLD_SIZE", "1");
+  variables.set("MASTER_ADDR", "127.0.0.1");
+  const test::TempDir whole, work;
+  variables.set("CASTOR_JOB_ID", "another");
+  REQUIRE(train(work.path().string(), {"default_hooks.checkpoint.interval=1", "randomness.seed=9"}));
+  for (const char* name : {"epoch_2", "epoch_3"}) formats::remove_checkpoint((work.path() / name).string());
+  std::filesystem::rename(work.path() / "epoch_1", work.path() / "iter_1");
+  variables.set("CASTOR_JOB_ID", "this");
+  REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  REQUIRE(train(work.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  variables.set("TORCHELASTIC_RESTART_COUNT", "1");
+  flip_bit((work.path() / "epoch_3" / "state.json").string());
+  SUBCASE("its own one before it") {
+    REQUIRE(train(work.path().string(), {}));
+    const auto expected = contents_of((whole.path() / "epoch_3").string());
+    const auto resumed = contents_of((work.path() / "epoch_3").string());
+    for (const auto& [name, bytes] : expected) CHECK_MESSAGE(resumed.at(name) == bytes, name);
+  }
+  SUBCASE("never another job's") {
+    for (const char* name : {"epoch_1", "epoch_2"}) formats::remove_checkpoint((work.path() / name).string());
+    CHECK_THROWS_WITH_AS(train(work.path().string(), {}), doctest::Contains("digest does not match"), FormatError);
+  }
 }
 
 TEST_CASE("retention keeps the last, every n-th and the best, and the newest always") {

@@ -1,6 +1,7 @@
 // Views, storages that move, and the errors a wrong use meets.
 #include "core/tensor/tensor.h"
 
+#include <limits>
 #include <numeric>
 
 #include <doctest/doctest.h>
@@ -44,6 +45,70 @@ TEST_CASE("reshape views what strides allow and copies the rest") {
   CHECK(values_of(reshape(sliced, {12})) == std::vector<float>{0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21});
   CHECK(values_of(reshape(x.transpose(0, 2), {4, 6})).size() == 24);
   CHECK_THROWS_WITH_AS(x.reshape({5, 5}), "reshape: f32[2,3,4] has 24 elements, shape [5,5] does not", ShapeError);
+}
+
+TEST_CASE("reshape works out one size at most and refuses every other negative one") {
+  struct Refusal {
+    Shape from, to;
+    const char* text;
+  };
+  const Refusal refusals[] = {
+      {{2, 3}, {-1, -1}, "expected sizes of at least 0 and at most one -1, got [-1,-1] for f32[2,3]"},
+      {{2, 3}, {-2, -3}, "got [-2,-3]"},
+      {{2, 3}, {-1, -6}, "got [-1,-6]"},
+      {{0, 4}, {-5, 0}, "got [-5,0]"},
+      {{0, 4}, {0, -1}, "reshape: the -1 in [0,-1] cannot be worked out beside a size of 0 (f32[0,4]); give the size"},
+      {{2, 3}, {0, -1}, "cannot be worked out"},
+      {{2, 3}, {4, -1}, "f32[2,3] has 6 elements, shape [4,-1] does not"},
+      {{2, 3}, {std::int64_t{1} << 40, std::int64_t{1} << 40, -1}, "overflows"},
+  };
+  for (const Refusal& refusal : refusals) {
+    CAPTURE(refusal.to);
+    CHECK_THROWS_WITH_AS(counting(refusal.from).reshape(refusal.to), doctest::Contains(refusal.text), ShapeError);
+  }
+  CHECK(counting({0, 4}).reshape({-1, 4}).shape() == Shape{0, 4});
+  CHECK(counting({0, 4}).reshape({3, -1}).shape() == Shape{3, 0});
+  CHECK(counting({2, 3}).reshape({-1}).shape() == Shape{6});
+}
+
+TEST_CASE("as_strided stays between the first and the last byte of its storage") {
+  const Tensor x = counting({6}), tail = x.narrow(0, 4, 2);
+  CHECK(values_of(x.as_strided({3}, {-2}, 5)) == std::vector<float>{5, 3, 1});
+  CHECK(values_of(tail.as_strided({2, 2}, {-3, 1}, -1)) == std::vector<float>{3, 4, 0, 1});
+  CHECK(x.as_strided({0, 3}, {-9, -9}, 0).numel() == 0);
+  const std::int64_t huge = std::int64_t{1} << 62;
+  struct Refusal {
+    Shape shape, strides;
+    std::int64_t offset;
+    const char* text;
+  };
+  const Refusal refusals[] = {
+      {{2}, {-1}, 0, "as_strided: shape [2] with strides [-1] and offset 0 reaches elements -1 to 0 of a storage of 6"},
+      {{2, 2}, {4, -1}, 0, "elements -1 to 4"},
+      {{1}, {1}, -1, "elements -1 to -1"},
+      {{2}, {6}, 0, "elements 0 to 6"},
+      {{5}, {huge}, 0, "overflow"},
+      {{5}, {-huge}, 0, "overflow"},
+      {{3, 3}, {huge / 2, huge / 2}, huge, "overflow"},
+      {{-2}, {1}, 0, "sizes must not be negative, got [-2]"},
+  };
+  for (const Refusal& refusal : refusals) {
+    CAPTURE(cat(refusal.shape, " ", refusal.strides));
+    CHECK_THROWS_WITH_AS(x.as_strided(refusal.shape, refusal.strides, refusal.offset), doctest::Contains(refusal.text),
+                         ShapeError);
+  }
+  CHECK_THROWS_AS(tail.as_strided({1}, {1}, std::numeric_limits<std::int64_t>::max()), ShapeError);
+}
+
+TEST_CASE("a tensor whose bytes overflow is refused on every device") {
+  for (const Device device : {kCpu, make_meta({})}) {
+    CAPTURE(device);
+    for (const Shape& shape :
+         {Shape{std::int64_t{1} << 61}, Shape{std::int64_t{1} << 60}, Shape{1 << 30, std::int64_t{1} << 31}}) {
+      CHECK_THROWS_WITH_AS(Tensor::empty(shape, DType::f64, device),
+                           doctest::Contains(cat("empty: the bytes of f64", shape, " overflow").c_str()), ShapeError);
+    }
+  }
 }
 
 TEST_CASE("empty and zero-dimensional tensors are ordinary") {
