@@ -1,5 +1,6 @@
 // Environment, start and end of ranks. Delicate: a rank that fails gets the others time to find out why and to write
-// their records; after it they are told to end, and then made to.
+// their records; after it they are told to end, and then made to. A stop that was asked for has no such limit, because
+// a step may take minutes and a checkpoint follows it; who does not want to wait asks once more.
 #include "dist/attempt.h"
 
 #include <csignal>
@@ -64,7 +65,8 @@ std::string Attempt::log_folder() const {
 }
 
 void Attempt::note(const ProcessEnd& end) {
-  if (end.exit_code == 0) return;
+  const bool has_stopped = stop_signal_ != 0 && end.exit_code == 128 + stop_signal_;
+  if (end.exit_code == 0 || has_stopped) return;
   if (!term_at_) {
     exit_code_ = end.exit_code;
     first_failed_ = static_cast<int>(end.index);
@@ -119,10 +121,12 @@ int Attempt::run() {
   while (ranks_.running() > 0) {
     const int signal = signals_.wait_a_turn();
     if (signal != 0) {
-      logger().info("signal ", signal, ": it goes to all ranks");
+      const bool is_first = stop_signal_ == 0;
+      logger().info("signal ", signal, ": it goes to all ranks",
+                    is_first ? ", which end after their step; once more, and they end at once" : "");
       stop_signal_ = signal;
       ranks_.signal_all(signal);
-      if (!term_at_) term_at_ = Clock::now() + options_.own_end;
+      if (!is_first && !term_at_) term_at_ = Clock::now() + options_.own_end;
     }
     while (const auto end = ranks_.poll()) note(*end);
     tell_store();

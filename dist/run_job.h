@@ -34,8 +34,9 @@ struct RunJobOptions {
   std::chrono::milliseconds join_timeout{600'000};  ///< and those that must be there
   RunOutput output = RunOutput::kOwn;               ///< where what ranks print goes
   std::string log_folder;                           ///< kFiles: DIR/RUN_ID/attempt_0/RANK/stdout.log and stderr.log
-  std::chrono::milliseconds own_end{6'000};         ///< how long ranks may end by themselves after one has failed
-  std::chrono::milliseconds term_end{4'000};        ///< and after SIGTERM, before SIGKILL
+  std::chrono::milliseconds own_end{6'000};   ///< how long ranks may end by themselves after one has failed, or after
+                                              ///< a second signal
+  std::chrono::milliseconds term_end{4'000};  ///< and after SIGTERM, before SIGKILL
 };
 
 /// Runs the job to its end and returns the exit code: 0 when all ranks of this machine ended with 0, else that of the

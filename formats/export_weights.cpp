@@ -40,12 +40,6 @@ std::string shard_name(std::size_t number, std::size_t count) {
   return name;
 }
 
-// A file that an export may have written: a folder is only replaced as far as it is one.
-bool is_exported_name(const std::string& name) {
-  return name == kExportName || name == kExportIndexName ||
-         (name.starts_with("model-") && name.ends_with(".safetensors"));
-}
-
 void write_shard(const Shard& shard, const WeightList& list, const std::string& path, CastCounts& counts,
                  const BytesProgress& progress, FileSystem& files) {
   SafetensorsOptions options;
@@ -87,6 +81,12 @@ void check_folder(const std::string& folder, bool replace, FileSystem& files) {
 }
 
 }  // namespace
+
+// A folder is only replaced as far as an export wrote it.
+bool is_exported_name(const std::string& name) {
+  return name == kExportName || name == kExportIndexName ||
+         (name.starts_with("model-") && name.ends_with(".safetensors"));
+}
 
 ExportReport export_weights(const WeightList& list, const std::string& folder, const ExportOptions& options,
                             FileSystem& files) {

@@ -32,6 +32,9 @@ struct ExportReport {
   std::uint64_t overflowed = 0;    ///< values that the new dtype made infinite
 };
 
+/// True for the name of a file that an export may have written.
+bool is_exported_name(const std::string& name);
+
 /// Writes `list` to `folder`, which is made if it is missing. Tied tensors are written once; their other names stand in
 /// the metadata of the file, alias -> name. The index is {"metadata": {"total_size": bytes}, "weight_map": {name:
 /// file}}. Memory: at most 128 MiB beside the names, whatever the size of the tensors. Throws IoError, EEXIST if the

@@ -1,9 +1,12 @@
 // What Booster saves and loads; see booster.h. Everything goes through the writer of checkpoints, which takes each
 // rank's own parts: one file or folder of weights for other tools is made of such a checkpoint, so that no rank ever
 // gathers.
+#include <algorithm>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "core/base/file.h"
+#include "core/base/file_error.h"
 #include "core/base/json.h"
 #include "formats/export_weights.h"
 #include "strategy/booster.h"
@@ -15,12 +18,30 @@ namespace castor::strategy {
 namespace {
 
 constexpr std::uint64_t kMebibyte = std::uint64_t{1} << 20;
+constexpr const char* kReplaced = ".replaced";  ///< behind the name of an earlier folder, for a moment
 
-/// Moves what was written to where it was asked for, in place of an earlier one.
+/// Throws IoError, EEXIST, for a folder that holds anything but an earlier export: its place is not for the taking.
+void check_place(const std::string& path) {
+  if (!is_directory(path)) return;
+  for (const DirectoryEntry& entry : list_directory(path)) {
+    if (formats::is_exported_name(entry.name)) continue;
+    throw IoError(cat("save_model to ", quote_name(path, 4096), ": it is a folder with ", quote_name(entry.name, 256),
+                      ", which no earlier save_model wrote; name another path"),
+                  path, EEXIST);
+  }
+}
+
+/// Moves what was written to where it was asked for. An earlier file is replaced at once; an earlier folder is kept
+/// under another name until the new one has its place.
 void put_in_place(const std::string& from, const std::string& to) {
-  if (is_directory(to)) remove_tree(to);
+  const std::string replaced = to + kReplaced;
+  if (is_directory(to)) {
+    if (is_directory(replaced)) remove_tree(replaced);
+    rename_file(to, replaced);
+  }
   rename_file(from, to);
   sync_directory(directory_of(to));
+  if (is_directory(replaced)) remove_tree(replaced);
 }
 
 /// Makes of the checkpoint `pieces` the one file or folder `path` for other tools, by way of the folder `whole`.
@@ -45,7 +66,8 @@ void Booster::save_together(SaveRequest request) {
   });
 }
 
-void Booster::save_model(BoostedModel& model, const std::string& path, const SaveModelOptions& options) {
+void Booster::save_model(BoostedModel& model, const std::string& where, const SaveModelOptions& options) {
+  const std::string path = where.substr(0, std::max<std::size_t>(where.find_last_not_of('/'), 0) + 1);
   if (!options.use_safetensors) {
     throw ConfigError(
         "save_model: use_safetensors false asks for a pickle, which are read but not written; PyTorch, too, reads "
@@ -57,6 +79,11 @@ void Booster::save_model(BoostedModel& model, const std::string& path, const Sav
                       "size_per_shard");
   }
   saver_.wait();
+  SaveGroup(comm_).together([&] {
+    if (!is_main()) return;
+    check_place(path);
+    check_place(path + kReplaced);
+  });
   const std::string pieces = path + ".pieces", whole = path + ".whole";
   SaveRequest request;
   request.folder = pieces;

@@ -91,7 +91,11 @@ std::vector<double> Stepper::gradient_squares() const {
     for (const BlockSums& sums : found) fold_segments(sums.all, sums.begins);
     return {};
   }
-  if (reducer_ != nullptr) return reducer_->sum_blocks(runs_of(found)).to_vector<double>();
+  if (reducer_ != nullptr) {
+    const Tensor sums = reducer_->sum_blocks(runs_of(found));
+    // A rank that owns nothing knows only by this that it is planned.
+    return sums.device().is_meta() ? std::vector<double>{} : sums.to_vector<double>();
+  }
   std::vector<double> of_part(parts_.size(), 0.0);
   for (const BlockSums& sums : found) {
     const std::vector<double> folded = fold_segments(sums.all, sums.begins).to_vector<double>();

@@ -1,13 +1,17 @@
-// The stop flag and the two handlers.
+// The stop flag and its handler.
 //
-// Delicate: the second signal leaves through _exit, without destructors; whatever must survive that (checkpoints) is
-// written so that it survives a crash at any byte anyway. The handler keeps errno, since it may run between a system
-// call and the code that reads its errno.
+// Delicate: the handler has a stack of its own, because oneDNN's compiled kernels use the stack pointer for data (seen
+// in oneDNN 2.6.3's sgemm for AVX-512): a signal's frame would be written over the heap. The kernel gives a signal of
+// the process to its main thread where that takes it, which is the one that installs the handlers. The second signal
+// leaves through _exit, without destructors; whatever must survive that (checkpoints) is written so that it survives a
+// crash at any byte anyway. The handler keeps errno, since it may run between a system call and the code that reads its
+// errno.
 #include "core/base/interrupt.h"
 
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <string_view>
 
 #include <unistd.h>
@@ -38,13 +42,18 @@ extern "C" void castor_on_stop_signal(int number) {
 }  // namespace
 
 void install_stop_handlers() {
-  for (const int number : {SIGINT, SIGTERM}) {
+  alignas(16) static unsigned char own_stack[std::size_t{64} << 10];
+  stack_t stack{};
+  stack.ss_sp = own_stack;
+  stack.ss_size = sizeof(own_stack);
+  sigaltstack(&stack, nullptr);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     struct sigaction before {};
     if (sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) continue;
     struct sigaction action {};
     action.sa_handler = castor_on_stop_signal;
     sigemptyset(&action.sa_mask);
-    action.sa_flags = SA_RESTART;
+    action.sa_flags = SA_RESTART | SA_ONSTACK;
     sigaction(number, &action, nullptr);
   }
 }

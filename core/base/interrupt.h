@@ -1,4 +1,4 @@
-// Ctrl-C and SIGTERM as a question that loops ask, instead of a death in the middle of a write.
+// Ctrl-C, SIGTERM and a closed terminal as a question that loops ask, instead of a death in the middle of a write.
 //
 // The first signal only raises a flag: the running loop sees it at its next step, finishes what must not be torn and
 // returns. The second signal ends the process at once, for whoever does not want to wait. Delicate: a signal handler
@@ -7,8 +7,8 @@
 
 namespace castor {
 
-/// Takes over SIGINT and SIGTERM for the rest of the process. A signal that was ignored before (nohup, a background
-/// job) stays ignored. May be called again; the flag is kept.
+/// Takes over SIGINT, SIGTERM and SIGHUP for the rest of the process, on the main thread. A signal that was ignored
+/// before (nohup, a background job) stays ignored. May be called again; the flag is kept.
 void install_stop_handlers();
 
 /// True once a stop was asked for. Cheap enough for every step.

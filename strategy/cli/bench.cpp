@@ -13,6 +13,7 @@
 
 #include "autograd/optim/adam.h"
 #include "core/base/file.h"
+#include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/process_age.h"
 #include "core/device/idle_time.h"
@@ -119,14 +120,37 @@ TypedConfig bench_model(const BenchArguments& arguments) {
   return config;
 }
 
+namespace {
+
+void check(const BenchArguments& arguments) {
+  const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
+    if (value < least) throw ConfigError(cat(name, ": at least ", least, " expected, got ", value), name);
+  };
+  at_least("--batch", arguments.batch, 1);
+  at_least("--context", arguments.context, 1);
+  at_least("--steps", arguments.steps, 1);
+  at_least("--warmup", arguments.warmup, 0);
+  FileStatus status;
+  if (arguments.trace && posix_file_system().status(*arguments.trace, status) == 0 && status.kind != FileKind::file) {
+    throw ConfigError(cat("--trace: expected a file or a new name, ", *arguments.trace, " is a folder, device or pipe"),
+                      "--trace");
+  }
+  if (!arguments.plugin && !arguments.plugin_options.empty()) {
+    throw ConfigError("--plugin-options are a plugin's: name it with --plugin", "--plugin-options");
+  }
+}
+
+}  // namespace
+
 int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream& out) {
+  check(arguments);
   const dist::Environment environment = dist::process_environment();
   const dist::RankInfo info = dist::rank_info_from(environment, dist::infer_launcher(environment));
   const bool is_named = arguments.device && arguments.device->starts_with("cuda:");
   const Device device =
       is_named ? device_from_name(*arguments.device) : device_of_rank(arguments.device, info.local_rank, "--device");
   if (info.world_size > 1 && !arguments.plugin)
-    throw ConfigError(cat("bench: ", info.world_size, " ranks need a --plugin"), "--plugin");
+    throw ConfigError(cat(info.world_size, " ranks need a --plugin"), "--plugin");
   const dist::GpuTransport gpu_transport = gpu_transport_of(arguments.gpu_transport, "--gpu-transport");
   const std::unique_ptr<Ranks> ranks =
       arguments.plugin ? std::make_unique<Ranks>(info, device, dist::JobOptions{}, gpu_transport) : nullptr;
@@ -160,15 +184,15 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                               device.type);
   options.forecast = plan.forecast;
   if (there > 0 && plan.memory.peak_total > there) {
-    throw OutOfMemory(cat("bench: ", arguments.model, " with a batch of ", arguments.batch, " needs ",
-                          bytes_text(plan.memory.peak_total), ", ", device, " has ", bytes_text(there),
-                          "; use a smaller --batch or --recompute"),
-                      plan.memory.peak_total, there, there);
+    throw OutOfMemory(
+        cat(arguments.model, " with a batch of ", arguments.batch, " needs ", bytes_text(plan.memory.peak_total), ", ",
+            device, " has ", bytes_text(there), "; use a smaller --batch or --recompute"),
+        plan.memory.peak_total, there, there);
   }
   const auto ranks_here = static_cast<std::size_t>(std::max(info.local_world_size, 1));
   if (plan.host.peak_total * ranks_here > host_there) {
     throw OutOfMemory(
-        cat("bench: ", arguments.model, " puts ", bytes_text(plan.host.peak_total), " a rank on a host of ",
+        cat(arguments.model, " puts ", bytes_text(plan.host.peak_total), " a rank on a host of ",
             bytes_text(host_there), " with ", ranks_here, ranks_here == 1 ? " rank" : " ranks", "; offload less"),
         plan.host.peak_total * ranks_here, host_there, host_there);
   }
@@ -187,6 +211,8 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
     loss = strategy->train_step(batch).losses.at("loss");
     if (i >= arguments.warmup) seconds.push_back(seconds_since(last_read));
     last_read = BenchClock::now();
+    // Ranks would not all stop after the same step.
+    if (stop_requested() && info.world_size == 1) throw Error(cat("stopped after ", i + 1, " steps"));
   }
   backend(device).synchronize();
   const double step = median(seconds);

@@ -1,6 +1,7 @@
 // What the subcommands do once their arguments are parsed: the bridge from the command line to the runner.
 //
 // Delicate: with --json nothing but the JSON may reach standard output, so nothing here logs.
+#include <csignal>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -25,6 +26,7 @@
 namespace castor::strategy {
 
 int run_train(const TrainArguments& arguments, Registry& registry, std::ostream&) {
+  std::signal(SIGPIPE, SIG_IGN);  // who stops reading its lines stops no training
   Runner runner(load_train_config(arguments), arguments.config, registry);
   runner.train();  // a stop shows in the exit code of the program
   return kExitOk;

@@ -171,6 +171,33 @@ TEST_CASE("SIGTERM goes to all ranks, which may end in their own way") {
   CHECK(log_of(folder.path(), 1) == "ready\ntold\n");
 }
 
+TEST_CASE("a stop that was asked for waits for the step that ranks are in, however long") {
+  const test::TempDir folder;
+  // The default of these tests leaves ranks 0.2 s after a failure.
+  RunJobOptions options = logged(
+      folder.path(),
+      "trap 'stop=1' TERM; echo ready; while test -z \"$stop\"; do sleep 0.01; done; sleep 1.5; echo saved; exit 143",
+      2);
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread sender([&] {
+    const auto deadline = std::chrono::steady_clock::now() + 20s;
+    const auto ready = [&](int rank) {
+      const std::string path = (folder.path() / "castor/attempt_0" / cat(rank) / "stdout.log").string();
+      return exists(path) && file_size(path) > 0;
+    };
+    while (std::chrono::steady_clock::now() < deadline && !(ready(0) && ready(1))) std::this_thread::sleep_for(5ms);
+    kill(getpid(), SIGTERM);
+  });
+  CHECK(run_quietly(options) == 128 + SIGTERM);
+  sender.join();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  CHECK(log_of(folder.path(), 0) == "ready\nsaved\n");
+  CHECK(log_of(folder.path(), 1) == "ready\nsaved\n");
+}
+
 TEST_CASE("lines of ranks above 0 are marked, whole, and on the stream that they were printed to") {
   const test::TempDir folder;
   RunJobOptions options = shells(

@@ -292,6 +292,27 @@ TEST_CASE("save_model with shard writes files of size_per_shard and their index,
         doctest::Approx(before.at("second.bias")[0]).epsilon(0.01));
 }
 
+TEST_CASE("save_model replaces a folder that it wrote, and refuses any other without touching it") {
+  const test::TempDir folder;
+  const std::string sharded = (folder.path() / "sharded").string(), other = (folder.path() / "other").string();
+  Booster booster(booster_options(Precision::fp32, {}, nullptr));
+  const Boosted run = booster.boost(kMixed);
+  SaveModelOptions saving;
+  saving.shard = true;
+  for (int i = 0; i < 2; ++i) booster.save_model(*run.model, sharded + "/", saving);
+  CHECK(exists(join_path(sharded, formats::kExportName)));
+  CHECK_FALSE(exists(sharded + ".replaced"));
+  make_directories(other);
+  write_file_atomically(join_path(other, "notes.txt"), "keep");
+  write_file_atomically(join_path(other, formats::kExportName), "keep, too");
+  for (const bool shard : {false, true}) {
+    saving.shard = shard;
+    CHECK_THROWS_WITH_AS(booster.save_model(*run.model, other, saving), doctest::Contains("notes.txt"), IoError);
+  }
+  CHECK(read_text_file(join_path(other, "notes.txt")) == "keep");
+  CHECK(read_text_file(join_path(other, formats::kExportName)) == "keep, too");
+}
+
 TEST_CASE("load_model insists that everything fits, unless it is told not to") {
   const test::TempDir folder;
   const std::string path = (folder.path() / "weights.safetensors").string();

@@ -2,6 +2,7 @@
 // together is refused.
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 
 #include <doctest/doctest.h>
 
@@ -225,6 +226,8 @@ TEST_CASE("a list knows the newest, names the torn, and retention never gives up
   retention.scores = {{"iter_10", 0.9}, {"iter_30", 0.1}};
   CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_30"});
   retention.greater_is_better = false;
+  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_10"});
+  retention.scores["iter_10"] = std::nan("");  // the best of those that are numbers stays
   CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_10"});
   CHECK(formats::remove_checkpoint("/run/iter_10", files) > 0);
   CHECK(!exists("/run/iter_10", files));

@@ -3,6 +3,7 @@
 #include "strategy/checkpoint.h"
 
 #include <cerrno>
+#include <cmath>
 #include <memory>
 #include <set>
 #include <string>
@@ -276,6 +277,8 @@ TEST_CASE("keep_best goes by noted scores") {
   }
   CHECK_FALSE(is_among_best("/run", 0.2, 2, true, files));
   CHECK(is_among_best("/run", 0.05, 1, false, files));
+  for (const bool greater_is_better : {false, true})
+    CHECK_FALSE(is_among_best("/run", std::nan(""), 9, greater_is_better, files));
   formats::Retention retention;
   retention.keep_last = 1;
   retention.keep_best = 1;

@@ -242,6 +242,13 @@ TEST_CASE("the first signal asks for a stop and the second ends the process") {
     dup2(null, STDERR_FILENO);
     install_stop_handlers();
     if (stop_requested() || stop_exit_code() != 0) _exit(1);
+    // The handler must not write where the stack pointer points: compiled kernels keep data there.
+    stack_t stack{};
+    if (sigaltstack(nullptr, &stack) != 0 || (stack.ss_flags & SS_DISABLE) != 0) _exit(6);
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+      struct sigaction action {};
+      if (sigaction(number, nullptr, &action) != 0 || (action.sa_flags & SA_ONSTACK) == 0) _exit(7);
+    }
     raise(SIGINT);
     if (!stop_requested() || stop_exit_code() != 130) _exit(2);
     clear_stop_request();

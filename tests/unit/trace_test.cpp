@@ -222,6 +222,28 @@ TEST_CASE("castor bench writes the timeline of a step, which holds the ops that 
   CHECK(idle.at("exchange") == 0);
 }
 
+TEST_CASE("castor bench refuses numbers that time nothing, and options of a plugin that is not named") {
+  strategy::Registry registry;
+  const auto refusal = [&](const auto& change) {
+    strategy::BenchArguments arguments;
+    change(arguments);
+    std::ostringstream out;
+    CHECK_THROWS_AS(strategy::run_bench(arguments, registry, out), ConfigError);
+    try {
+      strategy::run_bench(arguments, registry, out);
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  CHECK(refusal([](auto& a) { a.steps = 0; }).find("--steps: at least 1 expected, got 0") == 0);
+  CHECK(refusal([](auto& a) { a.warmup = -1; }).find("--warmup: at least 0") == 0);
+  CHECK(refusal([](auto& a) { a.batch = 0; }).find("--batch: at least 1") == 0);
+  CHECK(refusal([](auto& a) { a.context = -4; }).find("--context: at least 1") == 0);
+  CHECK(refusal([](auto& a) { a.trace = "/dev/null"; }).find("--trace: expected a file") == 0);
+  CHECK(refusal([](auto& a) { a.plugin_options = {"stage=1"}; }).find("--plugin") != std::string::npos);
+}
+
 TEST_CASE("the bench's Qwen2.5 models have as many parameters as Qwen2.5's own") {
   strategy::Registry registry;
   strategy::add_builtins(registry);
