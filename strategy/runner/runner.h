@@ -79,7 +79,8 @@ class Runner final : private RunControl {
   /// True if another job saved this candidate, which a restart then does not go on from.
   bool is_foreign(const std::string& candidate) const;
   void load_or_resume();
-  /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if they are damaged.
+  /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if they are
+  /// damaged.
   bool resume_newest();
   void resume_from(const std::string& checkpoint);
   /// Takes the seed of the run that is resumed, before anything is drawn from it.
