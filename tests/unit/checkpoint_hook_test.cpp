@@ -164,6 +164,16 @@ TEST_CASE("a resumed run that saves before its first validation knows which of t
   }
 }
 
+TEST_CASE("a score of a validation inside an accumulation window is kept until its end, and saved there") {
+  const std::vector<std::string> windows = {"train_cfg.by_epoch=false", "train_cfg.max_epochs=null",
+                                            "train_cfg.max_iters=9", "train_cfg.val_interval=3",
+                                            "optim_wrapper.accumulative_counts=4"};
+  const HookedRun run({"save_best=accuracy/top1", "keep_best=9"}, windows);
+  // Validated after 3, 6 and 9, of which 9 is the run's end, where a window is cut.
+  CHECK(run.saved() == Names{"iter_4", "iter_8", "iter_9"});
+  CHECK(run.scored() == Names{"iter_4", "iter_8", "iter_9"});
+}
+
 TEST_CASE("a score whose save failed counts for nothing") {
   HookedRun run({"save_best=accuracy/top1"}, {"train_cfg.max_epochs=2"});
   write_file_atomically(join_path(run.path(), "scores.json"), std::string_view("{\"epoch_77\": 1000.0}"));
