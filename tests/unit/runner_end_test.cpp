@@ -58,6 +58,11 @@ class StoppingAccuracy final : public Metric {
   Accuracy accuracy_{Accuracy::Config{}};
 };
 
+// Other tests go on after a stop, also where it ended in an error.
+struct StopReset {
+  ~StopReset() { clear_stop_request(); }
+};
+
 // A run validated by it, and all its state at the end.
 struct StoppedRun {
   StoppedRun() {
@@ -73,9 +78,8 @@ struct StoppedRun {
     const test::MutedOutput muted;
     const ProcessLogReset reset;
     Runner runner(test::tiny_config(folder.path().string(), overrides), "tiny.yaml", registry);
-    const bool was_finished = runner.train();
-    clear_stop_request();
-    return was_finished;
+    const StopReset clear;
+    return runner.train();
   }
   std::set<std::string> saved() const {
     std::set<std::string> names;
