@@ -2,6 +2,7 @@
 #include "formats/checkpoint_list.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "core/base/error.h"
@@ -68,7 +69,8 @@ std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const 
     std::vector<std::pair<double, std::string>> scored;  // best first; of equals the newer
     for (const ListedCheckpoint& checkpoint : list.checkpoints) {
       const auto score = retention.scores.find(checkpoint.name);
-      if (score != retention.scores.end()) {
+      // NaN is no score: it would also have no place in the order of the others.
+      if (score != retention.scores.end() && !std::isnan(score->second)) {
         scored.emplace_back(retention.greater_is_better ? score->second : -score->second, checkpoint.name);
       }
     }

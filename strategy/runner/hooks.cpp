@@ -2,6 +2,7 @@
 #include "strategy/runner/hooks.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iomanip>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -231,6 +232,10 @@ void CheckpointHook::after_val(RunControl& run) {
   if (!config_.rule) greater_is_better_ = guess;
   // The main rank keeps the scores, and decides for all.
   const bool is_main = run.strategy().is_main();
+  if (is_main && std::isnan(found->second)) {
+    logger().warning("save_best: ", found->first,
+                     " is nan, which is never among the best; see whether the loss is too");
+  }
   const bool is_among = is_main && is_among_best(run.work_dir(), found->second, config_.keep_best, *greater_is_better_);
   if (!run.on_any_rank(is_among, "among the best")) return;
   // Noted first, so that what the save removes is measured against it.

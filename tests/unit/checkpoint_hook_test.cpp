@@ -3,7 +3,9 @@
 // Delicate: which epochs are the best is not known beforehand. A run that keeps all of them tells their scores, and one
 // of the same seed must then keep those that the rule says.
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -15,6 +17,7 @@
 #include "core/base/json.h"
 #include "formats/checkpoint_list.h"
 #include "formats/checkpoint_reader.h"
+#include "strategy/metric.h"
 #include "strategy/runner/runner.h"
 #include "tests/support/muted_output.h"
 #include "tests/support/temp_dir.h"
@@ -25,6 +28,25 @@ namespace {
 
 using namespace strategy;
 using Names = std::set<std::string>;
+
+// A metric of a run that diverges: 0.5, 0.6, then NaN for good.
+class DivergingScore final : public Metric {
+ public:
+  struct Config {};
+  explicit DivergingScore(const Config&) {}
+  void reset() override { ++validations_; }
+  void process(const autograd::Batch&, const Tensor&) override {}
+  std::map<std::string, double> compute() const override {
+    return {{"score", validations_ > 2 ? std::numeric_limits<double>::quiet_NaN() : 0.4 + 0.1 * validations_}};
+  }
+  std::vector<double> sums() const override { return {}; }
+  void set_sums(std::span<const double>) override {}
+
+ private:
+  int validations_ = 0;
+};
+template <class V>
+void describe(V&, DivergingScore::Config&) {}
 
 // A run in a folder of its own.
 class HookedRun {
@@ -44,6 +66,9 @@ class HookedRun {
     overrides.insert(overrides.end(), others.begin(), others.end());
     Registry registry;
     test::add_tiny_types(registry);
+    registry.metrics.add<DivergingScore::Config>(
+        "DivergingScore", "a number, then none",
+        [](const DivergingScore::Config& config) { return std::make_unique<DivergingScore>(config); });
     const test::MutedOutput muted;
     CHECK(Runner(test::tiny_config(path(), overrides), "tiny.yaml", registry).train());
   }
@@ -146,6 +171,15 @@ TEST_CASE("keep_best keeps that many of the best by the rule, and the newest") {
       with_rule.push_back(is_greater ? "rule=greater" : "rule=less");
       CHECK(HookedRun(with_rule).saved() == expected_best(scores, count, is_greater ? 1 : -1));
     }
+  }
+}
+
+TEST_CASE("a metric that becomes NaN costs none of the good checkpoints") {
+  for (const std::string rule : {"greater", "less"}) {
+    const HookedRun run({"save_best=score", "rule=" + rule, "max_keep_ckpts=1", "keep_best=1"},
+                        {"val_evaluator={type: DivergingScore}"});
+    CHECK(run.saved() == Names{rule == "greater" ? "epoch_2" : "epoch_1", "epoch_6"});
+    for (const std::string& name : run.scored()) CHECK((name == "epoch_1" || name == "epoch_2"));
   }
 }
 
