@@ -1,8 +1,9 @@
 // Environment, start and end of ranks. Delicate: a rank that fails gets the others time to find out why and to write
-// their records; after it they are told to end, and then made to. A stop that was asked for has no such limit, because
-// a step may take minutes and a checkpoint follows it; who does not want to wait asks once more.
+// their records; after it they are told to end, and then made to. A stop that the user asked for does not start that
+// clock: SIGTERM would be the ranks' second signal, on which they leave without saving.
 #include "dist/attempt.h"
 
+#include <algorithm>
 #include <csignal>
 #include <map>
 
@@ -20,6 +21,7 @@ namespace {
 // A rank that had joined is missed by the store at once, which knows what it was doing; that story counts.
 constexpr std::chrono::milliseconds kStoryTime{300};
 constexpr std::chrono::milliseconds kTellTime{1'000};
+constexpr std::chrono::seconds kRemindTime{30};
 
 /// This process's environment with some variables set, and those of an outer torchrun that would mislead removed.
 std::vector<std::string> environment_with(std::map<std::string, std::string> set) {
@@ -64,18 +66,63 @@ std::string Attempt::log_folder() const {
   return join_path(join_path(options_.log_folder, options_.run_id), cat("attempt_", place_.number));
 }
 
+std::string Attempt::names_of_running() const {
+  std::string names;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(place_.processes); ++i) {
+    if (ranks_.id(i) > 0) names += cat(names.empty() ? "rank " : ", ", global(i));
+  }
+  return names;
+}
+
 void Attempt::note(const ProcessEnd& end) {
-  const bool has_stopped = stop_signal_ != 0 && end.exit_code == 128 + stop_signal_;
-  if (end.exit_code == 0 || has_stopped) return;
-  if (!term_at_) {
-    exit_code_ = end.exit_code;
-    first_failed_ = static_cast<int>(end.index);
-    term_at_ = Clock::now() + options_.own_end;
-    tell_at_ = Clock::now() + kStoryTime;
-    failure_ = cat("rank ", global(end.index), " ", describe(end));
-    logger().error(failure_, "; the other ranks end too");
+  if (end.exit_code == 0) return;
+  const std::string story = cat("rank ", global(end.index), " ", describe(end));
+  // This is how a rank answers a stop; the others are on their way, too.
+  const bool answers = stop_signal_ != 0 && end.signal == 0 && end.exit_code == 128 + stop_signal_;
+  if (term_at_ || answers) return logger().info(story);
+  exit_code_ = end.exit_code;
+  first_failed_ = static_cast<int>(end.index);
+  term_at_ = Clock::now() + options_.own_end;
+  tell_at_ = Clock::now() + kStoryTime;
+  failure_ = story;
+  // One that does not know how to stop dies of the signal that was passed on, as the user wished.
+  const bool is_asked_for = stop_signal_ != 0 && end.signal == stop_signal_;
+  logger().write(is_asked_for ? LogLevel::kInfo : LogLevel::kError, cat(failure_, "; the other ranks end too"));
+}
+
+void Attempt::pass_on(int signal) {
+  const bool is_first = stop_signal_ == 0;
+  stop_signal_ = signal;
+  ranks_.signal_all(signal);
+  if (!is_first) {
+    logger().info("signal ", signal, " goes to all ranks again; those that it does not end within ",
+                  options_.term_end.count() / 1000, " s are killed: ", names_of_running());
+    const auto end = Clock::now() + options_.term_end;
+    term_at_ = term_at_ ? std::min(*term_at_, end) : end;
+    terminated_ = true;
+  } else if (term_at_) {
+    logger().info("signal ", signal, " goes to all ranks, which are ending already");
   } else {
-    logger().info("rank ", global(end.index), " ", describe(end));
+    stop_at_ = Clock::now() + options_.stop_timeout;
+    remind_at_ = Clock::now() + kRemindTime;
+    logger().info("signal ", signal, " goes to all ranks; waiting for ", names_of_running(), ", at most ",
+                  options_.stop_timeout.count() / 1000,
+                  " s (--stop-timeout), to finish a step, save and end; a second signal (Ctrl-C) ends them at once");
+  }
+}
+
+// Bounds a stop that was asked for, and says who keeps it waiting.
+void Attempt::watch_stop() {
+  if (!stop_at_ || term_at_ || ranks_.running() == 0) return;
+  if (Clock::now() >= *stop_at_) {
+    logger().error(names_of_running(), " did not end within ", options_.stop_timeout.count() / 1000, " s after signal ",
+                   stop_signal_,
+                   " and is killed: what was not saved is lost; give ranks more time to stop with --stop-timeout");
+    terminated_ = true;
+    term_at_ = Clock::now();
+  } else if (Clock::now() >= *remind_at_) {
+    logger().info("still waiting for ", names_of_running(), " to finish a step, save and end");
+    remind_at_ = Clock::now() + kRemindTime;
   }
 }
 
@@ -117,23 +164,16 @@ int Attempt::run() {
     }
     if (output) output->started(ends);
   }
-  bool terminated = false;
   while (ranks_.running() > 0) {
     const int signal = signals_.wait_a_turn();
-    if (signal != 0) {
-      const bool is_first = stop_signal_ == 0;
-      logger().info("signal ", signal, ": it goes to all ranks",
-                    is_first ? ", which end after their step; once more, and they end at once" : "");
-      stop_signal_ = signal;
-      ranks_.signal_all(signal);
-      if (!is_first && !term_at_) term_at_ = Clock::now() + options_.own_end;
-    }
+    if (signal != 0) pass_on(signal);
     while (const auto end = ranks_.poll()) note(*end);
     tell_store();
     end_stopped();
+    watch_stop();
     if (!term_at_ || Clock::now() < *term_at_) continue;
-    ranks_.signal_all(terminated ? SIGKILL : SIGTERM);
-    terminated = true;
+    ranks_.signal_all(terminated_ ? SIGKILL : SIGTERM);
+    terminated_ = true;
     term_at_ = Clock::now() + options_.term_end;
   }
   return stop_signal_ != 0 ? 128 + stop_signal_ : exit_code_;

@@ -47,7 +47,11 @@ class Attempt {
   std::vector<std::string> environment_of(int local_rank) const;
   int global(std::size_t local) const { return place_.group_rank * place_.processes + static_cast<int>(local); }
   std::string log_folder() const;
+  /// "rank 0, 2": those that have not ended.
+  std::string names_of_running() const;
   void note(const ProcessEnd& end);
+  void pass_on(int signal);
+  void watch_stop();
   void tell_store();
   void end_stopped();
 
@@ -58,7 +62,10 @@ class Attempt {
   int exit_code_ = 0;
   int stop_signal_ = 0;
   int first_failed_ = -1;
-  std::optional<Clock::time_point> term_at_;        // set by the first failure or signal
+  bool terminated_ = false;                         // the next thing is SIGKILL
+  std::optional<Clock::time_point> term_at_;        // set by the first failure, or when a stop takes too long
+  std::optional<Clock::time_point> stop_at_;        // when a stop that was asked for has taken too long
+  std::optional<Clock::time_point> remind_at_;      // when to say again who is waited for
   std::optional<Clock::time_point> stopped_since_;  // ranks, while others have ended
   std::optional<Clock::time_point> tell_at_;        // when the store is told of the first failure
   std::string failure_;

@@ -1,5 +1,6 @@
 // The mesh. Lower places connect to higher ones, which know who comes by a first message that names the group and the
-// place. Delicate: while it waits to be called, a rank looks at Health too, since the caller may have died.
+// place. Delicate: while it calls, is called or waits for a word, a rank looks at Health too, since the other may have
+// died.
 #include "dist/comm_tcp.h"
 
 #include <cstring>
@@ -70,6 +71,9 @@ std::unique_ptr<Link> connect_tcp(Store& store, const JobSecret& secret, const H
   const std::uint64_t group = xxh3(as_byte_span(name));
   std::vector<std::optional<Socket>> sockets(members.size());
   std::optional<Gate> gate;
+  const Look look = [&] {
+    if (health.failed()) throw JobFailed();
+  };
   const auto key = [&](int place) { return cat("tcp/", name, "/", place); };
   if (rank > 0) {
     gate.emplace(store.local_address(), 0, secret, cat("rank ", members[static_cast<std::size_t>(rank)]));
@@ -78,14 +82,15 @@ std::unique_ptr<Link> connect_tcp(Store& store, const JobSecret& secret, const H
   for (int place = rank + 1; place < size; ++place) {
     const std::string address = wait_for_key(store, health, key(place), limit);
     const std::size_t space = address.find(' ');
-    Socket socket = connect_through_gate(
-        address.substr(0, space), static_cast<std::uint16_t>(std::stoi(address.substr(space + 1))), secret, deadline);
+    Socket socket =
+        connect_through_gate(address.substr(0, space), static_cast<std::uint16_t>(std::stoi(address.substr(space + 1))),
+                             secret, deadline, look);
     const Hello hello{group, rank};
-    socket.write_all(std::as_bytes(std::span(&hello, 1)), deadline);
+    socket.write_all(std::as_bytes(std::span(&hello, 1)), deadline, look);
     sockets[static_cast<std::size_t>(place)] = std::move(socket);
   }
   for (int missing = rank; missing > 0;) {
-    if (health.failed()) throw JobFailed();
+    look();
     if (Clock::now() >= deadline) {
       throw SocketError(
           cat("group ", name, ": ", missing, " of its ranks did not connect within ", limit.count(), " ms"));
@@ -96,7 +101,7 @@ std::unique_ptr<Link> connect_tcp(Store& store, const JobSecret& secret, const H
     wait_ready(wanted, wake);
     for (Socket& socket : gate->step()) {
       Hello hello{};
-      socket.read_all(std::as_writable_bytes(std::span(&hello, 1)), deadline);
+      socket.read_all(std::as_writable_bytes(std::span(&hello, 1)), deadline, look);
       const auto place = static_cast<std::size_t>(hello.place);
       if (hello.group != group || hello.place < 0 || hello.place >= rank || sockets[place]) continue;
       sockets[place] = std::move(socket);

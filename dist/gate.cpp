@@ -92,10 +92,10 @@ std::vector<Socket> Gate::step() {
 }
 
 Socket connect_through_gate(const std::string& host, std::uint16_t port, const JobSecret& secret,
-                            Clock::time_point deadline) {
-  Socket socket = Socket::connect(host, port, deadline);
+                            Clock::time_point deadline, const Look& look) {
+  Socket socket = Socket::connect(host, port, deadline, look);
   std::array<std::byte, kGreeting.size() + sizeof(Challenge)> hello;
-  socket.read_all(hello, deadline);
+  socket.read_all(hello, deadline, look);
   if (std::memcmp(hello.data(), kGreeting.data(), kGreeting.size()) != 0) {
     throw SocketError(cat(socket.peer(), " is not a port of a Castor job"));
   }
@@ -103,11 +103,11 @@ Socket connect_through_gate(const std::string& host, std::uint16_t port, const J
   std::memcpy(theirs.data(), hello.data() + kGreeting.size(), theirs.size());
   const Challenge own = random_challenge();
   const Proof proof = secret.prove(kVisitorSide, theirs, own);
-  socket.write_all(own, deadline);
-  socket.write_all(proof, deadline);
+  socket.write_all(own, deadline, look);
+  socket.write_all(proof, deadline, look);
   Proof answer;
   try {
-    socket.read_all(answer, deadline);
+    socket.read_all(answer, deadline, look);
   } catch (const SocketError& error) {
     throw SocketError(cat(error.what(), ": it did not accept this job's secret"));
   }

@@ -50,6 +50,6 @@ class Gate {
 
 /// Connects through a gate: answers its challenge and checks that it knows the secret too. Throws SocketError.
 Socket connect_through_gate(const std::string& host, std::uint16_t port, const JobSecret& secret,
-                            Clock::time_point deadline);
+                            Clock::time_point deadline, const Look& look = {});
 
 }  // namespace castor::dist

@@ -2,8 +2,10 @@
 // ours then takes the next port.
 #include "dist/launch.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <string_view>
 
 #include <unistd.h>
 
@@ -14,6 +16,7 @@ namespace castor::dist {
 namespace {
 
 constexpr std::int64_t kDefaultPort = 29500;
+constexpr std::int64_t kMostRanks = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& launcher, const std::string& text) {
   throw ConfigError(cat("launcher ", launcher, ": ", text), "launcher");
@@ -37,9 +40,12 @@ class Reader {
     std::int64_t result = 0;
     const auto end = std::from_chars(value.data(), value.data() + value.size(), result);
     if (end.ec != std::errc() || end.ptr != value.data() + value.size() || result < low || result > high) {
-      refuse(launcher_, cat(name, ": expected an integer from ", low, " to ", high, ", got '", value, "'"));
+      refuse_value(name, cat("an integer from ", low, " to ", high), value);
     }
     return static_cast<int>(result);
+  }
+  [[noreturn]] void refuse_value(const std::string& name, const std::string& expected, const std::string& value) const {
+    refuse(launcher_, cat(name, ": expected ", expected, ", got '", value, "'"));
   }
   int number_or(const std::string& name, std::int64_t otherwise, std::int64_t low, std::int64_t high) const {
     const auto value = get_(name);
@@ -60,6 +66,44 @@ std::string first_host(const std::string& list) {
   return list.substr(0, bracket) + list.substr(bracket + 1, end - bracket - 1);
 }
 
+/// How many tasks a node has by slurm's list "2(x3),1": two on nodes 0 to 2, one on node 3.
+int tasks_of_node(const Reader& reader, const std::string& name, const std::string& list, int least) {
+  const auto number = [&](std::string_view text, std::int64_t low) {
+    return reader.number(name, std::string(text), low, kMostRanks);
+  };
+  const bool is_one_entry = list.find(',') == std::string::npos;
+  const int node = is_one_entry ? 0 : reader.number("SLURM_NODEID", reader.required("SLURM_NODEID"), 0, kMostRanks);
+  std::string_view rest = list;
+  for (std::int64_t first = 0; !rest.empty();) {
+    const std::string_view entry = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(rest.size(), entry.size() + 1));
+    const std::size_t bracket = entry.find("(x");
+    if (bracket == std::string_view::npos) {
+      first += 1;
+    } else {
+      if (!entry.ends_with(')')) break;
+      first += number(entry.substr(bracket + 2, entry.size() - bracket - 3), 1);
+    }
+    if (node < first) return number(entry.substr(0, bracket), least);
+  }
+  reader.refuse_value(name, "a list of tasks on each node like 2(x3),1 with an entry for this one", list);
+}
+
+/// Ranks on this machine, of which it has at least one more than the own local number says.
+int local_world_size(const Reader& reader, const RankInfo& info) {
+  const int least = info.local_rank + 1;
+  if (info.launcher == "slurm") {
+    // The step's own list counts; the others are of the job that it runs in.
+    for (const char* name : {"SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"}) {
+      if (const auto list = reader.text(name)) return tasks_of_node(reader, name, *list, least);
+    }
+    return least;
+  }
+  if (info.launcher == "pytorch") return reader.number_or("LOCAL_WORLD_SIZE", least, 1, kMostRanks);
+  const bool open_mpi = reader.text("OMPI_COMM_WORLD_LOCAL_SIZE").has_value();
+  return reader.number_or(open_mpi ? "OMPI_COMM_WORLD_LOCAL_SIZE" : "MPI_LOCALNRANKS", least, 1, kMostRanks);
+}
+
 bool is_loopback(const std::string& host) { return host == "localhost" || host == "::1" || host.starts_with("127."); }
 
 void read_ranks(const Reader& reader, RankInfo& info) {
@@ -76,12 +120,10 @@ void read_ranks(const Reader& reader, RankInfo& info) {
     size_name = open_mpi ? "OMPI_COMM_WORLD_SIZE" : "PMI_SIZE";
     local_name = open_mpi ? "OMPI_COMM_WORLD_LOCAL_RANK" : "MPI_LOCALRANKID";
   }
-  constexpr std::int64_t kMostRanks = 1 << 20;
   info.world_size = reader.number(size_name, reader.required(size_name), 1, kMostRanks);
   info.rank = reader.number(rank_name, reader.required(rank_name), 0, info.world_size - 1);
   info.local_rank = reader.number_or(local_name, info.rank, 0, kMostRanks);
-  const char* local_size = info.launcher == "mpi" ? "OMPI_COMM_WORLD_LOCAL_SIZE" : "LOCAL_WORLD_SIZE";
-  info.local_world_size = reader.number_or(local_size, info.local_rank + 1, 1, kMostRanks);
+  info.local_world_size = local_world_size(reader, info);
 }
 
 void read_store(const Reader& reader, RankInfo& info) {

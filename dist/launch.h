@@ -41,12 +41,13 @@ std::string infer_launcher(const Environment& environment);
 /// Reads a launcher's variables.
 ///   launcher  "pytorch", "slurm", "mpi", "none" or "auto"
 /// pytorch: RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT. slurm: SLURM_PROCID SLURM_NTASKS
-/// SLURM_LOCALID, first host of SLURM_STEP_NODELIST or SLURM_NODELIST. mpi: OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK,
-/// _LOCAL_SIZE (or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID of MPICH), MASTER_ADDR (this machine's loopback where Open MPI
-/// says that all ranks are on it). The port is MASTER_PORT, 29500 if unset. Restarts: TORCHELASTIC_RESTART_COUNT,
-/// CASTOR_JOB_ID (or TORCHELASTIC_RUN_ID), CASTOR_FULL_WORLD_SIZE. CASTOR_JOB_SECRET is the secret; without it a job on
-/// loopback uses one made of the launcher's job id, and a job over a network is refused. Throws ConfigError naming the
-/// variable that is missing or makes no sense.
+/// SLURM_LOCALID, this node's entry (SLURM_NODEID) of SLURM_STEP_TASKS_PER_NODE, SLURM_NTASKS_PER_NODE or
+/// SLURM_TASKS_PER_NODE, first host of SLURM_STEP_NODELIST or SLURM_NODELIST. mpi: OMPI_COMM_WORLD_RANK, _SIZE,
+/// _LOCAL_RANK, _LOCAL_SIZE (or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS of MPICH), MASTER_ADDR (this
+/// machine's loopback where these say that all ranks are on it). The port is MASTER_PORT, 29500 if unset. Restarts:
+/// TORCHELASTIC_RESTART_COUNT, CASTOR_JOB_ID (or TORCHELASTIC_RUN_ID), CASTOR_FULL_WORLD_SIZE. CASTOR_JOB_SECRET is the
+/// secret; without it a job on loopback uses one made of the launcher's job id, and a job over a network is refused.
+/// Throws ConfigError naming the variable that is missing or makes no sense.
 RankInfo rank_info_from(const Environment& environment, const std::string& launcher = "auto");
 
 }  // namespace castor::dist

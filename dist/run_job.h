@@ -3,7 +3,8 @@
 // where that is allowed too.
 //
 // Delicate: when a rank dies, the others find out by themselves within seconds, say why and write their records; they
-// are given that time before they are ended.
+// are given that time before they are ended. A stop that the user asks for is another thing: ranks finish their step
+// and save, which may take minutes, and a second signal would make them give that up.
 #pragma once
 
 #include <chrono>
@@ -34,17 +35,19 @@ struct RunJobOptions {
   std::chrono::milliseconds join_timeout{600'000};  ///< and those that must be there
   RunOutput output = RunOutput::kOwn;               ///< where what ranks print goes
   std::string log_folder;                           ///< kFiles: DIR/RUN_ID/attempt_0/RANK/stdout.log and stderr.log
-  std::chrono::milliseconds own_end{6'000};   ///< how long ranks may end by themselves after one has failed, or after
-                                              ///< a second signal
-  std::chrono::milliseconds term_end{4'000};  ///< and after SIGTERM, before SIGKILL
+  std::chrono::milliseconds stop_timeout{600'000};  ///< how long ranks may take to end after the first signal
+  std::chrono::milliseconds own_end{6'000};         ///< how long ranks may end by themselves after one has failed
+  std::chrono::milliseconds term_end{4'000};        ///< and after SIGTERM or a second signal, before SIGKILL
 };
 
 /// Runs the job to its end and returns the exit code: 0 when all ranks of this machine ended with 0, else that of the
 /// first that failed in the last attempt (128 + signal for a killed one); 128 + signal after SIGINT, SIGTERM or SIGHUP,
-/// which go to all ranks. On one machine a new attempt has as many ranks, or fewer if the same rank was the first to
-/// fail twice in a row and `least_processes` allows it; on several it has the machines that are left. Call it from the
-/// main thread, before other threads that would take these signals. Throws ConfigError for options that make no sense,
-/// IoError if the program cannot be started or a log opened, CommError if the store cannot listen.
+/// which go to all ranks: the first lets them end in their own way within `stop_timeout`, the second within `term_end`,
+/// and a rank that fails meanwhile ends the others as ever. On one machine a new attempt has as many ranks, or fewer if
+/// the same rank was the first to fail twice in a row and `least_processes` allows it; on several it has the machines
+/// that are left. Call it from the main thread, before other threads that would take these signals. Throws ConfigError
+/// for options that make no sense, IoError if the program cannot be started or a log opened, CommError if the store
+/// cannot listen.
 int run_job(const RunJobOptions& options);
 
 }  // namespace castor::dist

@@ -69,6 +69,7 @@ std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const 
     std::vector<std::pair<double, std::string>> scored;  // best first; of equals the newer
     for (const ListedCheckpoint& checkpoint : list.checkpoints) {
       const auto score = retention.scores.find(checkpoint.name);
+      // NaN is no score: it would also have no place in the order of the others.
       if (score != retention.scores.end() && !std::isnan(score->second)) {
         scored.emplace_back(retention.greater_is_better ? score->second : -score->second, checkpoint.name);
       }

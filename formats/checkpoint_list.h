@@ -46,7 +46,7 @@ struct Retention {
   std::optional<std::int64_t> keep_last;   ///< the newest k, k >= 1
   std::optional<std::int64_t> keep_every;  ///< those whose number (the N of iter_N or epoch_N) is a multiple of this
   std::optional<std::int64_t> keep_best;   ///< the best m by `scores`
-  std::map<std::string, double> scores;    ///< by folder name; those without a score are never best
+  std::map<std::string, double> scores;    ///< by folder name; those without one, or NaN, are never best
   bool greater_is_better = true;
 };
 

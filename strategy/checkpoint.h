@@ -117,7 +117,7 @@ std::string find_last_checkpoint(const std::string& work_dir, FileSystem& files 
 /// not keep go, oldest first. `scores` of retention are read from and kept in work_dir/scores.json. Throws IoError.
 void finish_save(const std::string& work_dir, const std::string& name, const formats::Retention& retention,
                  FileSystem& files = posix_file_system());
-/// True if a score would be among the best `count` of those in work_dir/scores.json.
+/// True if a score would be among the best `count` of those in work_dir/scores.json; NaN never is.
 bool is_among_best(const std::string& work_dir, double score, std::int64_t count, bool greater_is_better,
                    FileSystem& files = posix_file_system());
 /// Notes a checkpoint's score for keep_best, in work_dir/scores.json.

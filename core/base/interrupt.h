@@ -5,7 +5,15 @@
 // may touch nothing but lock-free atomics and async-signal-safe calls.
 #pragma once
 
+#include "core/base/error.h"
+
 namespace castor {
+
+/// Work that a stop broke off. Where it was waiting for the system it is an IoError with the code EINTR instead.
+class Stopped : public Error {
+ public:
+  using Error::Error;
+};
 
 /// Takes over SIGINT, SIGTERM and SIGHUP for the rest of the process, on the main thread. A signal that was ignored
 /// before (nohup, a background job) stays ignored. May be called again; the flag is kept.

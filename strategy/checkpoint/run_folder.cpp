@@ -63,7 +63,7 @@ void finish_save(const std::string& work_dir, const std::string& name, const for
 
 bool is_among_best(const std::string& work_dir, double score, std::int64_t count, bool greater_is_better,
                    FileSystem& files) {
-  if (std::isnan(score)) return false;  // no comparison would find a better one
+  if (std::isnan(score)) return false;  // nothing compares with it: it would be better than all
   const std::map<std::string, double> scores = read_scores(work_dir, files);
   const auto better = std::count_if(scores.begin(), scores.end(), [&](const auto& entry) {
     const bool is_better = greater_is_better ? entry.second >= score : entry.second <= score;

@@ -25,7 +25,7 @@ BytesBar::BytesBar(std::string label, std::uint64_t total) : began_(std::chrono:
 }
 
 void BytesBar::update(std::uint64_t bytes) {
-  if (stop_requested()) throw Error("stopped");
+  if (stop_requested()) throw Stopped("stopped");
   if (bar_ != nullptr) bar_->update(static_cast<std::int64_t>(bytes >> 20), cat("MiB  ", rate_text(bytes)));
 }
 

@@ -25,7 +25,7 @@ class BytesBar {
   /// Starts the clock.
   BytesBar(std::string label, std::uint64_t total);
 
-  /// Shows that `bytes` of the total are done. Throws Error once a stop was asked for.
+  /// Shows that `bytes` of the total are done. Throws Stopped once a stop was asked for.
   void update(std::uint64_t bytes);
   /// `update` as a function; refers to this object.
   formats::BytesProgress progress();

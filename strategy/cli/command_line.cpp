@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <exception>
 #include <functional>
 #include <new>
@@ -239,6 +240,10 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
     if (code == kExitOk && !out) code = report(who, "standard output cannot be written", kExitRunError, err);
   } catch (const ConfigError& error) {
     code = report(who, error.what(), kExitUsage, err);
+  } catch (const Stopped& error) {
+    code = report(who, error.what(), stop_exit_code(), err);
+  } catch (const IoError& error) {
+    code = report(who, error.what(), error.code == EINTR && stop_requested() ? stop_exit_code() : kExitRunError, err);
   } catch (const InternalError& error) {
     code = report(who, cat("internal error, please report it: ", error.what()), kExitRunError, err);
   } catch (const Error& error) {
@@ -248,7 +253,8 @@ int run_command_line(const std::string& program, const std::vector<std::string>&
   } catch (const std::exception& error) {
     code = report(who, cat("internal error, please report it: ", error.what()), kExitRunError, err);
   }
-  return stop_requested() ? stop_exit_code() : code;
+  // An error that is not the stop's own is not hidden by it.
+  return code == kExitOk && stop_requested() ? stop_exit_code() : code;
 }
 
 }  // namespace castor::strategy

@@ -20,6 +20,7 @@ constexpr std::int64_t kDefaultPort = 29500;
 constexpr std::int64_t kMostProcesses = 4096;
 constexpr std::int64_t kMostNodes = 1 << 16;
 constexpr std::int64_t kMostRestarts = 1 << 20;
+constexpr std::int64_t kLongestWait = 7 * 24 * 3600;  // seconds
 constexpr std::size_t kShortestSecret = 16;
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& text) {
@@ -100,7 +101,6 @@ void set_patience(const RunArguments& arguments, dist::RunJobOptions& options) {
   if (options.nodes == 1 || (options.least_nodes == options.nodes && arguments.max_restarts == 0)) {
     refuse(flag, "is for jobs of several machines that meet again: with --max-restarts, or --nnodes MIN:MAX");
   }
-  constexpr std::int64_t kLongest = 7 * 24 * 3600;
   std::string_view rest = *arguments.rdzv_conf;
   while (!rest.empty()) {
     const std::string entry(rest.substr(0, rest.find(',')));
@@ -112,7 +112,7 @@ void set_patience(const RunArguments& arguments, dist::RunJobOptions& options) {
     if ((key != "last_call_timeout" && key != "join_timeout") || !seconds) {
       refuse(flag, cat("last_call_timeout=SECONDS and join_timeout=SECONDS expected, got '", entry, "'"));
     }
-    const std::chrono::seconds time(in_range(flag, *seconds, 0, kLongest));
+    const std::chrono::seconds time(in_range(flag, *seconds, 0, kLongestWait));
     (key == "join_timeout" ? options.join_timeout : options.last_call) = time;
   }
 }
@@ -194,6 +194,7 @@ dist::RunJobOptions run_job_options(const RunArguments& arguments, const dist::E
   set_secret(environment, options);
   set_patience(arguments, options);
   options.max_restarts = in_range("--max-restarts", arguments.max_restarts, 0, kMostRestarts);
+  options.stop_timeout = std::chrono::seconds(in_range("--stop-timeout", arguments.stop_timeout, 1, kLongestWait));
   if (arguments.rdzv_id) {
     const std::string& id = *arguments.rdzv_id;
     if (id.empty() || id == "." || id == ".." || id.find('/') != std::string::npos) {
@@ -241,6 +242,10 @@ Subcommand run_command(std::function<int(const dist::RunJobOptions&)> run_job) {
     list.option("--max-restarts,--max_restarts", arguments->max_restarts, "N",
                 "how often a job that failed is started anew, all ranks together; castor train then goes on from the "
                 "newest checkpoint that this job saved");
+    list.option(
+        "--stop-timeout", arguments->stop_timeout, "SECONDS",
+        "Ctrl-C and SIGTERM go to all ranks, which finish their step, save and end; those that take longer than "
+        "this are killed, and a second signal ends them at once");
     list.option("--log-dir,--log_dir", arguments->log_dir, "DIR",
                 "write what ranks print to DIR/NAME/attempt_0/RANK/stdout.log and stderr.log; left out: rank 0 prints "
                 "here, and lines of other ranks begin with [rank1]:");

@@ -27,6 +27,7 @@ struct RunArguments {
   std::optional<std::string> master_addr;
   std::optional<std::int64_t> master_port;
   std::int64_t max_restarts = 0;
+  std::int64_t stop_timeout = 600;  ///< seconds
   std::optional<std::string> log_dir;
   std::vector<std::string> program;  ///< and its arguments
 };

@@ -1,7 +1,9 @@
 // The permutation and the cutting of the global order; see sampler.h.
 #include "strategy/data/sampler.h"
 
+#include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "core/base/error.h"
 #include "core/base/philox.h"
@@ -33,6 +35,13 @@ Sampler::Sampler(std::int64_t sample_count, const SamplerOptions& options)
     : sample_count_(sample_count), options_(options) {
   if (options.batch_size < 1)
     throw ConfigError(cat("dataloader: batch_size must be at least 1, got ", options.batch_size), "batch_size");
+  // Else the samples of a global step, beside those of an epoch, would leave 64 bits.
+  constexpr std::int64_t kMaxPerStep = std::numeric_limits<std::int64_t>::max() / 2;
+  if (options.batch_size > kMaxPerStep / options.world_size / options.unit) {
+    throw ConfigError(cat("dataloader: batch_size must be at most ", kMaxPerStep / options.world_size / options.unit,
+                          " on each of ", options.world_size * options.unit, " ranks, got ", options.batch_size),
+                      "batch_size");
+  }
   if (sample_count < 1) throw ConfigError("dataloader: the dataset has no samples", "dataset");
   const std::int64_t per_step = options.batch_size * options.world_size * options.unit;
   const std::int64_t whole = sample_count / per_step;
@@ -49,7 +58,9 @@ std::vector<std::int64_t> Sampler::micro_batch(std::int64_t epoch, std::int64_t 
   const Permutation order(sample_count_, hash_combine(options_.seed, static_cast<std::uint64_t>(epoch)));
   const std::int64_t begin = global_index(micro_step) * options_.batch_size;
   std::vector<std::int64_t> samples;
-  samples.reserve(static_cast<std::size_t>(options_.batch_size));
+  // A batch that is larger than the data may be asked for where nothing is repeated.
+  samples.reserve(
+      static_cast<std::size_t>(options_.round_up ? options_.batch_size : std::min(options_.batch_size, sample_count_)));
   for (std::int64_t position = begin; position < begin + options_.batch_size; ++position) {
     if (position >= sample_count_ && !options_.round_up) break;
     const std::int64_t wrapped = position % sample_count_;

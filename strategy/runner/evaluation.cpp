@@ -1,6 +1,8 @@
 // Validation and test: passes over data without gradients, whose metrics are those of all ranks.
 //
 // Delicate: a sharded model gathers on all ranks, so ranks without data of their own run along.
+#include <algorithm>
+
 #include "core/base/console.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
@@ -11,14 +13,12 @@
 namespace castor::strategy {
 
 bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label,
-                      const std::function<Tensor(const autograd::Batch&)>& step) {
+                      bool can_break_off, const std::function<Tensor(const autograd::Batch&)>& step) {
   for (const auto& metric : metrics) metric->reset();
   std::optional<ProgressBar> bar;
   if (is_main()) bar.emplace(Console::standard_output(), label, loader.length());
-  std::int64_t done = 0;
   for (std::int64_t i = 0; i < loader.length(); ++i) {
     const autograd::Batch batch = loader.at(0, i);
-    done = i + 1;
     if (batch.inputs.size(0) > 0) {
       const Tensor predictions = step(batch);
       for (const auto& metric : metrics) metric->process(batch, predictions);
@@ -29,12 +29,10 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
     }
     if (bar) bar->update(i + 1, "");
     // All ranks stop at the same batch, or some would wait for others' parts of the weights.
-    progress_.was_stopped = on_any_rank(stop_requested(), "stop requested");
-    if (progress_.was_stopped) break;
-  }
-  if (progress_.was_stopped) {
-    logger().warning(label, ": stopped after ", done, " of ", loader.length(), " batches; there is no result");
-    return false;
+    if (can_break_off && on_any_rank(stop_requested(), "stop requested")) {
+      logger().warning(label, ": stopped after ", i + 1, " of ", loader.length(), " batches; there is no result");
+      return false;
+    }
   }
   if (ranks_ != nullptr) {
     for (const auto& metric : metrics) {
@@ -49,13 +47,21 @@ bool Runner::evaluate(const DataLoader& loader, const std::vector<std::unique_pt
   return true;
 }
 
-void Runner::validate() {
+bool Runner::can_break_off_validation() {
+  const auto& schedulers = strategy_->param_schedulers();
+  return can_save() || std::none_of(schedulers.begin(), schedulers.end(),
+                                    [](const auto& scheduler) { return scheduler->needs_metrics(); });
+}
+
+bool Runner::validate() {
   const auto step = [this](const autograd::Batch& batch) { return strategy_->val_step(batch); };
-  if (!evaluate(*val_loader_, val_metrics_, "validate", step)) return;
+  if (!evaluate(*val_loader_, val_metrics_, "validate", can_break_off_validation(), step)) return false;
+  progress_.is_validation_due = false;
   for (auto& scheduler : strategy_->param_schedulers()) {
     if (scheduler->needs_metrics()) scheduler->step(Metrics(progress_.metrics.begin(), progress_.metrics.end()));
   }
   for (auto& hook : hooks_) hook->after_val(*this);
+  return true;
 }
 
 std::map<std::string, double> Runner::test() {
@@ -76,8 +82,8 @@ std::map<std::string, double> Runner::test() {
   logger().info("weights loaded from ", shown_source(weights));
   make_hooks();
   for (auto& hook : hooks_) hook->before_run(*this);
-  const bool is_complete =
-      evaluate(*loader, metrics, "test", [this](const autograd::Batch& batch) { return strategy_->test_step(batch); });
+  const bool is_complete = evaluate(*loader, metrics, "test", true,
+                                    [this](const autograd::Batch& batch) { return strategy_->test_step(batch); });
   if (is_complete) {
     for (auto& hook : hooks_) hook->after_test(*this);
   }

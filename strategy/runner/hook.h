@@ -25,7 +25,9 @@ struct RunProgress {
   std::optional<double> learning_rate;  ///< of the first group, in the last iteration; unset if its optimizer has none
   StepResult last;                      ///< of the last iteration
   std::map<std::string, double> metrics;  ///< of the last validation
-  bool was_stopped = false;               ///< Ctrl-C or SIGTERM ended the run early
+  /// The validation after this iteration is still to come: not yet done, or a stop came first.
+  bool is_validation_due = false;
+  bool was_stopped = false;  ///< Ctrl-C or SIGTERM ended the run early
 };
 
 /// How a hook wants the run saved.
@@ -65,7 +67,8 @@ class Hook {
   virtual void after_train_epoch(RunControl&) {}
   virtual void after_val(RunControl&) {}   ///< results are in progress().metrics
   virtual void after_test(RunControl&) {}  ///< the same; nothing was trained
-  /// After an iteration and the validation that was due after it, if any: all there is to an iteration is done.
+  /// After an iteration and the validation that was due after it, if any: all there is to an iteration is done. Where a
+  /// stop came before the validation it is called then, and once more after the resumed run has made up for it.
   virtual void after_iteration(RunControl&) {}
   virtual void after_run(RunControl&) {}
   virtual void before_save_checkpoint(RunControl&, CheckpointContents&) {}  ///< may add to what is saved

@@ -2,6 +2,7 @@
 #include "strategy/runner/hooks.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iomanip>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -198,12 +199,14 @@ void CheckpointHook::before_run(RunControl& run) {
   } else if (config_.save_best) {
     greater_is_better_ = greater_is_better(*config_.save_best);
   }
-  if (run.progress().iter > 0) saved_iter_ = run.progress().iter;  // resumed from there
+  // Resumed from there; what the validation that is due moves is still to be saved.
+  if (run.progress().iter > 0 && !run.progress().is_validation_due) saved_iter_ = run.progress().iter;
   if (config_.save_begin && run.progress().iter == 0 && run.progress().max_iters > 0) save(run);
 }
 
 // After validation, so that what it moved (schedules on plateaus) is saved with what led to it.
 void CheckpointHook::after_iteration(RunControl& run) {
+  if (is_score_due_ && run.can_save()) after_val(run);
   const RunProgress& p = run.progress();
   const bool is_epoch_end = p.iter % p.epoch_length == 0;
   const bool is_asked = config_.interval > 0 && (by_epoch(run) ? is_epoch_end && p.epoch % config_.interval == 0
@@ -213,7 +216,9 @@ void CheckpointHook::after_iteration(RunControl& run) {
 
 void CheckpointHook::after_val(RunControl& run) {
   const auto& metrics = run.progress().metrics;
-  if (!config_.save_best || metrics.empty() || !run.can_save()) return;
+  if (!config_.save_best || metrics.empty()) return;
+  is_score_due_ = !run.can_save();
+  if (is_score_due_) return;
   const auto found = *config_.save_best == "auto" ? metrics.begin() : metrics.find(*config_.save_best);
   if (found == metrics.end()) {
     std::string names;
@@ -227,6 +232,10 @@ void CheckpointHook::after_val(RunControl& run) {
   if (!config_.rule) greater_is_better_ = guess;
   // The main rank keeps the scores, and decides for all.
   const bool is_main = run.strategy().is_main();
+  if (is_main && std::isnan(found->second)) {
+    logger().warning("save_best: ", found->first,
+                     " is nan, which is never among the best; see whether the loss is too");
+  }
   const bool is_among = is_main && is_among_best(run.work_dir(), found->second, config_.keep_best, *greater_is_better_);
   if (!run.on_any_rank(is_among, "among the best")) return;
   // Noted first, so that what the save removes is measured against it.

@@ -76,7 +76,8 @@ class CheckpointHook final : public Hook {
   bool by_epoch(const RunControl& run) const { return config_.by_epoch.value_or(run.progress().by_epoch); }
 
   Config config_;
-  bool is_due_ = false;  // a save waits for the end of an accumulation window
+  bool is_due_ = false;        // a save waits for the end of an accumulation window
+  bool is_score_due_ = false;  // so does that of a validation's score, which is in the run's metrics until then
   std::int64_t saved_iter_ = -1;
   std::optional<bool> greater_is_better_;  // unknown with save_best: auto until the first validation
 };

@@ -126,6 +126,9 @@ void Runner::resume_from(const std::string& checkpoint) {
   progress_.epoch = progress_.iter / progress_.epoch_length;
   progress_.metrics.clear();
   for (const auto& [name, value] : state.at("metrics").members()) progress_.metrics[name] = value.number();
+  // Nothing is due in a run that validates no more.
+  progress_.is_validation_due =
+      val_loader_ != nullptr && state.has("validation_due") && state.at("validation_due").boolean();
   if (const std::int64_t saved = state.at("iter").integer(0); saved != progress_.iter) {
     logger().info("iteration ", saved, " of the saved run is iteration ", progress_.iter, " here, where one takes ",
                   samples, " samples");

@@ -188,7 +188,11 @@ void Runner::set_up_run() {
   progress_.by_epoch = train.is_by_epoch();
   progress_.epoch_length = train_loader_->length() / micro_steps_per_iter();
   progress_.max_epochs = progress_.by_epoch ? *train.max_epochs : 0;
-  progress_.max_iters = progress_.by_epoch ? *train.max_epochs * progress_.epoch_length : *train.max_iters;
+  progress_.max_iters = *(progress_.by_epoch ? train.max_epochs : train.max_iters);
+  if (progress_.by_epoch) {
+    progress_.max_iters =
+        in_iterations("train_cfg.max_epochs", *train.max_epochs, train_loader_->length()) / micro_steps_per_iter();
+  }
 }
 
 Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits, std::optional<DeviceType> target) {
@@ -240,6 +244,10 @@ bool Runner::train() {
   const TrainConfig& train = *config_.train_cfg;
   const std::int64_t val_interval = train.val_interval.value_or(progress_.by_epoch ? 1 : 1000);
   bool was_validated = false, was_audited = false;
+  if (progress_.is_validation_due) {
+    logger().info("the validation after iteration ", progress_.iter, ", before which the run was stopped, comes first");
+    was_validated = end_iteration();
+  }
   while (progress_.iter < progress_.max_iters && !progress_.was_stopped) {
     train_one_iteration();
     if (!was_audited && progress_.last.update.did_update) {
@@ -248,7 +256,6 @@ bool Runner::train() {
       logger().info(audit);
       write_log_file("plan_audit.txt", audit + "\n");
     }
-    was_validated = false;
     if (progress_.iter % progress_.epoch_length == 0) {
       progress_.epoch = progress_.iter / progress_.epoch_length;
       for (auto& scheduler : strategy_->param_schedulers()) {
@@ -256,17 +263,13 @@ bool Runner::train() {
       }
       for (auto& hook : hooks_) hook->after_train_epoch(*this);
     }
-    progress_.was_stopped = on_any_rank(stop_requested() && can_save(), "stop requested");
     const bool at_boundary = progress_.by_epoch ? progress_.iter % progress_.epoch_length == 0 : true;
     const std::int64_t count = progress_.by_epoch ? progress_.epoch : progress_.iter;
-    if (!progress_.was_stopped && val_loader_ && at_boundary && count >= train.val_begin &&
-        (count % val_interval == 0)) {
-      validate();
-      was_validated = true;
-    }
-    for (auto& hook : hooks_) hook->after_iteration(*this);
+    const bool is_asked = at_boundary && count >= train.val_begin && count % val_interval == 0;
+    if (val_loader_ && (is_asked || progress_.iter == progress_.max_iters)) progress_.is_validation_due = true;
+    was_validated = end_iteration();
   }
-  if (val_loader_ && !was_validated && !progress_.was_stopped) validate();
+  if (val_loader_ && !was_validated && !progress_.was_stopped) progress_.was_stopped = !validate();  // nothing to train
   for (auto& hook : hooks_) hook->after_run(*this);
   strategy_->wait_for_saves();
   if (progress_.was_stopped) logger().warning("stopped at iteration ", progress_.iter, " of ", progress_.max_iters);
@@ -311,6 +314,19 @@ void Runner::train_one_iteration() {
   for (auto& hook : hooks_) hook->after_train_iter(*this);
 }
 
+bool Runner::end_iteration() {
+  const bool stops = on_any_rank(stop_requested(), "stop requested");
+  progress_.was_stopped = stops && can_save();
+  bool was_validated = false;
+  if (progress_.is_validation_due && !(stops && can_break_off_validation())) {
+    was_validated = validate();
+    // Inside a window nothing can be saved: the run stops at its end.
+    if (!was_validated) progress_.was_stopped = can_save();
+  }
+  for (auto& hook : hooks_) hook->after_iteration(*this);
+  return was_validated;
+}
+
 bool Runner::can_save() {
   return strategy_->optim_wrapper() == nullptr || strategy_->optim_wrapper()->window_position() == 0;
 }
@@ -327,6 +343,7 @@ void Runner::save(const std::string& name, const SaveRules& rules) {
   extra["epoch"] = progress_.epoch;
   extra["epoch_length"] = progress_.epoch_length * micro_steps_per_iter();
   extra["job"] = info_.job_id;
+  if (progress_.is_validation_due) extra["validation_due"] = true;
   extra["metrics"] = Json::object();
   for (const auto& [metric, value] : progress_.metrics) extra["metrics"][metric] = value;
   options.extra_ckpt = std::make_shared<const Json>(std::move(extra));

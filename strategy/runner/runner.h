@@ -79,19 +79,27 @@ class Runner final : private RunControl {
   /// True if another job saved this candidate, which a restart then does not go on from.
   bool is_foreign(const std::string& candidate) const;
   void load_or_resume();
-  /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if they are
-  /// damaged.
+  /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if all
+  /// are damaged.
   bool resume_newest();
   void resume_from(const std::string& checkpoint);
   /// Takes the seed of the run that is resumed, before anything is drawn from it.
   void take_saved_seed(std::uint64_t saved);
   CheckpointCallback loaded_callback();
   void train_one_iteration();
-  void validate();
+  /// The validation that is due after an iteration, and what hooks do after it. Returns whether it was validated: a
+  /// stop comes first, and leaves the validation due for the run that goes on from here.
+  bool end_iteration();
+  /// False inside an accumulation window if schedules follow validations: nothing is saved before the window's end,
+  /// where other weights are validated.
+  bool can_break_off_validation();
+  /// Returns false if a stop broke it off.
+  bool validate();
   /// Leaves the results in progress_.metrics. Returns false, without any, if a stop was requested on the way.
-  ///   step   the strategy's val_step or test_step
+  ///   can_break_off  false: a stop waits for its end
+  ///   step           the strategy's val_step or test_step
   bool evaluate(const DataLoader& loader, const std::vector<std::unique_ptr<Metric>>& metrics, const char* label,
-                const std::function<Tensor(const autograd::Batch&)>& step);
+                bool can_break_off, const std::function<Tensor(const autograd::Batch&)>& step);
   std::uint64_t seed() const { return static_cast<std::uint64_t>(*config_.randomness.seed); }
 
   const Registry& registry_;

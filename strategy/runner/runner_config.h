@@ -15,6 +15,12 @@
 
 namespace castor::strategy {
 
+/// Most of what a config counts, beyond what anyone trains: with them no count that a run makes of these, samples of a
+/// window or micro-steps of all ranks, leaves 64 bits with up to a million ranks.
+inline constexpr std::int64_t kMaxBatchSize = std::int64_t{1} << 26;
+inline constexpr std::int64_t kMaxAccumulation = 1 << 16;
+inline constexpr std::int64_t kMaxRunLength = 1'000'000'000'000;
+
 /// `train_dataloader`, `val_dataloader`, `test_dataloader`.
 struct DataLoaderConfig {
   std::int64_t batch_size = 1;
@@ -25,7 +31,8 @@ struct DataLoaderConfig {
 
 template <class V>
 void describe(V& v, DataLoaderConfig& c) {
-  v.field("batch_size", c.batch_size, "samples per micro-batch and rank", required, at_least(1));
+  v.field("batch_size", c.batch_size, "samples per micro-batch and rank", required, at_least(1),
+          at_most(kMaxBatchSize));
   v.field("dataset", c.dataset, "where samples come from", required, registered("dataset"));
   v.field("sampler", c.sampler, "the order of samples", registered("sampler"));
   v.field("drop_last", c.drop_last, "leave an epoch's tail out that fills no whole global micro-batch");
@@ -52,8 +59,9 @@ void describe(V& v, TrainConfig& c) {
   v.field("type", c.type, "the loop; by_epoch chooses it when left out",
           one_of({"EpochBasedTrainLoop", "IterBasedTrainLoop"}));
   v.field("by_epoch", c.by_epoch, "count in epochs (default) or iterations");
-  v.field("max_epochs", c.max_epochs, "epochs to train, by epoch", at_least(1));
-  v.field("max_iters", c.max_iters, "iterations (micro-steps) to train, by iteration", at_least(1));
+  v.field("max_epochs", c.max_epochs, "epochs to train, by epoch", at_least(1), at_most(kMaxRunLength));
+  v.field("max_iters", c.max_iters, "iterations (micro-steps) to train, by iteration", at_least(1),
+          at_most(kMaxRunLength));
   v.field("val_begin", c.val_begin, "first epoch or iteration after which validation may run", at_least(0));
   v.field("val_interval", c.val_interval, "validate every so many epochs (default 1) or iterations (default 1000)",
           at_least(1));
@@ -99,7 +107,7 @@ void describe(V& v, OptimWrapperConfig& c) {
   v.field("type", c.type, "the wrapper; a strategy of ColossalAI takes no other", one_of({"ColossalAIOptimWrapper"}));
   v.field("optimizer", c.optimizer, "what updates the weights", required, registered("optimizer"));
   v.field("accumulative_counts", c.accumulative_counts, "micro-steps whose gradients are summed before an update",
-          at_least(1));
+          at_least(1), at_most(kMaxAccumulation));
   v.field("clip_grad", c.clip_grad,
           "limit on gradients before an update; with a plugin it belongs to the plugin's max_norm");
   v.field("paramwise_cfg", c.paramwise_cfg,
@@ -159,11 +167,13 @@ struct EnvConfig {
 
 template <class V>
 void describe(V& v, EnvConfig& c) {
+  constexpr std::int64_t kMaxThreads = 8192;  // processors that Linux knows
   v.field("resource_limit", c.resource_limit, "open files: the soft limit is raised to this, up to the hard one",
           at_least(1));
   v.field("device", c.device, "where models compute; null: cuda where this build and machine have GPUs",
           one_of({"cpu", "cuda"}));
-  v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1));
+  v.field("num_threads", c.num_threads, "compute threads; null: OMP_NUM_THREADS, or one a core", at_least(1),
+          at_most(kMaxThreads));
   v.retired("cudnn_benchmark", ConfigNode(false),
             "a kernel is chosen by shape alone, so results do not change from run to run");
   v.refuse("mp_cfg", "there are no worker processes to start");

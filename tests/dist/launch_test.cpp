@@ -105,6 +105,47 @@ TEST_CASE("slurm's and mpirun's variables are read") {
   CHECK(info.world_size == 3);
 }
 
+TEST_CASE("every rank of a machine knows how many there are, under slurm and MPICH, too") {
+  std::map<std::string, std::string> slurm{{"SLURM_PROCID", "4"},
+                                           {"SLURM_NTASKS", "7"},
+                                           {"SLURM_LOCALID", "0"},
+                                           {"SLURM_STEP_NODELIST", "gpu[1-4]"},
+                                           {"SLURM_STEP_TASKS_PER_NODE", "2(x3),1"},
+                                           {"SLURM_TASKS_PER_NODE", "8(x4)"},
+                                           {"CASTOR_JOB_SECRET", "0123456789abcdef"}};
+  const auto size = [&] { return rank_info_from(of(slurm)).local_world_size; };
+  slurm["SLURM_NODEID"] = "0";
+  CHECK(size() == 2);
+  slurm["SLURM_NODEID"] = "2";
+  CHECK(size() == 2);
+  slurm["SLURM_NODEID"] = "3";
+  CHECK(size() == 1);
+  slurm["SLURM_NODEID"] = "4";
+  CHECK(refusal(slurm) ==
+        "launcher slurm: SLURM_STEP_TASKS_PER_NODE: expected a list of tasks on each node like 2(x3),1 with an entry "
+        "for this one, got '2(x3),1'");
+  slurm.erase("SLURM_NODEID");
+  CHECK(refusal(slurm).find("SLURM_NODEID is not set") != std::string::npos);
+  for (const char* list : {"two", "2(x)", "2(x3", "2(x0)", "0", "", "2(y3)"}) {
+    CAPTURE(list);
+    slurm["SLURM_STEP_TASKS_PER_NODE"] = list;
+    CHECK(refusal(slurm).find("SLURM_STEP_TASKS_PER_NODE: expected") != std::string::npos);
+  }
+  slurm.erase("SLURM_STEP_TASKS_PER_NODE");
+  CHECK(size() == 8);
+  slurm["SLURM_NTASKS_PER_NODE"] = "4";
+  CHECK(size() == 4);
+  slurm.erase("SLURM_NTASKS_PER_NODE");
+  slurm.erase("SLURM_TASKS_PER_NODE");
+  slurm["SLURM_LOCALID"] = "1";
+  CHECK(size() == 2);
+  // MPICH's ranks meet on loopback, too, where all of them are on this machine.
+  const RankInfo info = rank_info_from(
+      of({{"PMI_RANK", "0"}, {"PMI_SIZE", "3"}, {"MPI_LOCALRANKID", "0"}, {"MPI_LOCALNRANKS", "3"}}), "mpi");
+  CHECK(info.local_world_size == 3);
+  CHECK(info.store_host == "127.0.0.1");
+}
+
 TEST_CASE("what is missing or makes no sense is refused by name") {
   auto variables = torchrun();
   variables.erase("MASTER_ADDR");

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -15,6 +16,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "tests/support/log_capture.h"
 #include "tests/support/temp_dir.h"
 
 namespace {
@@ -53,6 +55,35 @@ RunJobOptions logged(const std::filesystem::path& folder, const std::string& scr
   options.output = RunOutput::kFiles;
   options.log_folder = folder.string();
   return options;
+}
+
+template <class F>
+void comes_within_20_s(F&& came) {
+  const auto deadline = std::chrono::steady_clock::now() + 20s;
+  while (std::chrono::steady_clock::now() < deadline && !came()) std::this_thread::sleep_for(5ms);
+}
+
+/// Runs a job that keeps logs, and `stop` on another thread once each rank has printed something.
+int run_and_stop(const RunJobOptions& options, const std::function<void()>& stop) {
+  // The launcher takes the signal with sigtimedwait once it has blocked it; before, it would end this program.
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread sender([&] {
+    comes_within_20_s([&] {
+      for (int rank = 0; rank < options.processes; ++rank) {
+        const std::string path = cat(options.log_folder, "/castor/attempt_0/", rank, "/stdout.log");
+        if (!exists(path) || file_size(path) == 0) return false;
+      }
+      return true;
+    });
+    stop();
+  });
+  const int code = run_job(options);
+  sender.join();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  return code;
 }
 
 /// Sends one of this process's descriptors to a file while it lives.
@@ -145,57 +176,62 @@ TEST_CASE("the first rank that fails gives the code and takes the others down wi
   CHECK(is_dead(child));
 }
 
-TEST_CASE("SIGTERM goes to all ranks, which may end in their own way") {
+TEST_CASE("a stop goes to all ranks, which may take longer to end in their own way than after a failure") {
   const test::TempDir folder;
-  RunJobOptions options =
-      logged(folder.path(), "trap 'echo told; exit 0' TERM; echo ready; while true; do sleep 0.01; done", 2);
-  options.own_end = 5s;
-  // The launcher takes the signal with sigtimedwait once it has blocked it; before, it would end this program.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  std::thread sender([&] {
-    const auto deadline = std::chrono::steady_clock::now() + 20s;
-    const auto ready = [&](int rank) {
-      const std::string path = (folder.path() / "castor/attempt_0" / cat(rank) / "stdout.log").string();
-      return exists(path) && file_size(path) > 0;
-    };
-    while (std::chrono::steady_clock::now() < deadline && !(ready(0) && ready(1))) std::this_thread::sleep_for(5ms);
-    kill(getpid(), SIGTERM);
-  });
-  CHECK(run_quietly(options) == 128 + SIGTERM);
-  sender.join();
-  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-  CHECK(log_of(folder.path(), 0) == "ready\ntold\n");
-  CHECK(log_of(folder.path(), 1) == "ready\ntold\n");
-}
-
-TEST_CASE("a stop that was asked for waits for the step that ranks are in, however long") {
-  const test::TempDir folder;
-  // The default of these tests leaves ranks 0.2 s after a failure.
+  const test::LogCapture log;
   RunJobOptions options = logged(
-      folder.path(),
-      "trap 'stop=1' TERM; echo ready; while test -z \"$stop\"; do sleep 0.01; done; sleep 1.5; echo saved; exit 143",
-      2);
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  std::thread sender([&] {
-    const auto deadline = std::chrono::steady_clock::now() + 20s;
-    const auto ready = [&](int rank) {
-      const std::string path = (folder.path() / "castor/attempt_0" / cat(rank) / "stdout.log").string();
-      return exists(path) && file_size(path) > 0;
-    };
-    while (std::chrono::steady_clock::now() < deadline && !(ready(0) && ready(1))) std::this_thread::sleep_for(5ms);
-    kill(getpid(), SIGTERM);
-  });
-  CHECK(run_quietly(options) == 128 + SIGTERM);
-  sender.join();
-  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+      folder.path(), "trap 'sleep 1; echo saved; exit 143' TERM; echo ready; while true; do sleep 0.01; done", 2);
+  options.term_end = 200ms;
+  CHECK(run_and_stop(options, [] { kill(getpid(), SIGTERM); }) == 128 + SIGTERM);
   CHECK(log_of(folder.path(), 0) == "ready\nsaved\n");
   CHECK(log_of(folder.path(), 1) == "ready\nsaved\n");
+  CHECK(log.text().find("signal 15 goes to all ranks; waiting for rank 0, 1, at most 600 s") != std::string::npos);
+  CHECK(log.text().find("ERROR") == std::string::npos);
+}
+
+TEST_CASE("a second signal reaches the ranks, and those that it does not end are killed soon") {
+  const test::TempDir folder;
+  const test::LogCapture log;
+  RunJobOptions options = logged(folder.path(),
+                                 "n=0; trap 'n=$((n+1)); echo told $n; test $RANK$n = 02 && exit 5' TERM; echo ready; "
+                                 "while true; do sleep 0.01; done",
+                                 2);
+  const auto began = std::chrono::steady_clock::now();
+  const int code = run_and_stop(options, [&] {
+    kill(getpid(), SIGTERM);
+    comes_within_20_s([&] {
+      return log_of(folder.path(), 0).ends_with("told 1\n") && log_of(folder.path(), 1).ends_with("told 1\n");
+    });
+    kill(getpid(), SIGTERM);
+  });
+  CHECK(code == 128 + SIGTERM);
+  CHECK(log_of(folder.path(), 0) == "ready\ntold 1\ntold 2\n");
+  CHECK(log_of(folder.path(), 1) == "ready\ntold 1\ntold 2\n");
+  CHECK(log.text().find("rank 1 was killed by signal 9") != std::string::npos);
+  CHECK(std::chrono::steady_clock::now() - began < 60s);
+}
+
+TEST_CASE("ranks that take longer to stop than they may are killed, and an error names them") {
+  const test::TempDir folder;
+  const test::LogCapture log;
+  RunJobOptions options =
+      logged(folder.path(), "trap 'test $RANK = 1 || exit 143' TERM; echo ready; while true; do sleep 0.01; done", 2);
+  options.stop_timeout = 1s;
+  CHECK(run_and_stop(options, [] { kill(getpid(), SIGTERM); }) == 128 + SIGTERM);
+  CHECK(log.text().find("ERROR - rank 1 did not end within 1 s after signal 15 and is killed") != std::string::npos);
+  CHECK(log.text().find("--stop-timeout") != std::string::npos);
+}
+
+TEST_CASE("a rank that fails while a stop is under way takes the others down as ever") {
+  const test::TempDir folder;
+  const test::LogCapture log;
+  const RunJobOptions options =
+      logged(folder.path(), "trap 'test $RANK = 0 || exit 9' TERM; echo ready; while true; do sleep 0.01; done", 2);
+  const auto began = std::chrono::steady_clock::now();
+  CHECK(run_and_stop(options, [] { kill(getpid(), SIGTERM); }) == 128 + SIGTERM);
+  CHECK(log.text().find("ERROR - rank 1 exited with code 9; the other ranks end too") != std::string::npos);
+  CHECK(log.text().find("rank 0 was killed by signal 9") != std::string::npos);
+  CHECK(std::chrono::steady_clock::now() - began < 60s);
 }
 
 TEST_CASE("lines of ranks above 0 are marked, whole, and on the stream that they were printed to") {

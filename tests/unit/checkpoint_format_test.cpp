@@ -2,7 +2,7 @@
 // together is refused.
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
+#include <limits>
 
 #include <doctest/doctest.h>
 
@@ -227,12 +227,36 @@ TEST_CASE("a list knows the newest, names the torn, and retention never gives up
   CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_30"});
   retention.greater_is_better = false;
   CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_10"});
-  retention.scores["iter_10"] = std::nan("");  // the best of those that are numbers stays
-  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_10"});
   CHECK(formats::remove_checkpoint("/run/iter_10", files) > 0);
   CHECK(!exists("/run/iter_10", files));
   CHECK(formats::list_checkpoints("/run", files).checkpoints.size() == 5);
   CHECK(formats::list_checkpoints("/nowhere", files).checkpoints.empty());
+}
+
+TEST_CASE("a score that is NaN protects no checkpoint and takes no good one's place") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  formats::CheckpointList list;
+  for (int i = 9; i >= 1; --i) list.checkpoints.push_back({"iter_" + std::to_string(i), std::uint64_t(i), 1});
+  formats::Retention retention;
+  retention.keep_last = 1;
+  retention.keep_best = 2;
+  // Among many, in every place of the order in which they come.
+  for (int good = 1; good <= 7; ++good) {
+    for (const bool greater : {true, false}) {
+      CAPTURE(good);
+      CAPTURE(greater);
+      retention.greater_is_better = greater;
+      retention.scores.clear();
+      for (int i = 1; i <= 9; ++i) retention.scores["iter_" + std::to_string(i)] = nan;
+      retention.scores["iter_" + std::to_string(good)] = 0.8;
+      retention.scores["iter_" + std::to_string(good + 1)] = 0.7;
+      std::vector<std::string> expected;
+      for (int i = 1; i <= 8; ++i) {
+        if (i != good && i != good + 1) expected.push_back("iter_" + std::to_string(i));
+      }
+      CHECK(formats::prunable_checkpoints(list, retention) == expected);
+    }
+  }
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 // Delicate: which epochs are the best is not known beforehand. A run that keeps all of them tells their scores, and one
 // of the same seed must then keep those that the rule says.
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -15,6 +17,7 @@
 #include "core/base/json.h"
 #include "formats/checkpoint_list.h"
 #include "formats/checkpoint_reader.h"
+#include "strategy/metric.h"
 #include "strategy/runner/runner.h"
 #include "tests/support/muted_output.h"
 #include "tests/support/temp_dir.h"
@@ -25,6 +28,25 @@ namespace {
 
 using namespace strategy;
 using Names = std::set<std::string>;
+
+// A metric of a run that diverges: 0.5, 0.6, then NaN for good.
+class DivergingScore final : public Metric {
+ public:
+  struct Config {};
+  explicit DivergingScore(const Config&) {}
+  void reset() override { ++validations_; }
+  void process(const autograd::Batch&, const Tensor&) override {}
+  std::map<std::string, double> compute() const override {
+    return {{"score", validations_ > 2 ? std::numeric_limits<double>::quiet_NaN() : 0.4 + 0.1 * validations_}};
+  }
+  std::vector<double> sums() const override { return {}; }
+  void set_sums(std::span<const double>) override {}
+
+ private:
+  int validations_ = 0;
+};
+template <class V>
+void describe(V&, DivergingScore::Config&) {}
 
 // A run in a folder of its own.
 class HookedRun {
@@ -44,6 +66,9 @@ class HookedRun {
     overrides.insert(overrides.end(), others.begin(), others.end());
     Registry registry;
     test::add_tiny_types(registry);
+    registry.metrics.add<DivergingScore::Config>(
+        "DivergingScore", "a number, then none",
+        [](const DivergingScore::Config& config) { return std::make_unique<DivergingScore>(config); });
     const test::MutedOutput muted;
     CHECK(Runner(test::tiny_config(path(), overrides), "tiny.yaml", registry).train());
   }
@@ -149,6 +174,15 @@ TEST_CASE("keep_best keeps that many of the best by the rule, and the newest") {
   }
 }
 
+TEST_CASE("a metric that becomes NaN costs none of the good checkpoints") {
+  for (const std::string rule : {"greater", "less"}) {
+    const HookedRun run({"save_best=score", "rule=" + rule, "max_keep_ckpts=1", "keep_best=1"},
+                        {"val_evaluator={type: DivergingScore}"});
+    CHECK(run.saved() == Names{rule == "greater" ? "epoch_2" : "epoch_1", "epoch_6"});
+    for (const std::string& name : run.scored()) CHECK((name == "epoch_1" || name == "epoch_2"));
+  }
+}
+
 TEST_CASE("a resumed run that saves before its first validation knows which of the scores are the best") {
   const std::vector<double> scores = scores_of_epochs();
   const auto least = std::min_element(scores.begin(), scores.begin() + 4) - scores.begin() + 1;
@@ -162,6 +196,16 @@ TEST_CASE("a resumed run that saves before its first validation knows which of t
               {"resume=true", "train_cfg.val_begin=7", "train_cfg.max_epochs=5"});
     CHECK(run.saved().contains("epoch_" + std::to_string(least)));
   }
+}
+
+TEST_CASE("a score of a validation inside an accumulation window is kept until its end, and saved there") {
+  const std::vector<std::string> windows = {"train_cfg.by_epoch=false", "train_cfg.max_epochs=null",
+                                            "train_cfg.max_iters=9", "train_cfg.val_interval=3",
+                                            "optim_wrapper.accumulative_counts=4"};
+  const HookedRun run({"save_best=accuracy/top1", "keep_best=9"}, windows);
+  // Validated after 3, 6 and 9, of which 9 is the run's end, where a window is cut.
+  CHECK(run.saved() == Names{"iter_4", "iter_8", "iter_9"});
+  CHECK(run.scored() == Names{"iter_4", "iter_8", "iter_9"});
 }
 
 TEST_CASE("a score whose save failed counts for nothing") {

@@ -3,7 +3,7 @@
 #include "strategy/checkpoint.h"
 
 #include <cerrno>
-#include <cmath>
+#include <limits>
 #include <memory>
 #include <set>
 #include <string>
@@ -277,8 +277,25 @@ TEST_CASE("keep_best goes by noted scores") {
   }
   CHECK_FALSE(is_among_best("/run", 0.2, 2, true, files));
   CHECK(is_among_best("/run", 0.05, 1, false, files));
-  for (const bool greater_is_better : {false, true})
-    CHECK_FALSE(is_among_best("/run", std::nan(""), 9, greater_is_better, files));
+  formats::Retention retention;
+  retention.keep_last = 1;
+  retention.keep_best = 1;
+  finish_save("/run", "iter_4", retention, files);
+  CHECK(names_in("/run", files) == std::vector<std::string>{"iter_2", "iter_4", "last_checkpoint", "scores.json"});
+}
+
+TEST_CASE("a metric that is NaN is never among the best, and an old note of one costs no good checkpoint") {
+  MemoryFileSystem files;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const bool greater : {true, false}) CHECK_FALSE(is_among_best("/run", nan, 1, greater, files));
+  for (int i = 1; i <= 4; ++i) {
+    save(*small_net(1), cat("iter_", i), files);
+    note_score("/run", cat("iter_", i), i == 2 ? 0.9 : nan, files);
+  }
+  for (const bool greater : {true, false}) {
+    CHECK_FALSE(is_among_best("/run", nan, 9, greater, files));
+    CHECK(is_among_best("/run", 0.5, 2, greater, files));
+  }
   formats::Retention retention;
   retention.keep_last = 1;
   retention.keep_best = 1;

@@ -1,5 +1,6 @@
 // The command line: what each word does, the exit codes, and the one message that an error gives.
 // Delicate: the library's commands are built over functions of the test's own, so nothing trains here.
+#include <cerrno>
 #include <csignal>
 #include <filesystem>
 #include <functional>
@@ -158,11 +159,13 @@ TEST_CASE("each error has its exit code and one message on standard error") {
 
 TEST_CASE("a stopped command exits with 128 and the signal") {
   CHECK(run({"act"}, {throwing([] { request_stop(SIGINT); })}).code == 130);
-  CHECK(run({"act"}, {throwing([] {
-              request_stop(SIGINT);
-              throw IoError("gone", "p", 5);
-            })})
-            .code == 130);
+  // What the stop broke off ends in an error, too.
+  CHECK(run({"act"}, {throwing([] { throw IoError("waited", "p", EINTR); })}).code == 130);
+  CHECK(run({"act"}, {throwing([] { throw Stopped("stopped"); })}).code == 130);
+  // Every other error is as bad as without a stop.
+  CHECK(run({"act"}, {throwing([] { throw IoError("gone", "p", EIO); })}).code == kExitRunError);
+  CHECK(run({"act"}, {throwing([] { throw InternalError("broken"); })}).code == kExitRunError);
+  CHECK(run({"act"}, {throwing([] { throw ConfigError("lr: must be > 0", "lr"); })}).code == kExitUsage);
   clear_stop_request();
   CHECK(run({"act"}, {throwing([] { request_stop(SIGTERM); })}).code == 143);
   clear_stop_request();

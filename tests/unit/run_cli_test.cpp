@@ -69,6 +69,7 @@ TEST_CASE("run takes torchrun's flags in both spellings and returns the code of 
   REQUIRE(outcome.options.has_value());
   CHECK(outcome.options->processes == 3);
   CHECK(outcome.options->max_restarts == 2);
+  CHECK(outcome.options->stop_timeout == std::chrono::seconds(600));
   CHECK(outcome.options->run_id == "night");
   CHECK(outcome.options->store_port == 0);
   CHECK(outcome.options->output == dist::RunOutput::kMarked);
@@ -88,6 +89,11 @@ TEST_CASE("run explains itself") {
   CHECK(outcome.code == kExitOk);
   CHECK(outcome.out.find("usage: castor run PROGRAM ... [options]") == 0);
   CHECK(outcome.out.find("--rdzv-endpoint") != std::string::npos);
+  CHECK(outcome.out.find("--stop-timeout SECONDS") != std::string::npos);
+}
+
+TEST_CASE("run is told how long a stop may take") {
+  CHECK(run({"--stop-timeout", "3600", "x"}).options->stop_timeout == std::chrono::hours(1));
 }
 
 TEST_CASE("run counts processors for cpu and auto") {
@@ -162,5 +168,6 @@ TEST_CASE("run refuses what it cannot do, by the flag's name") {
   CHECK(refused({"--rdzv-backend", "etcd", "x"}, "--rdzv-backend"));
   CHECK(refused({"--rdzv-id", "a/b", "x"}, "--rdzv-id: a name without '/' expected"));
   CHECK(refused({"--max-restarts", "-1", "x"}, "--max-restarts: a number from 0"));
+  CHECK(refused({"--stop-timeout", "0", "x"}, "--stop-timeout: a number from 1 to 604800 expected, got 0"));
   CHECK(refused({"--nproc-per-nod", "2", "x"}, "did you mean --nproc-per-node?"));
 }

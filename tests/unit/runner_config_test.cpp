@@ -76,6 +76,26 @@ TEST_CASE("all mistakes of a config come in one message with their paths and the
   }
 }
 
+TEST_CASE("counts beyond what a run can count are refused, and so are epochs that make too many iterations") {
+  const std::vector<std::pair<std::string, std::string>> bounds = {{"train_cfg.max_epochs", "1e+12"},
+                                                                   {"train_dataloader.batch_size", "67108864"},
+                                                                   {"val_dataloader.batch_size", "67108864"},
+                                                                   {"optim_wrapper.accumulative_counts", "65536"},
+                                                                   {"env_cfg.num_threads", "8192"}};
+  for (const auto& [field, most] : bounds) {
+    CAPTURE(field);
+    if (most != "1e+12") CHECK(mistakes_of({cat(field, "=", most)}) == "");
+    for (const char* huge : {"99999999999999", "4611686018427387904", "9223372036854775807"}) {
+      const std::string text = mistakes_of({cat(field, "=", huge)});
+      CHECK_MESSAGE(has(text, field), text);
+      CHECK_MESSAGE(has(text, cat("must be <= ", most)), text);
+    }
+  }
+  const std::vector<std::string> by_iter = {"train_cfg.by_epoch=false", "train_cfg.max_epochs=null",
+                                            "train_cfg.max_iters=9223372036854775807"};
+  CHECK(has(mistakes_of(by_iter), "must be <= 1e+12"));
+}
+
 TEST_CASE("what this version lacks is refused by name with the reason, never as unknown") {
   const std::vector<std::pair<std::string, std::string>> refused = {
       {"strategy.plugin={type: lowlevel-zero, fp8_communication: true}", "in the precision they are computed in"},

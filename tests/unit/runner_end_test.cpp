@@ -1,7 +1,11 @@
 // How a run ends that is stopped, or that cannot write.
 #include <cerrno>
 #include <csignal>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +14,9 @@
 
 #include "core/base/error.h"
 #include "core/base/interrupt.h"
+#include "core/base/json.h"
+#include "formats/checkpoint_list.h"
+#include "formats/checkpoint_reader.h"
 #include "strategy/checkpoint.h"
 #include "tests/support/tiny_training.h"
 
@@ -34,17 +41,161 @@ TEST_CASE("a stop ends the run after the running iteration, saves what was train
   CHECK(run.scalar("loss").size() == 4);
 }
 
-TEST_CASE("a stop during validation gives no result, moves no schedule and saves") {
+// The accuracy, and a stop in the batch of validation that is named, counted from 1 over the process.
+class StoppingAccuracy final : public Metric {
+ public:
+  static inline std::int64_t stop_at = 0, batches = 0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+  void reset() override { accuracy_.reset(); }
+  void process(const autograd::Batch& batch, const Tensor& predictions) override {
+    if (++batches == stop_at) request_stop(SIGTERM);
+    accuracy_.process(batch, predictions);
+  }
+  std::map<std::string, double> compute() const override { return accuracy_.compute(); }
+  std::vector<double> sums() const override { return accuracy_.sums(); }
+  void set_sums(std::span<const double> sums) override { accuracy_.set_sums(sums); }
+
+ private:
+  Accuracy accuracy_{Accuracy::Config{}};
+};
+
+// Other tests go on after a stop, also where it ended in an error.
+struct StopReset {
+  ~StopReset() { clear_stop_request(); }
+};
+
+// A run validated by it, and all its state at the end.
+struct StoppedRun {
+  StoppedRun() {
+    test::add_tiny_types(registry);
+    registry.metrics.add<NoOptions>("StoppingAccuracy", "stops a run",
+                                    [](const NoOptions&) { return std::make_unique<StoppingAccuracy>(); });
+  }
+  // Returns whether it came to its end.
+  bool train(test::Overrides overrides, std::int64_t stop_at) const {
+    overrides.insert(overrides.begin(), "val_evaluator={type: StoppingAccuracy}");
+    StoppingAccuracy::stop_at = stop_at;
+    StoppingAccuracy::batches = 0;
+    const test::MutedOutput muted;
+    const ProcessLogReset reset;
+    Runner runner(test::tiny_config(folder.path().string(), overrides), "tiny.yaml", registry);
+    const StopReset clear;
+    return runner.train();
+  }
+  std::set<std::string> saved() const {
+    std::set<std::string> names;
+    for (const auto& checkpoint : formats::list_checkpoints(folder.path().string()).checkpoints)
+      names.insert(checkpoint.name);
+    return names;
+  }
+  formats::Checkpoint open(const std::string& name) const {
+    return formats::Checkpoint::open((folder.path() / name).string());
+  }
+  Json state(const std::string& name) const { return parse_json(open(name).read_text("state", "json"), name); }
+  // Every tensor's bytes and the state.
+  std::map<std::string, std::string> contents(const std::string& name) const {
+    const formats::Checkpoint checkpoint = open(name);
+    std::map<std::string, std::string> all = {{"state", checkpoint.read_text("state", "json")}};
+    for (const auto& tensor : checkpoint.manifest().tensors) {
+      std::string& bytes = all[tensor.role + " " + tensor.name];
+      bytes.resize(tensor.bytes());
+      checkpoint.read(tensor, 0, std::as_writable_bytes(std::span(bytes)));
+    }
+    return all;
+  }
+
+  test::TempDir folder = test::TempDir::in_memory();
+  Registry registry;
+};
+
+constexpr const char* kPlateau =
+    "param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1, rule: greater, patience: 0}";
+constexpr const char* kBest = "default_hooks.checkpoint={type: CheckpointHook, save_best: accuracy/top1}";
+
+// Otherwise schedules on plateaus and the best checkpoints would go on without it.
+TEST_CASE("a stop at or in a validation moves no schedule and saves; the resumed run makes up for it and ends equal") {
+  const test::Overrides options = {kPlateau, kBest};
+  StoppedRun whole;
+  REQUIRE(whole.train(options, 0));
+  // Two batches a validation: the first and the second of those of the first, second and last epoch.
+  for (const std::int64_t stop_at : {1, 2, 3, 4, 5, 6}) {
+    CAPTURE(stop_at);
+    const StoppedRun run;
+    CHECK_FALSE(run.train(options, stop_at));
+    const std::string last = cat("epoch_", (stop_at + 1) / 2);
+    CHECK(run.state(last).at("validation_due") == true);
+    CHECK(run.state(last).at("param_schedulers").at(0).at("_global_step") == 1 + (stop_at - 1) / 2);
+    test::Overrides again = options;
+    again.push_back("resume=true");
+    REQUIRE(run.train(again, 0));
+    CHECK(run.contents("epoch_3") == whole.contents("epoch_3"));
+    CHECK(read_text_file((run.folder.path() / "scores.json").string()) ==
+          read_text_file((whole.folder.path() / "scores.json").string()));
+  }
+}
+
+TEST_CASE("a stop before a validation is due leaves it to the resumed run") {
   std::int64_t validations = 0;
-  const Run run({"param_scheduler={type: ReduceOnPlateauLR, monitor: accuracy/top1}"},
-                [&](const char* point, RunControl& control) {
-                  if (point == std::string("epoch") && control.progress().epoch == 3) request_stop(SIGTERM);
-                  validations += point == std::string("val") ? 1 : 0;
-                });
+  const Run run({kPlateau}, [&](const char* point, RunControl& control) {
+    if (point == std::string("epoch") && control.progress().epoch == 3) request_stop(SIGTERM);
+    validations += point == std::string("val") ? 1 : 0;
+  });
   clear_stop_request();
   CHECK_FALSE(run.was_finished);
   CHECK(validations == 2);
   CHECK(run.saved() == std::set<std::string>{"epoch_3"});
+  ConfigNode again = run.config;
+  again.set("resume", ConfigNode(true));
+  CHECK(run.train(again));
+  CHECK(validations == 3);
+  // Done, it is not done again for the sake of the state.
+  const Json state = parse_json(formats::Checkpoint::open(run.path("epoch_3")).read_text("state", "json"), "state");
+  CHECK(!state.contains("validation_due"));
+}
+
+const test::Overrides kWindows = {
+    "train_cfg.by_epoch=false", "train_cfg.max_epochs=null",           "train_cfg.max_iters=9",
+    "train_cfg.val_interval=2", "optim_wrapper.accumulative_counts=4", kBest};
+
+TEST_CASE("a stop in a validation inside an accumulation window ends the run at the window's end with a checkpoint") {
+  const StoppedRun run;
+  CHECK_FALSE(run.train(kWindows, 1));
+  CHECK(run.saved() == std::set<std::string>{"iter_4"});
+  CHECK(run.state("iter_4").at("validation_due") == true);
+  StoppedRun whole;
+  REQUIRE(whole.train(kWindows, 0));
+  test::Overrides again = kWindows;
+  again.push_back("resume=true");
+  REQUIRE(run.train(again, 0));
+  CHECK(run.contents("iter_9") == whole.contents("iter_9"));
+}
+
+TEST_CASE("inside a window a validation that moves a schedule is finished before the stop, so that bits stay equal") {
+  test::Overrides options = kWindows;
+  options.push_back(kPlateau);
+  StoppedRun whole;
+  REQUIRE(whole.train(options, 0));
+  for (const std::int64_t stop_at : {1, 2, 3, 5, 6, 8}) {
+    CAPTURE(stop_at);
+    const StoppedRun run;
+    CHECK_FALSE(run.train(options, stop_at));
+    test::Overrides again = options;
+    again.push_back("resume=true");
+    REQUIRE(run.train(again, 0));
+    CHECK(run.contents("iter_9") == whole.contents("iter_9"));
+  }
+}
+
+TEST_CASE("epochs that make more iterations than can be counted are refused before anything is trained") {
+  Registry registry;
+  test::add_tiny_types(registry);
+  const test::TempDir folder = test::TempDir::in_memory();
+  const ProcessLogReset reset;
+  Runner runner(test::tiny_config(folder.path().string(), {"train_cfg.max_epochs=1000000000000",
+                                                           "train_dataloader={batch_size: 1, dataset: {type: "
+                                                           "TinySamples, count: 10000000}}"}),
+                "tiny.yaml", registry);
+  CHECK_THROWS_WITH_AS(runner.train(), doctest::Contains("train_cfg.max_epochs: 1000000000000 epochs of 10000000"),
+                       ConfigError);
 }
 
 TEST_CASE("a work folder that cannot be made ends in an IoError before anything is trained") {

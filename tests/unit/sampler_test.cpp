@@ -2,6 +2,7 @@
 #include "strategy/data/sampler.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include <doctest/doctest.h>
@@ -35,6 +36,16 @@ TEST_CASE("a permutation meets every element once, for every size") {
     REQUIRE(sorted == all);
     if (n > 16) CHECK(seen != all);
   }
+}
+
+TEST_CASE("a batch whose global step cannot be counted is refused, and one beyond the data takes the data's room") {
+  for (const std::int64_t batch : {std::int64_t{1} << 62, std::numeric_limits<std::int64_t>::max()}) {
+    CHECK_THROWS_AS(Sampler(10, options(batch, 1, 0)), castor::ConfigError);
+    CHECK_THROWS_AS(Sampler(10, options(batch / 4, 8, 7)), castor::ConfigError);
+  }
+  SamplerOptions evaluation = options(std::int64_t{1} << 60, 1, 0);
+  evaluation.round_up = false;
+  CHECK(Sampler(10, evaluation).micro_batch(0, 0).size() == 10);
 }
 
 TEST_CASE("epochs differ and seeds differ") {
