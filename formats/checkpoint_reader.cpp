@@ -102,7 +102,8 @@ std::vector<Stretch> stretches_of(const std::vector<Part>& parts) {
 }
 
 // Hands the bytes from `position` of a stretch on to those of its parts that want some of them.
-void hand_on(std::vector<Part>& parts, Stretch& stretch, std::uint64_t position, std::span<const std::byte> bytes) {
+void hand_on(const std::vector<Part>& parts, Stretch& stretch, std::uint64_t position,
+             std::span<const std::byte> bytes) {
   const std::uint64_t end = position + bytes.size();
   while (stretch.first < stretch.last && parts[stretch.first].to <= position) ++stretch.first;
   for (std::size_t i = stretch.first; i < stretch.last && parts[i].from < end; ++i) {

@@ -1,9 +1,11 @@
 // What Booster saves and loads; see booster.h. Everything goes through the writer of checkpoints, which takes each
 // rank's own parts: one file or folder of weights for other tools is made of such a checkpoint, so that no rank ever
 // gathers.
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "core/base/file.h"
+#include "core/base/file_error.h"
 #include "core/base/json.h"
 #include "formats/export_weights.h"
 #include "strategy/booster.h"
@@ -16,11 +18,27 @@ namespace {
 
 constexpr std::uint64_t kMebibyte = std::uint64_t{1} << 20;
 
-/// Moves what was written to where it was asked for, in place of an earlier one.
-void put_in_place(const std::string& from, const std::string& to) {
-  if (is_directory(to)) remove_tree(to);
-  rename_file(from, to);
-  sync_directory(directory_of(to));
+/// `path` without slashes at its end, so that what is written on the way gets a name beside it and not inside.
+std::string without_slashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const std::string name = file_name_of(path);
+  if (name.empty() || name == "." || name == "..") {
+    throw ConfigError(cat("save_model: expected the name of a file or folder to write, got ", quote_name(path, 4096)),
+                      "path");
+  }
+  return path;
+}
+
+/// Throws IoError if at `path`, or at the folder `whole` beside it, is what must not be replaced.
+void check_target(const std::string& path, const std::string& whole, const SaveModelOptions& options) {
+  formats::check_replaceable(whole);
+  if (options.shard) {
+    formats::check_replaceable(path);
+  } else if (is_directory(path)) {
+    throw IoError(cat("save_model to ", quote_name(path, 4096),
+                      ": expected the name of a file, this is a folder; name a file in it, or save with shard"),
+                  path, EISDIR);
+  }
 }
 
 /// Makes of the checkpoint `pieces` the one file or folder `path` for other tools, by way of the folder `whole`.
@@ -32,8 +50,14 @@ void export_pieces(const std::string& pieces, const std::string& whole, const st
       options.shard ? static_cast<std::uint64_t>(options.size_per_shard) * kMebibyte : ~std::uint64_t{0};
   how.replace = true;
   formats::export_weights(formats::list_weights(source, {}, options.dtype, /*masters=*/true), whole, how);
-  put_in_place(options.shard ? whole : join_path(whole, formats::kExportName), path);
-  remove_tree(whole);
+  check_target(path, whole, options);  // again: others may have put something there while this was written
+  if (options.shard) {
+    formats::replace_export(whole, path);
+  } else {
+    rename_file(join_path(whole, formats::kExportName), path);
+    sync_directory(directory_of(path));
+    remove_tree(whole);
+  }
   remove_tree(pieces);
 }
 
@@ -45,7 +69,7 @@ void Booster::save_together(SaveRequest request) {
   });
 }
 
-void Booster::save_model(BoostedModel& model, const std::string& path, const SaveModelOptions& options) {
+void Booster::save_model(BoostedModel& model, const std::string& to, const SaveModelOptions& options) {
   if (!options.use_safetensors) {
     throw ConfigError(
         "save_model: use_safetensors false asks for a pickle, which are read but not written; PyTorch, too, reads "
@@ -57,7 +81,10 @@ void Booster::save_model(BoostedModel& model, const std::string& path, const Sav
                       "size_per_shard");
   }
   saver_.wait();
-  const std::string pieces = path + ".pieces", whole = path + ".whole";
+  const std::string path = without_slashes(to), pieces = path + ".pieces", whole = path + ".whole";
+  SaveGroup(comm_).together([&] {
+    if (is_main()) check_target(path, whole, options);
+  });
   SaveRequest request;
   request.folder = pieces;
   request.tensors = weight_tensors(model.module(), model.optimizer(), is_main());
@@ -80,7 +107,8 @@ LoadReport Booster::load_model(BoostedModel& model, const std::string& path, boo
   saver_.wait();
   LoadOptions options;
   options.strict = strict;
-  LoadReport report = load_weights(model.module(), path, options, posix_file_system(), model.weight_places());
+  LoadReport report =
+      load_weights(model.module(), formats::export_at(path), options, posix_file_system(), model.weight_places());
   model.weights_loaded(false);
   return report;
 }

@@ -292,6 +292,63 @@ TEST_CASE("save_model with shard writes files of size_per_shard and their index,
         doctest::Approx(before.at("second.bias")[0]).epsilon(0.01));
 }
 
+TEST_CASE("save_model replaces earlier exports alone, whatever slashes its path ends with") {
+  const test::TempDir folder;
+  const auto in = [&folder](const char* name) { return (folder.path() / name).string(); };
+  Booster booster(booster_options(Precision::fp32, {}, nullptr));
+  const Boosted run = booster.boost(kMixed);
+  const auto names = [](const std::string& path) {
+    std::vector<std::string> found;
+    for (const DirectoryEntry& entry : list_directory(path)) found.push_back(entry.name);
+    return found;
+  };
+  for (const bool is_async : {false, true}) {
+    for (const char* slashes : {"", "/", "//"}) {
+      SaveModelOptions saving;
+      saving.use_async = is_async;
+      saving.shard = true;
+      booster.save_model(*run.model, in("sharded") + slashes, saving);
+      saving.shard = false;
+      booster.save_model(*run.model, in("one") + slashes, saving);
+      booster.saver().wait();
+      CHECK(names(folder.path().string()) == std::vector<std::string>{"one", "sharded"});
+      CHECK(names(in("sharded")) == std::vector<std::string>{formats::kExportName});
+      CHECK(booster.load_model(*run.model, in("one")).fits());
+      CHECK(booster.load_model(*run.model, in("sharded")).fits());
+    }
+  }
+  // As a crash between two renames leaves it.
+  rename_file(in("sharded"), in("sharded.replaced"));
+  CHECK(booster.load_model(*run.model, in("sharded") + "/").fits());
+  SaveModelOptions sharded;
+  sharded.shard = true;
+  booster.save_model(*run.model, in("sharded"), sharded);
+  CHECK(names(folder.path().string()) == std::vector<std::string>{"one", "sharded"});
+
+  // What is no export of ours is not touched.
+  make_directories(in("project/src"));
+  write_file_atomically(in("project/notes.txt"), std::string_view("a year's work"));
+  write_file_atomically(in("sharded/config.json"), std::string_view("{}"));
+  const std::vector<std::string> all = names(folder.path().string());
+  for (const bool shard : {false, true}) {
+    for (const char* path : {"project", "project/", "sharded", "sharded/"}) {
+      CAPTURE(shard);
+      CAPTURE(path);
+      SaveModelOptions saving;
+      saving.shard = shard;
+      CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in(path), saving), doctest::Contains("folder"), IoError);
+    }
+  }
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in("one"), sharded), doctest::Contains("this is a file"),
+                       IoError);
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, "/"), doctest::Contains("expected the name"), ConfigError);
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in("project/..")), doctest::Contains("expected the name"),
+                       ConfigError);
+  CHECK(names(folder.path().string()) == all);
+  CHECK(names(in("project")) == std::vector<std::string>{"notes.txt", "src"});
+  CHECK(names(in("sharded")) == std::vector<std::string>{"config.json", formats::kExportName});
+}
+
 TEST_CASE("load_model insists that everything fits, unless it is told not to") {
   const test::TempDir folder;
   const std::string path = (folder.path() / "weights.safetensors").string();
