@@ -28,10 +28,16 @@ struct Part {
   const Checkpoint::Request* request;
 };
 
+// Whole blocks of a slice, bytes [from, to) of it, and the parts [first, last) of a list that lie in them.
+struct Stretch {
+  std::uint64_t from, to;
+  std::size_t first, last;
+};
+
 // Called with the file range [begin, end) of a block whose digest is wrong.
 using OnWrongBlock = std::function<void(const Part& part, std::uint64_t begin, std::uint64_t end)>;
 
-// Follows the bytes of one part and checks the blocks that lie wholly inside.
+// Follows the bytes of one stretch after the other and checks their blocks.
 class BlockCheck {
  public:
   void take(const Part& part, std::uint64_t position, std::span<const std::byte> bytes, const OnWrongBlock& on_wrong) {
@@ -40,12 +46,10 @@ class BlockCheck {
       const std::uint64_t begin = block * kDigestBlockBytes;
       const std::uint64_t end = std::min(begin + kDigestBlockBytes, part.slice_bytes);
       const auto here = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), end - position)));
-      if (begin >= part.from && end <= part.to) {
-        if (position == begin) hash_.reset();
-        hash_.update(here);
-        if (position + here.size() == end && hash_.digest() != part.slice->digests[static_cast<std::size_t>(block)]) {
-          on_wrong(part, part.slice->begin + begin, part.slice->begin + end);
-        }
+      if (position == begin) hash_.reset();
+      hash_.update(here);
+      if (position + here.size() == end && hash_.digest() != part.slice->digests[static_cast<std::size_t>(block)]) {
+        on_wrong(part, part.slice->begin + begin, part.slice->begin + end);
       }
       position += here.size();
       bytes = bytes.subspan(here.size());
@@ -78,21 +82,57 @@ void add_parts(const Checkpoint::Request& request, std::map<std::uint32_t, std::
   }
 }
 
-// Reads parts of one file, in the order of the file. Returns the bytes fetched.
+// The blocks that sorted parts of one file need, each once however many parts want something of it.
+std::vector<Stretch> stretches_of(const std::vector<Part>& parts) {
+  std::vector<Stretch> stretches;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    const std::uint64_t from = part.from / kDigestBlockBytes * kDigestBlockBytes;
+    const std::uint64_t blocks = (part.to + kDigestBlockBytes - 1) / kDigestBlockBytes;
+    const std::uint64_t to = std::min(blocks * kDigestBlockBytes, part.slice_bytes);
+    const bool goes_on = i > 0 && parts[i - 1].slice == part.slice && from < stretches.back().to;
+    if (goes_on) {
+      stretches.back().to = std::max(stretches.back().to, to);
+      stretches.back().last = i + 1;
+    } else {
+      stretches.push_back({from, to, i, i + 1});
+    }
+  }
+  return stretches;
+}
+
+// Hands the bytes from `position` of a stretch on to those of its parts that want some of them.
+void hand_on(const std::vector<Part>& parts, Stretch& stretch, std::uint64_t position,
+             std::span<const std::byte> bytes) {
+  const std::uint64_t end = position + bytes.size();
+  while (stretch.first < stretch.last && parts[stretch.first].to <= position) ++stretch.first;
+  for (std::size_t i = stretch.first; i < stretch.last && parts[i].from < end; ++i) {
+    const Part& part = parts[i];
+    const std::uint64_t from = std::max(part.from, position), to = std::min(part.to, end);
+    if (from >= to || part.request == nullptr || !part.request->sink) continue;
+    part.request->sink(part.at + (from - part.from),
+                       bytes.subspan(static_cast<std::size_t>(from - position), static_cast<std::size_t>(to - from)));
+  }
+}
+
+// Reads parts of one file, in the order of the file and with the rest of their blocks. Returns the bytes fetched.
 std::uint64_t read_parts(StreamReader& reader, std::vector<Part>& parts, const OnWrongBlock& on_wrong,
                          const std::function<void(std::uint64_t bytes)>& on_bytes = {}) {
   std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
-    return std::tuple(a.slice->begin + a.from, a.to) < std::tuple(b.slice->begin + b.from, b.to);
+    return std::tuple(a.slice->begin, a.from, a.to) < std::tuple(b.slice->begin, b.from, b.to);
   });
+  std::vector<Stretch> stretches = stretches_of(parts);
   std::vector<FileRange> ranges;
-  ranges.reserve(parts.size());
-  for (const Part& part : parts) ranges.push_back({part.slice->begin + part.from, part.to - part.from});
+  ranges.reserve(stretches.size());
+  for (const Stretch& stretch : stretches) {
+    ranges.push_back({parts[stretch.first].slice->begin + stretch.from, stretch.to - stretch.from});
+  }
   const std::uint64_t before = reader.bytes_asked();
   BlockCheck check;
   reader.read(ranges, [&](std::size_t range, std::uint64_t at, std::span<const std::byte> bytes) {
-    const Part& part = parts[range];
-    if (part.request != nullptr && part.request->sink) part.request->sink(part.at + at, bytes);
-    check.take(part, part.from + at, bytes, on_wrong);
+    Stretch& stretch = stretches[range];
+    check.take(parts[stretch.last - 1], stretch.from + at, bytes, on_wrong);
+    hand_on(parts, stretch, stretch.from + at, bytes);
     if (on_bytes) on_bytes(bytes.size());
   });
   return reader.bytes_asked() - before;

@@ -1,8 +1,8 @@
 // Reading a checkpoint's folder: any range of any logical tensor, however the ranks that wrote it had cut it.
 //
-// Delicate: no more is read than was asked for. A block of a slice whose bytes are all asked for is checked against its
-// digest on the way; of a block that is asked for in part only the part is read, which cannot be checked. `verify`
-// reads and checks everything.
+// Delicate: no byte is used that was not checked against its digest. Digests are of whole blocks, so a block of which
+// anything is asked for is read whole; a range costs at most a block more at each end of a slice's part, and no block
+// is read twice in one call. `verify` reads and checks everything.
 #pragma once
 
 #include <cstdint>
@@ -46,9 +46,9 @@ class Checkpoint {
   /// Files that are missing or have another size than the manifest says. Looks at sizes only.
   std::vector<Damage> missing_files() const;
 
-  /// Reads ranges, in the order in which they lie in the files, each file once. Throws IoError for a file that cannot
-  /// be read or ends early, FormatError{file, offset} naming the tensor for a digest that does not match, ShapeError
-  /// for a range that the tensor does not have.
+  /// Reads ranges, in the order in which they lie in the files, each file once, and with them the rest of their digest
+  /// blocks, which goes to no sink. Throws IoError for a file that cannot be read or ends early, FormatError{file,
+  /// offset} naming the tensor for a digest that does not match, ShapeError for a range that the tensor does not have.
   void read(std::span<const Request> requests, const StreamOptions& stream = {}) const;
   /// Fills `out` with count elements from `offset`.
   void read(const LogicalTensor& tensor, std::int64_t offset, std::span<std::byte> out) const;
@@ -64,7 +64,7 @@ class Checkpoint {
   std::vector<Damage> verify(const std::function<void(std::uint64_t bytes)>& progress = {}) const;
   /// Bytes of all files, the manifest included.
   std::uint64_t total_bytes() const;
-  /// Bytes read from this checkpoint's files so far, the manifest included.
+  /// Bytes read from this checkpoint's files so far, the manifest and what only digests needed included.
   std::uint64_t bytes_read() const { return bytes_read_; }
 
  private:

@@ -40,6 +40,12 @@ std::string shard_name(std::size_t number, std::size_t count) {
   return name;
 }
 
+// A file that an export may have written: a folder is only replaced as far as it is one.
+bool is_exported_name(const std::string& name) {
+  return name == kExportName || name == kExportIndexName ||
+         (name.starts_with("model-") && name.ends_with(".safetensors"));
+}
+
 void write_shard(const Shard& shard, const WeightList& list, const std::string& path, CastCounts& counts,
                  const BytesProgress& progress, FileSystem& files) {
   SafetensorsOptions options;
@@ -68,25 +74,25 @@ std::string index_text(const std::vector<Shard>& shards, std::uint64_t bytes) {
   return dump_json(index, 2) + "\n";
 }
 
+[[noreturn]] void refuse(const std::string& folder, const std::string& what) {
+  throw IoError(cat("export to ", quote_name(folder, 4096), ": ", what), folder, EEXIST);
+}
+
 void check_folder(const std::string& folder, bool replace, FileSystem& files) {
   if (!exists(folder, files)) return;
-  const auto refuse = [&](const std::string& what) {
-    throw IoError(cat("export to ", quote_name(folder, 4096), ": ", what), folder, EEXIST);
-  };
-  if (!is_directory(folder, files)) refuse("expected a folder, this is a file");
-  if (exists(join_path(folder, kManifestName), files)) refuse("it is a checkpoint; name another folder");
+  if (!is_directory(folder, files)) refuse(folder, "expected a folder, this is a file");
+  if (exists(join_path(folder, kManifestName), files)) refuse(folder, "it is a checkpoint; name another folder");
   if (!replace && !list_directory(folder, files).empty()) {
-    refuse("the folder is not empty; name another one, or give --force to replace an earlier export");
+    refuse(folder, "the folder is not empty; name another one, or give --force to replace an earlier export");
   }
 }
 
-}  // namespace
-
-// A folder is only replaced as far as an export wrote it.
-bool is_exported_name(const std::string& name) {
-  return name == kExportName || name == kExportIndexName ||
-         (name.starts_with("model-") && name.ends_with(".safetensors"));
+// What a folder is called while the one that takes its place gets its name.
+std::string name_aside(const std::string& folder) {
+  return join_path(directory_of(folder), file_name_of(folder) + ".replaced");
 }
+
+}  // namespace
 
 ExportReport export_weights(const WeightList& list, const std::string& folder, const ExportOptions& options,
                             FileSystem& files) {
@@ -125,6 +131,46 @@ ExportReport export_weights(const WeightList& list, const std::string& folder, c
   }
   report.overflowed = counts.overflowed;
   return report;
+}
+
+void check_replaceable(const std::string& folder, FileSystem& files) {
+  check_folder(folder, /*replace=*/true, files);
+  if (!exists(folder, files)) return;
+  for (const DirectoryEntry& entry : list_directory(folder, files)) {
+    const bool is_export = is_exported_name(entry.name) || is_temporary_name(entry.name);
+    if (entry.kind != FileKind::file || !is_export) {
+      refuse(folder, cat("expected an earlier export, the folder also holds ", quote_name(entry.name),
+                         ", which would go with it; name another folder, or move that away"));
+    }
+  }
+}
+
+void replace_export(const std::string& from, const std::string& to, FileSystem& files) {
+  const std::string aside = name_aside(to), directory = directory_of(to);
+  check_replaceable(to, files);
+  check_replaceable(aside, files);
+  if (exists(to, files)) {
+    if (exists(aside, files)) {
+      sync_directory(directory, files);  // else the name of what took its place may be lost, and it is gone
+      remove_tree(aside, files);
+    }
+    rename_file(to, aside, files);
+    try {
+      rename_file(from, to, files);
+    } catch (const IoError&) {
+      files.rename(aside, to);  // best effort: where this fails, too, export_at finds it
+      throw;
+    }
+  } else {
+    rename_file(from, to, files);
+  }
+  sync_directory(directory, files);
+  remove_tree(aside, files);
+}
+
+std::string export_at(const std::string& folder, FileSystem& files) {
+  const std::string aside = name_aside(folder);
+  return !exists(folder, files) && is_directory(aside, files) ? aside : folder;
 }
 
 }  // namespace castor::formats

@@ -143,7 +143,9 @@ class Booster {
   // All ranks call the following. What is written appears whole or not at all. With use_async a failure is thrown by
   // the next call that saves or loads, or by saver().wait().
   /// The weights for any tool that knows safetensors: the file `path`, or with `shard` the folder; an earlier one is
-  /// replaced. Of 16-bit weights the f32 masters. Throws IoError; ConfigError for what is refused.
+  /// replaced. Of 16-bit weights the f32 masters. Throws IoError, also, before anything is touched, for a folder that
+  /// holds what save_model does not write; ConfigError for what is refused. A crash at the moment when a folder is
+  /// replaced can leave the earlier one as `path`.replaced; load_model finds it there.
   void save_model(BoostedModel& model, const std::string& path, const SaveModelOptions& options = {});
   /// From any source of weights (formats/tensor_source.h). Throws FormatError, before anything is changed, if nothing
   /// fits, or if `strict` and anything does not fit; IoError.

@@ -1,7 +1,6 @@
 // What Booster saves and loads; see booster.h. Everything goes through the writer of checkpoints, which takes each
 // rank's own parts: one file or folder of weights for other tools is made of such a checkpoint, so that no rank ever
 // gathers.
-#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
@@ -18,30 +17,28 @@ namespace castor::strategy {
 namespace {
 
 constexpr std::uint64_t kMebibyte = std::uint64_t{1} << 20;
-constexpr const char* kReplaced = ".replaced";  ///< behind the name of an earlier folder, for a moment
 
-/// Throws IoError, EEXIST, for a folder that holds anything but an earlier export: its place is not for the taking.
-void check_place(const std::string& path) {
-  if (!is_directory(path)) return;
-  for (const DirectoryEntry& entry : list_directory(path)) {
-    if (formats::is_exported_name(entry.name)) continue;
-    throw IoError(cat("save_model to ", quote_name(path, 4096), ": it is a folder with ", quote_name(entry.name, 256),
-                      ", which no earlier save_model wrote; name another path"),
-                  path, EEXIST);
+/// `path` without slashes at its end, so that what is written on the way gets a name beside it and not inside.
+std::string without_slashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const std::string name = file_name_of(path);
+  if (name.empty() || name == "." || name == "..") {
+    throw ConfigError(cat("save_model: expected the name of a file or folder to write, got ", quote_name(path, 4096)),
+                      "path");
   }
+  return path;
 }
 
-/// Moves what was written to where it was asked for. An earlier file is replaced at once; an earlier folder is kept
-/// under another name until the new one has its place.
-void put_in_place(const std::string& from, const std::string& to) {
-  const std::string replaced = to + kReplaced;
-  if (is_directory(to)) {
-    if (is_directory(replaced)) remove_tree(replaced);
-    rename_file(to, replaced);
+/// Throws IoError if at `path`, or at the folder `whole` beside it, is what must not be replaced.
+void check_target(const std::string& path, const std::string& whole, const SaveModelOptions& options) {
+  formats::check_replaceable(whole);
+  if (options.shard) {
+    formats::check_replaceable(path);
+  } else if (is_directory(path)) {
+    throw IoError(cat("save_model to ", quote_name(path, 4096),
+                      ": expected the name of a file, this is a folder; name a file in it, or save with shard"),
+                  path, EISDIR);
   }
-  rename_file(from, to);
-  sync_directory(directory_of(to));
-  if (is_directory(replaced)) remove_tree(replaced);
 }
 
 /// Makes of the checkpoint `pieces` the one file or folder `path` for other tools, by way of the folder `whole`.
@@ -53,8 +50,14 @@ void export_pieces(const std::string& pieces, const std::string& whole, const st
       options.shard ? static_cast<std::uint64_t>(options.size_per_shard) * kMebibyte : ~std::uint64_t{0};
   how.replace = true;
   formats::export_weights(formats::list_weights(source, {}, options.dtype, /*masters=*/true), whole, how);
-  put_in_place(options.shard ? whole : join_path(whole, formats::kExportName), path);
-  remove_tree(whole);
+  check_target(path, whole, options);  // again: others may have put something there while this was written
+  if (options.shard) {
+    formats::replace_export(whole, path);
+  } else {
+    rename_file(join_path(whole, formats::kExportName), path);
+    sync_directory(directory_of(path));
+    remove_tree(whole);
+  }
   remove_tree(pieces);
 }
 
@@ -66,8 +69,7 @@ void Booster::save_together(SaveRequest request) {
   });
 }
 
-void Booster::save_model(BoostedModel& model, const std::string& where, const SaveModelOptions& options) {
-  const std::string path = where.substr(0, std::max<std::size_t>(where.find_last_not_of('/'), 0) + 1);
+void Booster::save_model(BoostedModel& model, const std::string& to, const SaveModelOptions& options) {
   if (!options.use_safetensors) {
     throw ConfigError(
         "save_model: use_safetensors false asks for a pickle, which are read but not written; PyTorch, too, reads "
@@ -79,12 +81,10 @@ void Booster::save_model(BoostedModel& model, const std::string& where, const Sa
                       "size_per_shard");
   }
   saver_.wait();
+  const std::string path = without_slashes(to), pieces = path + ".pieces", whole = path + ".whole";
   SaveGroup(comm_).together([&] {
-    if (!is_main()) return;
-    check_place(path);
-    check_place(path + kReplaced);
+    if (is_main()) check_target(path, whole, options);
   });
-  const std::string pieces = path + ".pieces", whole = path + ".whole";
   SaveRequest request;
   request.folder = pieces;
   request.tensors = weight_tensors(model.module(), model.optimizer(), is_main());
@@ -107,7 +107,8 @@ LoadReport Booster::load_model(BoostedModel& model, const std::string& path, boo
   saver_.wait();
   LoadOptions options;
   options.strict = strict;
-  LoadReport report = load_weights(model.module(), path, options, posix_file_system(), model.weight_places());
+  LoadReport report =
+      load_weights(model.module(), formats::export_at(path), options, posix_file_system(), model.weight_places());
   model.weights_loaded(false);
   return report;
 }

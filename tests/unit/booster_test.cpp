@@ -292,25 +292,61 @@ TEST_CASE("save_model with shard writes files of size_per_shard and their index,
         doctest::Approx(before.at("second.bias")[0]).epsilon(0.01));
 }
 
-TEST_CASE("save_model replaces a folder that it wrote, and refuses any other without touching it") {
+TEST_CASE("save_model replaces earlier exports alone, whatever slashes its path ends with") {
   const test::TempDir folder;
-  const std::string sharded = (folder.path() / "sharded").string(), other = (folder.path() / "other").string();
+  const auto in = [&folder](const char* name) { return (folder.path() / name).string(); };
   Booster booster(booster_options(Precision::fp32, {}, nullptr));
   const Boosted run = booster.boost(kMixed);
-  SaveModelOptions saving;
-  saving.shard = true;
-  for (int i = 0; i < 2; ++i) booster.save_model(*run.model, sharded + "/", saving);
-  CHECK(exists(join_path(sharded, formats::kExportName)));
-  CHECK_FALSE(exists(sharded + ".replaced"));
-  make_directories(other);
-  write_file_atomically(join_path(other, "notes.txt"), "keep");
-  write_file_atomically(join_path(other, formats::kExportName), "keep, too");
-  for (const bool shard : {false, true}) {
-    saving.shard = shard;
-    CHECK_THROWS_WITH_AS(booster.save_model(*run.model, other, saving), doctest::Contains("notes.txt"), IoError);
+  const auto names = [](const std::string& path) {
+    std::vector<std::string> found;
+    for (const DirectoryEntry& entry : list_directory(path)) found.push_back(entry.name);
+    return found;
+  };
+  for (const bool is_async : {false, true}) {
+    for (const char* slashes : {"", "/", "//"}) {
+      SaveModelOptions saving;
+      saving.use_async = is_async;
+      saving.shard = true;
+      booster.save_model(*run.model, in("sharded") + slashes, saving);
+      saving.shard = false;
+      booster.save_model(*run.model, in("one") + slashes, saving);
+      booster.saver().wait();
+      CHECK(names(folder.path().string()) == std::vector<std::string>{"one", "sharded"});
+      CHECK(names(in("sharded")) == std::vector<std::string>{formats::kExportName});
+      CHECK(booster.load_model(*run.model, in("one")).fits());
+      CHECK(booster.load_model(*run.model, in("sharded")).fits());
+    }
   }
-  CHECK(read_text_file(join_path(other, "notes.txt")) == "keep");
-  CHECK(read_text_file(join_path(other, formats::kExportName)) == "keep, too");
+  // As a crash between two renames leaves it.
+  rename_file(in("sharded"), in("sharded.replaced"));
+  CHECK(booster.load_model(*run.model, in("sharded") + "/").fits());
+  SaveModelOptions sharded;
+  sharded.shard = true;
+  booster.save_model(*run.model, in("sharded"), sharded);
+  CHECK(names(folder.path().string()) == std::vector<std::string>{"one", "sharded"});
+
+  // What is no export of ours is not touched.
+  make_directories(in("project/src"));
+  write_file_atomically(in("project/notes.txt"), std::string_view("a year's work"));
+  write_file_atomically(in("sharded/config.json"), std::string_view("{}"));
+  const std::vector<std::string> all = names(folder.path().string());
+  for (const bool shard : {false, true}) {
+    for (const char* path : {"project", "project/", "sharded", "sharded/"}) {
+      CAPTURE(shard);
+      CAPTURE(path);
+      SaveModelOptions saving;
+      saving.shard = shard;
+      CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in(path), saving), doctest::Contains("folder"), IoError);
+    }
+  }
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in("one"), sharded), doctest::Contains("this is a file"),
+                       IoError);
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, "/"), doctest::Contains("expected the name"), ConfigError);
+  CHECK_THROWS_WITH_AS(booster.save_model(*run.model, in("project/..")), doctest::Contains("expected the name"),
+                       ConfigError);
+  CHECK(names(folder.path().string()) == all);
+  CHECK(names(in("project")) == std::vector<std::string>{"notes.txt", "src"});
+  CHECK(names(in("sharded")) == std::vector<std::string>{"config.json", formats::kExportName});
 }
 
 TEST_CASE("load_model insists that everything fits, unless it is told not to") {

@@ -1,12 +1,15 @@
 // A checkpoint's weights as Hugging Face safetensors: what is written, under which names, in which files, and what is
 // never overwritten.
 #include <algorithm>
+#include <cerrno>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include <doctest/doctest.h>
 
 #include "core/base/error.h"
+#include "core/base/file_fault.h"
 #include "core/base/file_memory.h"
 #include "core/base/json.h"
 #include "formats/compare_tensors.h"
@@ -199,6 +202,101 @@ TEST_CASE("a folder with something in it is left alone, and a checkpoint always"
   CHECK(has(refusal<IoError>([&] { export_to("/full/config.json", source, files, replace); }), "this is a file"));
   CHECK_THROWS_AS(formats::export_weights({}, "/nothing", {}, files), FormatError);
   CHECK(!exists("/nothing", files));
+}
+
+TEST_CASE("only an earlier export is replaced as a whole, and what is refused is not touched") {
+  MemoryFileSystem files;
+  const CheckpointModel model = CheckpointModel::random(2);
+  model.save("/ckpt", 1, 1, 2, files);
+  const TensorSource source = open("/ckpt", files);
+  export_to("/new", source, files);
+  const auto refused = [&](const std::string& to, std::string_view why) {
+    const std::vector<DirectoryEntry> before = list_directory(directory_of(to), files);
+    CHECK(has(refusal<IoError>([&] { formats::replace_export("/new", to, files); }), why));
+    CHECK(list_directory(directory_of(to), files) == before);
+    CHECK(exists("/new/model.safetensors", files));
+  };
+  make_directories("/work/project/src", files);
+  write_file_atomically("/work/project/notes.txt", "a year's work", files);
+  refused("/work/project", "\"notes.txt\"");
+  refused("/work", "\"project\"");
+  refused("/ckpt", "it is a checkpoint");
+  refused("/work/project/notes.txt", "this is a file");
+  export_to("/out", source, files);
+  write_file_atomically("/out/config.json", "{}", files);
+  refused("/out", "\"config.json\"");
+  make_directories("/else.replaced/mine", files);
+  refused("/else", "\"mine\"");
+  CHECK(read_text_file("/work/project/notes.txt", 100, files) == "a year's work");
+  remove_file("/out/config.json", files);
+  formats::replace_export("/new", "/out", files);
+  CHECK(exists("/out/model.safetensors", files));
+  CHECK(!exists("/new", files));
+  CHECK(!exists("/out.replaced", files));
+  make_directories("/empty", files);
+  formats::replace_export("/out", "/empty", files);
+  CHECK(exists("/empty/model.safetensors", files));
+}
+
+TEST_CASE("after a power cut at any operation an export that is replaced is the earlier one or the new one, whole") {
+  std::vector<CheckpointModel> models(3);
+  std::mt19937_64 random(3);
+  for (CheckpointModel& model : models) {
+    for (const char* name : {"a", "b", "step_scale"}) model.add(name, "param", DType::f32, {5, 3}, random);
+  }
+  MemoryFileSystem start;
+  for (std::size_t i = 0; i < models.size(); ++i) models[i].save(cat("/ckpt/iter_", i), 1, i + 1, 1, start);
+  formats::ExportOptions sharded;
+  sharded.max_shard_bytes = 100;
+  sharded.replace = true;
+  const auto replace = [&](int with, FileSystem& files) {
+    export_to("/run/out.whole", open(cat("/ckpt/iter_", with), files), files, sharded);
+    formats::replace_export("/run/out.whole", "/run/out", files);
+  };
+  const auto which = [&](FileSystem& files) {
+    const TensorSource found = open(formats::export_at("/run/out", files), files);
+    for (int i = 0; i < 3; ++i) {
+      if (formats::compare_sources(found, open(cat("/ckpt/iter_", i), files), {}).equal()) return i;
+    }
+    return -1;
+  };
+  replace(0, start);
+  REQUIRE(which(start) == 0);
+  MemoryFileSystem& durable = start;
+  const auto disk_before = [&] { return durable.after_power_loss(Unsynced::kept); };
+  const auto counted = disk_before();
+  FaultFileSystem counting(*counted);
+  replace(1, counting);
+  const std::uint64_t count = counting.operations();
+  for (std::uint64_t at = 0; at <= count; ++at) {
+    for (const FaultKind kind : {FaultKind::power_cut, FaultKind::error}) {
+      const auto disk = disk_before();
+      FaultFileSystem faulty(*disk);
+      faulty.inject({at, kind, EIO});
+      bool has_failed = false;
+      try {
+        replace(1, faulty);
+      } catch (const IoError&) {
+        has_failed = true;
+      }
+      for (std::uint64_t seed = 0; seed < 8; ++seed) {
+        const Unsynced unsynced = seed == 0       ? Unsynced::dropped
+                                  : seed == 1     ? Unsynced::kept
+                                  : seed % 2 == 0 ? Unsynced::random
+                                                  : Unsynced::torn;
+        CAPTURE(at);
+        CAPTURE(kind);
+        CAPTURE(seed);
+        const auto after = disk->after_power_loss(unsynced, seed);
+        const int left = which(*after);
+        CHECK((left == 0 || left == 1));
+        if (!has_failed) CHECK(left == 1);
+        replace(2, *after);
+        CHECK(which(*after->after_power_loss(Unsynced::dropped)) == 2);
+        CHECK(list_directory("/run", *after) == std::vector<DirectoryEntry>{{"out", FileKind::directory}});
+      }
+    }
+  }
 }
 
 TEST_CASE("a damaged checkpoint is not exported, and nothing of it stays") {
