@@ -9,9 +9,7 @@
 #include "formats/checkpoint_reader.h"
 
 namespace castor::formats {
-namespace {
 
-// The N of iter_N or epoch_N.
 std::optional<std::int64_t> number_of(const std::string& name) {
   for (const std::string_view prefix : {"iter_", "epoch_"}) {
     if (!name.starts_with(prefix)) continue;
@@ -22,8 +20,6 @@ std::optional<std::int64_t> number_of(const std::string& name) {
   }
   return std::nullopt;
 }
-
-}  // namespace
 
 CheckpointList list_checkpoints(const std::string& directory, FileSystem& files) {
   CheckpointList list;
@@ -57,21 +53,24 @@ CheckpointList list_checkpoints(const std::string& directory, FileSystem& files)
 
 std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const Retention& retention) {
   if (!retention.keep_last && !retention.keep_every && !retention.keep_best) return {};
+  std::vector<const ListedCheckpoint*> numbered;  // a name that no run gives was chosen by a person, and stays
+  for (const ListedCheckpoint& checkpoint : list.checkpoints) {
+    if (number_of(checkpoint.name)) numbered.push_back(&checkpoint);
+  }
   std::set<std::string> kept;
-  for (std::size_t i = 0; i < list.checkpoints.size(); ++i) {
-    const std::string& name = list.checkpoints[i].name;
+  for (std::size_t i = 0; i < numbered.size(); ++i) {
+    const std::string& name = numbered[i]->name;
     const bool is_recent = static_cast<std::int64_t>(i) < std::max<std::int64_t>(1, retention.keep_last.value_or(1));
-    const bool is_nth = retention.keep_every && number_of(name) && *number_of(name) % *retention.keep_every == 0;
-    // A name that no run gives was chosen by a person.
-    if (is_recent || is_nth || !number_of(name)) kept.insert(name);
+    const bool is_nth = retention.keep_every && *number_of(name) % *retention.keep_every == 0;
+    if (is_recent || is_nth) kept.insert(name);
   }
   if (retention.keep_best) {
     std::vector<std::pair<double, std::string>> scored;  // best first; of equals the newer
-    for (const ListedCheckpoint& checkpoint : list.checkpoints) {
-      const auto score = retention.scores.find(checkpoint.name);
+    for (const ListedCheckpoint* checkpoint : numbered) {
+      const auto score = retention.scores.find(checkpoint->name);
       // NaN is no score: it would also have no place in the order of the others.
       if (score != retention.scores.end() && !std::isnan(score->second)) {
-        scored.emplace_back(retention.greater_is_better ? score->second : -score->second, checkpoint.name);
+        scored.emplace_back(retention.greater_is_better ? score->second : -score->second, checkpoint->name);
       }
     }
     std::stable_sort(scored.begin(), scored.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
@@ -80,8 +79,8 @@ std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const 
     }
   }
   std::vector<std::string> prunable;
-  for (auto checkpoint = list.checkpoints.rbegin(); checkpoint != list.checkpoints.rend(); ++checkpoint) {
-    if (!kept.contains(checkpoint->name)) prunable.push_back(checkpoint->name);
+  for (auto checkpoint = numbered.rbegin(); checkpoint != numbered.rend(); ++checkpoint) {
+    if (!kept.contains((*checkpoint)->name)) prunable.push_back((*checkpoint)->name);
   }
   return prunable;
 }

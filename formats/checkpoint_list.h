@@ -16,6 +16,9 @@
 
 namespace castor::formats {
 
+/// The N of iter_N or epoch_N, what a run names its checkpoints; nothing for other names.
+std::optional<std::int64_t> number_of(const std::string& name);
+
 /// One checkpoint beside others.
 struct ListedCheckpoint {
   std::string name;  ///< of its folder
@@ -50,8 +53,8 @@ struct Retention {
   bool greater_is_better = true;
 };
 
-/// The names that may go under `retention`, oldest first: never the newest checkpoint, nor one that is not called
-/// iter_N or epoch_N.
+/// The names that may go under `retention`, oldest first. One that is not called iter_N or epoch_N never goes, nor does
+/// it count among those that are kept; of the others the newest always stays.
 std::vector<std::string> prunable_checkpoints(const CheckpointList& list, const Retention& retention);
 
 /// Removes a checkpoint durably, manifest first, once the names of those beside it are durable: a program that ended

@@ -111,6 +111,23 @@ std::string data_file_name(std::string_view stem, const SaveLocation& location) 
   return name + (location.suffix.empty() ? "" : "." + location.suffix) + ".safetensors";
 }
 
+std::optional<std::string> stem_of_data_file(std::string_view name) {
+  const auto cut = [&name](std::string_view end) {
+    if (!name.ends_with(end)) return false;
+    name.remove_suffix(end.size());
+    return true;
+  };
+  if (!cut(".safetensors")) return std::nullopt;
+  cut(".2");
+  constexpr std::string_view kRanks = "-00000-of-00000";
+  const std::string_view ranks = name.substr(name.size() - std::min(name.size(), kRanks.size()));
+  const bool has_ranks = std::equal(ranks.begin(), ranks.end(), kRanks.begin(), kRanks.end(),
+                                    [](char c, char form) { return form == '0' ? c >= '0' && c <= '9' : c == form; });
+  if (has_ranks) name.remove_suffix(kRanks.size());
+  if (name.empty()) return std::nullopt;
+  return std::string(name);
+}
+
 void write_pieces(CheckpointPart& part, std::string_view stem, std::span<const TensorPiece> pieces,
                   const SaveLocation& location, FileSystem& files, const StreamOptions& stream) {
   const std::string name = data_file_name(stem, location);
@@ -199,11 +216,11 @@ void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart
   manifest.sort();
   const std::string text = manifest_text(manifest, path);
 
-  std::vector<std::string> replaced;
+  std::set<std::string> replaced;
   if (exists(path, files)) {
     try {
       for (const CheckpointFile& file : parse_manifest(read_text_file(path, kMaxManifestBytes, files), path).files) {
-        replaced.push_back(file.name);
+        replaced.insert(file.name);
       }
     } catch (const FormatError&) {
     }
@@ -212,14 +229,19 @@ void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart
   write_file_atomically(path, text, files);
   sync_directory(directory_of(folder), files);
 
-  std::set<std::string> kept;
+  std::set<std::string> kept, stems;
   for (const CheckpointFile& file : manifest.files) kept.insert(file.name);
+  for (const auto* names : {&kept, &replaced}) {
+    for (const std::string& name : *names) {
+      if (const auto stem = stem_of_data_file(name)) stems.insert(*stem);
+    }
+  }
   std::vector<DirectoryEntry> entries;
   files.list(folder, entries);
   for (const DirectoryEntry& entry : entries) {
-    if (entry.kind == FileKind::file && (is_temporary_name(entry.name) || entry.name.ends_with(".safetensors"))) {
-      replaced.push_back(entry.name);
-    }
+    if (entry.kind != FileKind::file) continue;
+    const auto stem = stem_of_data_file(entry.name);
+    if (is_temporary_name(entry.name) || (stem && stems.contains(*stem))) replaced.insert(entry.name);
   }
   // Best effort: the checkpoint stands, and what cannot be removed now the next save will try again.
   for (const std::string& name : replaced) {

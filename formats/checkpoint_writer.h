@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -57,6 +58,9 @@ std::string free_suffix(const std::string& folder, FileSystem& files = posix_fil
 /// "model.2.safetensors".
 std::string data_file_name(std::string_view stem, const SaveLocation& location);
 
+/// The stem in a name that data_file_name gives ("model" of "model-00002-of-00004.2.safetensors"); nothing for others.
+std::optional<std::string> stem_of_data_file(std::string_view name);
+
 /// Writes `pieces` as one safetensors file of that name, synced, through bounded buffers, hashing on the way. In it a
 /// whole tensor is called by its name, or "role/name" for roles other than param and buffer; a cut one has one axis and
 /// "[offset:end]" behind its name. No file is written if there is nothing to put into it. Adds to `part`.
@@ -75,10 +79,10 @@ std::string part_text(const CheckpointPart& part);
 CheckpointPart parse_part(std::string_view text);
 
 /// Makes the parts of all ranks one checkpoint: syncs the folder's names, writes the manifest, then removes, as far as
-/// it can, files of the checkpoint it replaces and data and temporary files that interrupted saves left. When it
-/// returns the checkpoint survives any crash; if it throws, the folder is what it was, except after an error of the
-/// last two syncs, of the folder and of its own name (see write_file_atomically). Throws FormatError if the parts do
-/// not make whole tensors; IoError.
+/// it can, files of the checkpoint it replaces and what interrupted saves left: temporary files, and data files of the
+/// same stems. When it returns the checkpoint survives any crash; if it throws, the folder is what it was, except after
+/// an error of the last two syncs, of the folder and of its own name (see write_file_atomically). Throws FormatError if
+/// the parts do not make whole tensors; IoError.
 void commit_checkpoint(const std::string& folder, std::span<const CheckpointPart> parts,
                        const std::map<std::string, std::string>& aliases, std::uint64_t save_number,
                        FileSystem& files = posix_file_system());

@@ -41,6 +41,15 @@ void check_target(const std::string& path, const std::string& whole, const SaveM
   }
 }
 
+/// Removes the checkpoint `pieces`, its manifest last: until then the next save knows by it whose files these are.
+void remove_pieces(const std::string& pieces) {
+  for (const DirectoryEntry& entry : list_directory(pieces)) {
+    if (entry.name != formats::kManifestName) remove_tree(join_path(pieces, entry.name));
+  }
+  sync_directory(pieces);
+  remove_tree(pieces);
+}
+
 /// Makes of the checkpoint `pieces` the one file or folder `path` for other tools, by way of the folder `whole`.
 void export_pieces(const std::string& pieces, const std::string& whole, const std::string& path,
                    const SaveModelOptions& options) {
@@ -58,7 +67,7 @@ void export_pieces(const std::string& pieces, const std::string& whole, const st
     sync_directory(directory_of(path));
     remove_tree(whole);
   }
-  remove_tree(pieces);
+  remove_pieces(pieces);
 }
 
 }  // namespace

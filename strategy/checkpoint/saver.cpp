@@ -2,6 +2,7 @@
 #include "strategy/checkpoint/saver.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <set>
 
@@ -22,6 +23,10 @@ constexpr const char* kModelStem = "model";
 constexpr const char* kOptimizerStem = "optimizer";
 constexpr const char* kStateStem = "state";
 constexpr const char* kConfigStem = "config";
+
+// An empty file in a folder from before the first file of its first save until the commit, which removes temporary
+// files.
+constexpr const char* kUnfinishedMark = ".castor-tmp-unfinished";
 
 // Share of the host's free memory that copies may take.
 constexpr double kRoomShare = 0.5;
@@ -52,18 +57,41 @@ std::vector<std::string> files_of_manifest(const std::string& folder, FileSystem
 }
 
 bool looks_like_ours(const std::string& name) {
-  const auto starts = [&name](const char* stem) { return name.starts_with(stem); };
-  return is_temporary_name(name) || name == formats::kManifestName ||
-         (name.ends_with(".safetensors") && (starts(kModelStem) || starts(kOptimizerStem))) ||
-         (name.ends_with(".json") && starts(kStateStem)) || (name.ends_with(".yaml") && starts(kConfigStem));
+  const auto is_text = [&name](const char* stem, const char* extension) {
+    return name == cat(stem, extension) || name == cat(stem, ".2", extension);
+  };
+  const auto stem = formats::stem_of_data_file(name);
+  return is_temporary_name(name) || name == formats::kManifestName || stem == kModelStem || stem == kOptimizerStem ||
+         is_text(kStateStem, ".json") || is_text(kConfigStem, ".yaml");
 }
 
-// Removes what a save that was not completed left in the folder; files of a valid manifest stay.
+// Throws unless the folder, which has no valid manifest, is empty or what an interrupted save left. That is told by the
+// mark, and by a name that only runs give, which retention may have been removing; names of files tell nothing: other
+// tools' folders of weights have the same.
+void check_unfinished(const std::string& folder, FileSystem& files) {
+  if (!is_directory(folder, files) || formats::number_of(file_name_of(folder))) return;
+  if (exists(join_path(folder, kUnfinishedMark), files)) return;
+  for (const DirectoryEntry& entry : list_directory(folder, files)) {
+    if (entry.kind == FileKind::file && is_temporary_name(entry.name)) continue;
+    throw IoError(cat("save ", quote_name(folder, 4096), ": expected a checkpoint or an empty folder, it holds ",
+                      quote_name(entry.name), " and no valid ", formats::kManifestName,
+                      "; name another folder, or remove what is in this one"),
+                  folder, EEXIST);
+  }
+}
+
+// Says durably, before anything else is written or removed, that what will lie there is an unfinished save's.
+void mark_unfinished(const std::string& folder, FileSystem& files) {
+  File::open(join_path(folder, kUnfinishedMark), OpenMode::create, files).close();
+  sync_directory(folder, files);
+}
+
+// Removes what a save that was not completed left in the folder, but for the mark; files of a valid manifest stay.
 void remove_leftovers(const std::string& folder, FileSystem& files) {
   if (!is_directory(folder, files)) return;
   const std::vector<std::string> kept = files_of_manifest(folder, files);
   for (const DirectoryEntry& entry : list_directory(folder, files)) {
-    const bool is_kept = std::find(kept.begin(), kept.end(), entry.name) != kept.end();
+    const bool is_kept = std::find(kept.begin(), kept.end(), entry.name) != kept.end() || entry.name == kUnfinishedMark;
     if (entry.kind == FileKind::file && !is_kept && looks_like_ours(entry.name)) {
       remove_file(join_path(folder, entry.name), files);
     }
@@ -175,11 +203,16 @@ void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
     (is_weight(role) ? weights : others).push_back(std::move(piece));
   }
   SaveGroup group(request.ranks);
+  bool is_ours = false;  // what looks like ours in the folder
   try {
     std::string suffix;
     group.together([&] {
       if (!group.is_main()) return;
+      const bool has_checkpoint = !files_of_manifest(folder, files_).empty();
+      if (!has_checkpoint) check_unfinished(folder, files_);
+      is_ours = true;
       make_directories(folder, files_);
+      if (!has_checkpoint) mark_unfinished(folder, files_);
       remove_leftovers(folder, files_);
       suffix = formats::free_suffix(folder, files_);
     });
@@ -209,10 +242,11 @@ void CheckpointSaver::write(const SaveRequest& request, Snapshot* snapshot) {
     // A file system that fails here as well leaves what a crash would leave: skipped by readers, removed by the next
     // save.
     try {
-      if (group.is_main()) {
+      if (is_ours && is_directory(folder, files_)) {
         remove_leftovers(folder, files_);
-        if (is_new && is_directory(folder, files_) && list_directory(folder, files_).empty())
-          remove_tree(folder, files_);
+        sync_directory(folder, files_);  // the mark goes when nothing that it stands for can come back
+        remove_file(join_path(folder, kUnfinishedMark), files_);
+        if (is_new && list_directory(folder, files_).empty()) remove_tree(folder, files_);
       }
     } catch (const IoError&) {
     }

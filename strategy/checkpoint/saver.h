@@ -1,7 +1,8 @@
 // Writes checkpoints, now or in the background, one at a time.
 //
 // Delicate: two saves never overlap; a background one that failed is reported by whoever calls next, so that no failure
-// is ever silent. A save that fails leaves the folder as a reader would have found it before.
+// is ever silent. A save that fails leaves the folder as a reader would have found it before. A folder that is no
+// checkpoint, nor what an interrupted save left, is refused with all that is in it.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +57,8 @@ class CheckpointSaver {
   void reserve(CopyMode mode, std::uint64_t room_bytes);
 
   /// Saves. Waits for the one before first and throws its failure, if any, without starting.
-  /// Throws IoError, FormatError, ShapeError as formats/checkpoint_writer.h does, unless request.asynchronous.
+  /// Throws IoError, FormatError, ShapeError as formats/checkpoint_writer.h does, and IoError (EEXIST) for a folder
+  /// that is refused, unless request.asynchronous.
   void save(SaveRequest request);
   /// Returns when nothing is being written. Throws the failure of the last background save, once.
   void wait();

@@ -13,13 +13,12 @@
 #include "core/device/caching_allocator.h"
 #include "formats/checkpoint_list.h"
 #include "formats/manifest.h"
+#include "strategy/checkpoint.h"
 #include "strategy/cli/ckpt.h"
 #include "strategy/cli/ckpt_output.h"
 
 namespace castor::strategy {
 namespace {
-
-constexpr const char* kPointerName = "last_checkpoint";
 
 struct PruneArguments {
   std::string folder;
@@ -28,16 +27,6 @@ struct PruneArguments {
   bool dry_run = false;
   bool torn = false;
 };
-
-// True for iter_N and epoch_N: what a run names its checkpoints.
-bool is_numbered(const std::string& name) {
-  for (const std::string_view prefix : {"iter_", "epoch_"}) {
-    if (!name.starts_with(prefix)) continue;
-    const std::string digits = name.substr(prefix.size());
-    return !digits.empty() && digits.find_first_not_of("0123456789") == std::string::npos;
-  }
-  return false;
-}
 
 std::uint64_t bytes_of_tree(const std::string& folder) {
   std::uint64_t bytes = 0;
@@ -57,7 +46,7 @@ void remove_torn(const std::string& folder) {
 }
 
 std::string pointed_name(const std::string& folder) {
-  const std::string pointer = join_path(folder, kPointerName);
+  const std::string pointer = join_path(folder, kLastCheckpointFile);
   if (!exists(pointer)) return "";
   std::string text = read_text_file(pointer, 65536);
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
@@ -80,16 +69,14 @@ void check(const PruneArguments& arguments) {
 
 int prune(const PruneArguments& arguments, std::ostream& out) {
   check(arguments);
-  formats::CheckpointList list = formats::list_checkpoints(arguments.folder);
+  const formats::CheckpointList list = formats::list_checkpoints(arguments.folder);
   if (list.checkpoints.empty() && list.torn.empty()) {
     throw ConfigError(cat("prune ", arguments.folder, ": there are no checkpoints in it; name a run's folder"), "");
   }
   const std::size_t total = list.checkpoints.size() + list.torn.size();
-  std::erase_if(list.checkpoints, [&out](const formats::ListedCheckpoint& checkpoint) {
-    if (is_numbered(checkpoint.name)) return false;
-    out << "kept " << checkpoint.name << ": not called iter_N or epoch_N\n";
-    return true;
-  });
+  for (const formats::ListedCheckpoint& checkpoint : list.checkpoints) {
+    if (!formats::number_of(checkpoint.name)) out << "kept " << checkpoint.name << ": not called iter_N or epoch_N\n";
+  }
   formats::Retention retention;
   retention.keep_last = arguments.keep_last;
   retention.keep_every = arguments.keep_every;
@@ -100,7 +87,7 @@ int prune(const PruneArguments& arguments, std::ostream& out) {
   for (const std::string& name : formats::prunable_checkpoints(list, retention)) {
     const std::string folder = join_path(arguments.folder, name);
     if (name == pointed) {
-      out << "kept " << folder << ": " << kPointerName << " names it\n";
+      out << "kept " << folder << ": " << kLastCheckpointFile << " names it\n";
       continue;
     }
     const auto listed = std::find_if(list.checkpoints.begin(), list.checkpoints.end(),

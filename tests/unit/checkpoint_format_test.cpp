@@ -233,6 +233,22 @@ TEST_CASE("a list knows the newest, names the torn, and retention never gives up
   CHECK(formats::list_checkpoints("/nowhere", files).checkpoints.empty());
 }
 
+TEST_CASE("a checkpoint under a name of its own never goes, and takes no numbered one's place") {
+  formats::CheckpointList list;
+  list.checkpoints = {{"last_good", 6, 1}, {"iter_50", 5, 1}, {"iter_x", 4, 1}, {"epoch_3", 3, 1}, {"iter_20", 2, 1}};
+  formats::Retention retention;
+  retention.keep_last = 2;
+  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_20"});
+  retention.keep_last = 1;
+  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_20", "epoch_3"});
+  retention.keep_best = 1;
+  retention.scores = {{"last_good", 0.9}, {"iter_20", 0.8}};
+  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"epoch_3"});
+  retention = {};
+  retention.keep_every = 3;
+  CHECK(formats::prunable_checkpoints(list, retention) == std::vector<std::string>{"iter_20"});
+}
+
 TEST_CASE("a score that is NaN protects no checkpoint and takes no good one's place") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   formats::CheckpointList list;

@@ -414,6 +414,88 @@ TEST_CASE(
   }
 }
 
+// Every file below `folder` with its text.
+std::map<std::string, std::string> texts_in(const std::string& folder, FileSystem& files) {
+  std::map<std::string, std::string> texts;
+  for (const std::string& name : names_in(folder, files))
+    texts[name] = read_text_file(join_path(folder, name), 1 << 20, files);
+  return texts;
+}
+
+TEST_CASE("a folder of someone else's files is refused and left as it is, now and in the background") {
+  MemoryFileSystem files;
+  const auto net = small_net(1);
+  const std::vector<std::vector<std::string>> folders = {
+      {"config.json", "model.safetensors", "tokenizer.json"},
+      {"model.safetensors"},
+      {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"},
+      {"config.yaml", "state.json"},
+      {"manifest.json", "model.safetensors"},
+  };
+  for (const std::vector<std::string>& names : folders) {
+    CAPTURE(names.front());
+    remove_tree("/run", files);
+    make_directories("/run/mine", files);
+    for (const std::string& name : names) write_file_atomically("/run/mine/" + name, "of " + name, files);
+    const auto before = texts_in("/run/mine", files);
+    CHECK_THROWS_WITH_AS(save(*net, "mine", files), doctest::Contains("no valid manifest.json"), IoError);
+    CHECK(texts_in("/run/mine", files) == before);
+    CheckpointSaver saver(files);
+    save(*net, "mine", files, saver, true);
+    CHECK_THROWS_WITH_AS(saver.wait(), doctest::Contains("no valid manifest.json"), IoError);
+    CHECK(texts_in("/run/mine", files) == before);
+  }
+}
+
+TEST_CASE("saves leave files beside a checkpoint that only look a little like its own") {
+  MemoryFileSystem files;
+  save(*small_net(1), "best", files);
+  const std::vector<std::string> mine = {"adapter.safetensors",   "config_notes.yaml",      "model.fp16.safetensors",
+                                         "model_ema.safetensors", "optimizers.safetensors", "state_dict.json"};
+  for (const std::string& name : mine) write_file_atomically("/run/best/" + name, "of " + name, files);
+  for (const char* left : {"model.2.safetensors", "optimizer-00001-of-00002.safetensors", "state.2.json"})
+    write_file_atomically(cat("/run/best/", left), "left by a save", files);
+  save(*small_net(2), "best", files);
+  CHECK(last_saved(files) == state_of(*small_net(2)));
+  std::set<std::string> expected(mine.begin(), mine.end());
+  expected.merge(std::set<std::string>{"config.2.yaml", "manifest.json", "model.2.safetensors", "state.2.json"});
+  CHECK(names_in("/run/best", files) == std::vector<std::string>(expected.begin(), expected.end()));
+}
+
+TEST_CASE("a first save that ended at any operation can be repeated, whatever its folder is called") {
+  const State second = state_of(*small_net(2));
+  for (const std::string name : {"iter_1", "best"}) {
+    MemoryFileSystem whole;
+    FaultFileSystem counting(whole);
+    save_second(counting, name);
+    const std::uint64_t count = counting.operations();
+    for (std::uint64_t at = 0; at <= count; ++at) {
+      for (const FaultKind kind : {FaultKind::power_cut, FaultKind::error}) {
+        MemoryFileSystem disk;
+        FaultFileSystem faulty(disk);
+        faulty.inject({at, kind, EIO});
+        try {
+          save(*small_net(1), name, faulty);
+        } catch (const IoError&) {
+        }
+        for (std::uint64_t seed = 0; seed < 12; ++seed) {
+          const Unsynced unsynced = seed == 0       ? Unsynced::dropped
+                                    : seed == 1     ? Unsynced::kept
+                                    : seed % 2 == 0 ? Unsynced::random
+                                                    : Unsynced::torn;
+          CAPTURE(name);
+          CAPTURE(at);
+          CAPTURE(seed);
+          const auto after = disk.after_power_loss(unsynced, seed);
+          save_second(*after, name);
+          CHECK(last_saved(*after) == second);
+          CHECK(names_in(join_path("/run", name), *after).size() == 4);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("a disk without room for the weights says so with what to do, and holds no half of them") {
   MemoryFileSystem disk;
   disk.set_capacity(300);

@@ -391,6 +391,11 @@ TEST_CASE("prune keeps the newest, shows what it would do, and asks what to keep
   CHECK(named.code == 0);
   check_has(named.out, "kept best: not called iter_N or epoch_N");
   CHECK(left() == Names{"best", "iter_20", "iter_40", "last_checkpoint"});
+  // Newer than all, it counts for nothing in what is kept.
+  folder.save("run/iter_30", 1, 35);
+  folder.save("run/newest_of_mine", 1, 99);
+  CHECK(ckpt({"prune", folder.path("run"), "--keep-last", "2"}).code == 0);
+  CHECK(left() == Names{"best", "iter_20", "iter_30", "iter_40", "last_checkpoint", "newest_of_mine"});
   const Result none = ckpt({"prune", folder.path("run/iter_40"), "--keep-last", "1"});
   CHECK(none.code == 2);
   check_has(none.err, "name a run's folder");
