@@ -12,15 +12,26 @@
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 
+#include <time.h>
 #include <unistd.h>
 
 namespace castor {
 namespace {
 
 std::atomic<int> stop_signal{0};
-static_assert(std::atomic<int>::is_always_lock_free, "the stop flag is set in a signal handler");
+std::atomic<std::int64_t> stop_time{0};  // of the first signal, in milliseconds
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<std::int64_t>::is_always_lock_free,
+              "the stop flag and its time are set in a signal handler");
+
+// std::chrono's clocks promise nothing to signal handlers; POSIX names clock_gettime among what they may call.
+std::int64_t milliseconds_now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
 
 void say(std::string_view text) {
   // Nothing can be done about a failed write here.
@@ -31,8 +42,9 @@ extern "C" void castor_on_stop_signal(int number) {
   const int saved_errno = errno;
   int expected = 0;
   if (stop_signal.compare_exchange_strong(expected, number)) {
+    stop_time.store(milliseconds_now());
     say("\ncastor: stopping after this step; press Ctrl-C again to stop at once\n");
-  } else {
+  } else if (milliseconds_now() - stop_time.load() >= kOneStop.count()) {
     say("\ncastor: stopped at once\n");
     _exit(128 + number);
   }
@@ -62,7 +74,7 @@ bool stop_requested() noexcept { return stop_signal.load(std::memory_order_relax
 
 void request_stop(int signal_number) noexcept {
   int expected = 0;
-  stop_signal.compare_exchange_strong(expected, signal_number);
+  if (stop_signal.compare_exchange_strong(expected, signal_number)) stop_time.store(milliseconds_now());
 }
 
 int stop_exit_code() noexcept {

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "tests/support/log_capture.h"
 #include "tests/support/temp_dir.h"
@@ -202,6 +203,8 @@ TEST_CASE("a second signal reaches the ranks, and those that it does not end are
     comes_within_20_s([&] {
       return log_of(folder.path(), 0).ends_with("told 1\n") && log_of(folder.path(), 1).ends_with("told 1\n");
     });
+    kill(getpid(), SIGTERM);  // within a moment: the same stop
+    std::this_thread::sleep_for(2 * kOneStop + 200ms);
     kill(getpid(), SIGTERM);
   });
   CHECK(code == 128 + SIGTERM);

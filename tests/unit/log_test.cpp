@@ -235,7 +235,7 @@ TEST_CASE("durations and bars are written for people") {
   CHECK(format_bar(std::nan(""), 5) == "[...]");
 }
 
-TEST_CASE("the first signal asks for a stop and the second ends the process") {
+TEST_CASE("the first signal asks for a stop, others of a moment belong to it, and the next ends the process") {
   const pid_t child = fork();
   if (child == 0) {
     const int null = ::open("/dev/null", O_WRONLY);
@@ -255,6 +255,9 @@ TEST_CASE("the first signal asks for a stop and the second ends the process") {
     if (stop_requested()) _exit(3);
     raise(SIGTERM);
     if (stop_exit_code() != 143) _exit(4);
+    raise(SIGTERM);
+    raise(SIGHUP);  // within a moment: the same stop
+    std::this_thread::sleep_for(kOneStop + std::chrono::milliseconds(50));
     raise(SIGINT);
     _exit(5);
   }
