@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "core/base/file_error.h"
 #include "formats/checkpoint_reader.h"
 
 namespace castor::formats {
@@ -30,7 +31,7 @@ CheckpointList list_checkpoints(const std::string& directory, FileSystem& files)
     const bool has_manifest = exists(join_path(folder, kManifestName), files);
     if (!has_manifest) {
       if (number_of(entry.name))
-        list.torn.push_back({entry.name, cat("has no ", kManifestName, ": its save was not completed")});
+        list.torn.push_back({entry.name, cat("has no ", kManifestName, ": its save was not completed"), false});
       continue;
     }
     try {
@@ -39,10 +40,13 @@ CheckpointList list_checkpoints(const std::string& directory, FileSystem& files)
       if (missing.empty()) {
         list.checkpoints.push_back({entry.name, checkpoint.manifest().save_number, checkpoint.total_bytes()});
       } else {
-        list.torn.push_back({entry.name, missing.front().file + " " + missing.front().what});
+        list.torn.push_back({entry.name, missing.front().file + " " + missing.front().what, true});
       }
     } catch (const FormatError& error) {
-      list.torn.push_back({entry.name, error.what()});
+      list.torn.push_back({entry.name, error.what(), true});
+    } catch (const IoError& error) {
+      if (!is_unreadable(error)) throw;
+      list.torn.push_back({entry.name, error.what(), true});
     }
   }
   std::sort(list.checkpoints.begin(), list.checkpoints.end(), [](const ListedCheckpoint& a, const ListedCheckpoint& b) {

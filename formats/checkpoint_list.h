@@ -30,6 +30,7 @@ struct ListedCheckpoint {
 struct TornCheckpoint {
   std::string name;
   std::string reason;
+  bool was_committed = false;  ///< its save was completed once: it was damaged since
 };
 
 struct CheckpointList {
@@ -41,7 +42,8 @@ struct CheckpointList {
 };
 
 /// Looks through the folders of `directory` (none there: an empty list). A folder is torn if it is called like a
-/// checkpoint (`iter_N`, `epoch_N`) or has a manifest, and is not valid. Throws IoError.
+/// checkpoint (`iter_N`, `epoch_N`) or has a manifest, and is not valid or cannot be read.
+/// Throws IoError.
 CheckpointList list_checkpoints(const std::string& directory, FileSystem& files = posix_file_system());
 
 /// Which checkpoints stay; everything unset keeps nothing by itself. Nothing set at all keeps every one.

@@ -9,6 +9,8 @@
 #include <sstream>
 
 #include "autograd/graph.h"
+#include "core/base/host_memory.h"
+#include "core/device/backend.h"
 #include "core/device/dispatch.h"
 #include "core/ops/cast.h"
 #include "strategy/checkpoint/training_state.h"
@@ -172,6 +174,26 @@ CopyMode Plan::copy_mode() const {
   if (!limits.host_bytes) return CheckpointSaver::copy_mode(checkpoint_bytes);
   const std::int64_t left = *limits.host_bytes - static_cast<std::int64_t>(host.peak_total);
   return CheckpointSaver::copy_mode(checkpoint_bytes, static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0)));
+}
+
+MemoryLimits limits_here(Device device) {
+  MemoryLimits limits;
+  limits.host_bytes = static_cast<std::int64_t>(host_memory_share().total);
+  limits.device_bytes = device.is_cpu() ? limits.host_bytes : static_cast<std::int64_t>(backend(device).total_bytes());
+  return limits;
+}
+
+void check_fits(const Plan& plan, const MemoryLimits& limits, const std::string& task, const std::string& advice) {
+  const auto check = [&](const MemoryStats& needed, const std::optional<std::int64_t>& limit,
+                         const std::string& where) {
+    if (!limit || *limit <= 0 || needed.peak_total <= static_cast<std::size_t>(*limit)) return;
+    const auto there = static_cast<std::size_t>(*limit);
+    throw OutOfMemory(cat(task, " does not fit: its plan needs ", bytes_text(needed.peak_total), " of ", where,
+                          ", a rank has ", bytes_text(there), " here; ", advice),
+                      needed.peak_total, there, there);
+  };
+  check(plan.memory, limits.device_bytes, plan.target == "cpu" ? "memory" : "the device's memory");
+  check(plan.host, limits.host_bytes, "the host's memory");
 }
 
 std::string plan_text(const Plan& plan) {

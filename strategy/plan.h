@@ -70,6 +70,14 @@ Plan make_plan(const StrategyFactory& strategy, const ModelFactory& model, const
                const autograd::Batch& batch, DeviceType target = DeviceType::cpu,
                const dist::MetaTraffic* traffic = nullptr);
 
+/// What a rank has here: the memory of its device, and of the host its share.
+MemoryLimits limits_here(Device device);
+/// Throws OutOfMemory where the plan needs more than there is: before anything is allocated, not in the middle of a
+/// step.
+///   task    what was planned, to begin the message with
+///   advice  what to do about it, to end it with
+void check_fits(const Plan& plan, const MemoryLimits& limits, const std::string& task, const std::string& advice);
+
 /// The plan as text for a person.
 std::string plan_text(const Plan& plan);
 /// The plan for machines; keys are the fields' names, memory in bytes by category.

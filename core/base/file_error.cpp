@@ -127,4 +127,6 @@ IoError ended_early(const std::string& path, std::uint64_t expected, std::uint64
           path, ENODATA};
 }
 
+bool is_unreadable(const IoError& error) { return error.code == EIO || error.code == ENODATA; }
+
 }  // namespace castor

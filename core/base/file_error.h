@@ -30,4 +30,7 @@ IoError io_error(FileSystem& files, std::string_view operation, const std::strin
 /// The IoError with code ENODATA for a read of `expected` bytes at `offset` of which the file held only `got`.
 IoError ended_early(const std::string& path, std::uint64_t expected, std::uint64_t offset, std::uint64_t got);
 
+/// True where the disk does not give bytes back that were written (EIO, ENODATA): the file is as good as damaged.
+bool is_unreadable(const IoError& error);
+
 }  // namespace castor

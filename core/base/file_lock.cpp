@@ -4,6 +4,7 @@
 // file that nobody else will ever open; comparing the inode behind the name with the locked one tells.
 #include "core/base/file_lock.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -36,7 +37,7 @@ FileLock::~FileLock() {
   ::close(descriptor_);
 }
 
-std::optional<FileLock> FileLock::try_take(const std::string& path) {
+std::optional<FileLock> FileLock::try_take(const std::string& path, std::string_view note) {
   for (;;) {
     const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor < 0 && errno == EINTR) continue;
@@ -45,11 +46,26 @@ std::optional<FileLock> FileLock::try_take(const std::string& path) {
     do {
       error = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
     } while (error == EINTR);
-    if (error == 0 && still_has_its_name(descriptor, path)) return FileLock(path, descriptor);
+    if (error == 0 && still_has_its_name(descriptor, path)) {
+      // Best effort: a lock without its note is a lock. The file may be that of a holder who was killed.
+      [[maybe_unused]] const bool is_noted =
+          ::ftruncate(descriptor, 0) == 0 && ::pwrite(descriptor, note.data(), note.size(), 0) >= 0;
+      return FileLock(path, descriptor);
+    }
     ::close(descriptor);
     if (error == EWOULDBLOCK) return std::nullopt;
     if (error != 0) throw io_error(posix_file_system(), "lock", path, error);
   }
+}
+
+std::string FileLock::note_of(const std::string& path) {
+  constexpr std::size_t kMost = 1024;
+  std::string note(kMost, '\0');
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const ssize_t got = descriptor < 0 ? -1 : ::pread(descriptor, note.data(), note.size(), 0);
+  if (descriptor >= 0) ::close(descriptor);
+  note.resize(static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+  return note;
 }
 
 }  // namespace castor

@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace castor {
@@ -15,8 +16,11 @@ namespace castor {
 class FileLock {
  public:
   /// Takes the lock named `path`, whose folder must exist, if nobody holds it. Never waits.
+  ///   note  left in the file for those who are refused: who holds it, say
   /// Throws IoError if the file cannot be made, or if the disk knows no locks.
-  static std::optional<FileLock> try_take(const std::string& path);
+  static std::optional<FileLock> try_take(const std::string& path, std::string_view note = {});
+  /// The note of whoever holds the lock now; empty if that cannot be told.
+  static std::string note_of(const std::string& path);
 
   FileLock(FileLock&& other) noexcept;
   FileLock& operator=(FileLock&&) = delete;

@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include "core/base/host_memory.h"
 #include "core/device/shared_heap.h"
 
 namespace castor {
@@ -45,7 +45,8 @@ void CpuBackend::wait(const Event&) {}
 void CpuBackend::synchronize() {}
 
 std::size_t CpuBackend::total_bytes() const {
-  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+  static const std::size_t total = host_memory().total;
+  return total;
 }
 
 }  // namespace castor

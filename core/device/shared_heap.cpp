@@ -6,9 +6,9 @@
 #include <sstream>
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "core/base/error.h"
+#include "core/base/host_memory.h"
 
 namespace castor {
 namespace {
@@ -20,10 +20,6 @@ std::size_t whole_pages(std::size_t bytes) { return (bytes + kHugePage - 1) / kH
 
 std::atomic<SharedHeap*> process_heap{nullptr};
 
-std::size_t physical_bytes() {
-  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
-}
-
 }  // namespace
 
 SharedHeap::SharedHeap(std::unique_ptr<SharedMemory> memory) : memory_(std::move(memory)) {
@@ -34,7 +30,7 @@ SharedHeap* SharedHeap::open() {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   if (current() == nullptr) {
-    if (auto memory = SharedMemory::make(whole_pages(physical_bytes()))) {
+    if (auto memory = SharedMemory::make(whole_pages(host_memory().total))) {
       process_heap = new SharedHeap(std::move(memory));  // for good: tensors may outlive main
     }
   }

@@ -6,10 +6,9 @@
 #include <cstring>
 #include <set>
 
-#include <unistd.h>
-
 #include "core/base/file.h"
 #include "core/base/file_error.h"
+#include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "core/base/parallel.h"
 #include "formats/checkpoint_list.h"
@@ -28,19 +27,14 @@ constexpr const char* kConfigStem = "config";
 // files.
 constexpr const char* kUnfinishedMark = ".castor-tmp-unfinished";
 
-// Share of the host's free memory that copies may take.
+// How much of a rank's share of the host's free memory copies may take.
 constexpr double kRoomShare = 0.5;
 
 bool is_weight(const std::string& role) { return role == "param" || role == "buffer"; }
 
-std::uint64_t free_host_bytes() {
-  const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  return pages > 0 && page > 0 ? static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page) : 0;
-}
-
 std::uint64_t room_for(CopyMode mode, std::uint64_t bytes) {
   if (mode == CopyMode::whole) return bytes;
-  return std::min(bytes, static_cast<std::uint64_t>(static_cast<double>(free_host_bytes()) * kRoomShare / 4));
+  return std::min(bytes, static_cast<std::uint64_t>(static_cast<double>(host_memory_share().free) * kRoomShare / 4));
 }
 
 std::vector<std::string> files_of_manifest(const std::string& folder, FileSystem& files) {
@@ -119,7 +113,7 @@ CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes, std::uint64_t free_byte
   return has_room ? CopyMode::whole : CopyMode::on_write;
 }
 
-CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) { return copy_mode(bytes, free_host_bytes()); }
+CopyMode CheckpointSaver::copy_mode(std::uint64_t bytes) { return copy_mode(bytes, host_memory_share().free); }
 
 void CheckpointSaver::reserve(std::uint64_t bytes) {
   if (is_reserved_ && room_.bytes().size() >= bytes) return;

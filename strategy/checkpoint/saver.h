@@ -48,7 +48,7 @@ class CheckpointSaver {
 
   /// What asynchronous saves of `bytes` do on a host with so much free memory.
   static CopyMode copy_mode(std::uint64_t bytes, std::uint64_t free_bytes);
-  /// The same of this host, with the memory that is free now.
+  /// The same of this rank's share of this host's memory that is free now.
   static CopyMode copy_mode(std::uint64_t bytes);
   /// Prepares asynchronous saves of `bytes`: memory for copies is allocated and touched now and not in the first save.
   /// The mode is chosen here, or at the first asynchronous save, and kept.

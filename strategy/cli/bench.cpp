@@ -13,6 +13,7 @@
 
 #include "autograd/optim/adam.h"
 #include "core/base/file.h"
+#include "core/base/host_memory.h"
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/process_age.h"
@@ -64,7 +65,7 @@ std::string size_names() {
 
 const Size& size_of(const std::string& name) {
   const auto found = std::ranges::find_if(kSizes, [&](const Size& size) { return name == size.name; });
-  if (found == kSizes.end()) throw ConfigError(cat("bench: no model ", name, "; there are: ", size_names()), "--model");
+  if (found == kSizes.end()) throw ConfigError(cat("no model ", name, "; there are: ", size_names()), "--model");
   return *found;
 }
 
@@ -146,6 +147,7 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
   check(arguments);
   const dist::Environment environment = dist::process_environment();
   const dist::RankInfo info = dist::rank_info_from(environment, dist::infer_launcher(environment));
+  share_host_memory(info.local_world_size);
   const bool is_named = arguments.device && arguments.device->starts_with("cuda:");
   const Device device =
       is_named ? device_from_name(*arguments.device) : device_of_rank(arguments.device, info.local_rank, "--device");
@@ -176,26 +178,14 @@ int run_bench(const BenchArguments& arguments, Registry& registry, std::ostream&
                                                 registry.plugins.build(plugin_config(arguments)),
                                                 where.is_meta() ? *paper : ranks->world(), precision);
   };
-  const std::size_t there = backend(device).total_bytes(), host_there = backend(kCpu).total_bytes();
-  options.limits.device_bytes = static_cast<std::int64_t>(there);
+  options.limits.device_bytes = limits_here(device).device_bytes;
   const Plan plan = make_plan(make_strategy, model, options,
                               {Tensor::zeros({arguments.batch, arguments.context}, DType::i64),
                                Tensor::zeros({arguments.batch, arguments.context}, DType::i64)},
                               device.type);
   options.forecast = plan.forecast;
-  if (there > 0 && plan.memory.peak_total > there) {
-    throw OutOfMemory(
-        cat(arguments.model, " with a batch of ", arguments.batch, " needs ", bytes_text(plan.memory.peak_total), ", ",
-            device, " has ", bytes_text(there), "; use a smaller --batch or --recompute"),
-        plan.memory.peak_total, there, there);
-  }
-  const auto ranks_here = static_cast<std::size_t>(std::max(info.local_world_size, 1));
-  if (plan.host.peak_total * ranks_here > host_there) {
-    throw OutOfMemory(
-        cat(arguments.model, " puts ", bytes_text(plan.host.peak_total), " a rank on a host of ",
-            bytes_text(host_there), " with ", ranks_here, ranks_here == 1 ? " rank" : " ranks", "; offload less"),
-        plan.host.peak_total * ranks_here, host_there, host_there);
-  }
+  check_fits(plan, limits_here(device), cat(arguments.model, " with a batch of ", arguments.batch),
+             "use a smaller --batch or --recompute, or a plugin that offloads less");
 
   const auto begin = BenchClock::now();
   std::unique_ptr<ColossalAIStrategy> strategy = make_strategy(device);

@@ -30,9 +30,8 @@ Found find_checkpoints(const std::vector<std::string>& paths, std::ostream& out)
     }
     for (const formats::TornCheckpoint& torn : list.torn) {
       const std::string folder = join_path(path, torn.name);
-      const bool was_committed = exists(join_path(folder, formats::kManifestName));
-      found.problems += was_committed ? 1 : 0;
-      out << folder << ": " << (was_committed ? "damaged: " : "skipped: ") << torn.reason << "\n";
+      found.problems += torn.was_committed ? 1 : 0;
+      out << folder << ": " << (torn.was_committed ? "damaged: " : "skipped: ") << torn.reason << "\n";
     }
     if (list.checkpoints.empty()) {
       ++found.problems;

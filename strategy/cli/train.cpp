@@ -41,8 +41,10 @@ Subcommand train_command(std::function<int(const TrainArguments&, Registry&, std
   command.configure = [arguments](ArgumentList& list) {
     *arguments = {};
     declare_config_arguments(*arguments, list);
-    list.option_with_implied("--resume", arguments->resume, kAuto, "[auto|PATH]",
-                             "go on from the last checkpoint of the work_dir, or from PATH; write CONFIG before it");
+    list.option_with_implied(
+        "--resume", arguments->resume, kAuto, "[auto|PATH]",
+        "go on from the last checkpoint of the work_dir, or from PATH (a checkpoint, or the folder of a run); write "
+        "CONFIG before it");
     list.choice("--launcher", arguments->launcher, {"none", "pytorch", "slurm", "mpi"}, "how the ranks were started");
   };
   command.run = [arguments, train = std::move(train)](Registry& registry, std::ostream& out) {

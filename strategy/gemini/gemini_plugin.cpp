@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "dist/chunk/chunk_manager.h"
 #include "dist/chunk/chunk_search.h"
@@ -16,9 +17,10 @@ constexpr double kMebiElements = 1 << 20;
 constexpr double kGibibyte = 1 << 30;
 constexpr std::int64_t kDefaultSearchStep = 1024;
 
-// What a device has, or the machine that a meta device stands for.
+// What a rank has of a device, or of the machine that a meta device stands for.
 double bytes_of(Device device) {
   if (const std::size_t limit = allocator(device).limit(); limit > 0) return static_cast<double>(limit);
+  if (device.is_cpu()) return static_cast<double>(host_memory_share().total);
   if (const std::size_t total = backend(device).total_bytes(); total > 0) return static_cast<double>(total);
   return device.is_meta() ? bytes_of(kCpu) : 0;
 }

@@ -8,11 +8,11 @@
 
 #include <cpuid.h>
 #include <sys/utsname.h>
-#include <unistd.h>
 
 #include "build_config.h"
 #include "core/base/cpu_isa.h"
 #include "core/base/error.h"
+#include "core/base/host_memory.h"
 #include "core/base/parallel.h"
 #include "core/device/backend.h"
 #include "core/device/caching_allocator.h"
@@ -30,12 +30,6 @@ std::string processor_name() {
     if (__get_cpuid(kFirstLeaf + leaf, at, at + 1, at + 2, at + 3) == 0) return "unknown";
   }
   return reinterpret_cast<const char*>(words.data());
-}
-
-std::string host_memory() {
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (pages <= 0 || page <= 0) return "unknown";
-  return bytes_text(static_cast<std::size_t>(pages) * static_cast<std::size_t>(page));
 }
 
 }  // namespace
@@ -70,7 +64,7 @@ EnvironmentFacts collect_env(const dist::RankInfo& info, Device device) {
                   {"processor", processor_name()},
                   {"cores", cat(std::thread::hardware_concurrency())},
                   {"instruction set", std::string(cpu_isa_name(cpu_isa()))},
-                  {"host memory", host_memory()},
+                  {"host memory", bytes_text(host_memory().total)},
                   {"GPUs", cat(visible_gpus())},
                   {"castor", kVersion},
                   {"compiler", cat("GCC ", __VERSION__)},

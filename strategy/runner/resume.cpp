@@ -3,11 +3,12 @@
 // Delicate: all ranks must come to the same checkpoint, although each reads its own parts of it and sees other damage;
 // and a job that was started again by its launcher goes on from its own checkpoints only. Any file of a candidate may
 // be the damaged one, so nothing is read of it before its turn.
-#include <cerrno>
+#include <algorithm>
 #include <exception>
 #include <nlohmann/json.hpp>
 
 #include "core/base/file.h"
+#include "core/base/file_error.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "formats/checkpoint_reader.h"
@@ -19,8 +20,6 @@
 
 namespace castor::strategy {
 namespace {
-
-bool is_unreadable(const IoError& error) { return error.code == EIO || error.code == ENODATA; }
 
 /// True if an error of resuming a checkpoint comes from bytes that are not those that were saved. Only damage sends a
 /// run back to an older checkpoint; one that does not fit is the user's to decide about.
@@ -37,6 +36,25 @@ bool is_damage(const Error& error, const std::string& checkpoint) {
   }
 }
 
+/// The whole checkpoints of a run's folder, the newest first. An interrupted first save is no loss; what was saved and
+/// cannot be read is, and where nothing else is left its repair is the user's choice.
+std::vector<std::string> checkpoints_in(const std::string& folder, bool needs_one) {
+  const formats::CheckpointList list = formats::list_checkpoints(folder);
+  for (const formats::TornCheckpoint& torn : list.torn) {
+    logger().warning("skipped ", join_path(folder, torn.name), ": ", torn.reason);
+  }
+  const auto lost =
+      std::find_if(list.torn.begin(), list.torn.end(), [](const auto& torn) { return torn.was_committed; });
+  if (list.checkpoints.empty() && lost != list.torn.end() && needs_one) {
+    throw FormatError(cat("resume in ", folder, ": it holds no whole checkpoint, ", lost->name,
+                          " was one: ", lost->reason, "; restore it, or remove it to start anew"),
+                      join_path(folder, lost->name), 0);
+  }
+  std::vector<std::string> checkpoints;
+  for (const auto& checkpoint : list.checkpoints) checkpoints.push_back(join_path(folder, checkpoint.name));
+  return checkpoints;
+}
+
 }  // namespace
 
 void Runner::remove_last_attempts_temporaries() const {
@@ -46,24 +64,29 @@ void Runner::remove_last_attempts_temporaries() const {
   }
 }
 
-std::vector<std::string> Runner::resume_candidates() const {
-  if (!config_.resumes() && !is_restart()) return {};
-  if (config_.load_from && !is_restart()) return {*config_.load_from};
-  const formats::CheckpointList list = formats::list_checkpoints(config_.work_dir);
-  for (const formats::TornCheckpoint& torn : list.torn) {
-    logger().warning("skipped ", join_path(config_.work_dir, torn.name), ": ", torn.reason);
+std::vector<Runner::Candidate> Runner::resume_candidates() const {
+  std::vector<Candidate> candidates;
+  const auto add = [&](const std::vector<std::string>& folders, bool is_asked_for) {
+    for (const std::string& folder : folders) candidates.push_back({folder, is_asked_for});
+  };
+  const bool is_elsewhere = config_.resumes() && config_.load_from;
+  if (is_restart() || (config_.resumes() && !is_elsewhere)) {
+    // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
+    add(checkpoints_in(config_.work_dir, config_.resumes()), config_.resumes() && !is_elsewhere);
   }
-  std::vector<std::string> folders;
-  for (const auto& checkpoint : list.checkpoints) folders.push_back(join_path(config_.work_dir, checkpoint.name));
-  if (is_restart() && config_.resumes() && config_.load_from) folders.push_back(*config_.load_from);
-  return folders;
+  if (!is_elsewhere) return candidates;
+  std::vector<std::string> named;
+  if (!has_scheme(*config_.load_from) && is_directory(*config_.load_from) &&
+      !exists(join_path(*config_.load_from, formats::kManifestName)))
+    named = checkpoints_in(*config_.load_from, true);
+  if (named.empty()) named = {*config_.load_from};
+  add(named, true);
+  return candidates;
 }
 
-bool Runner::is_foreign(const std::string& candidate) const {
-  // A work_dir may hold checkpoints of other runs, which this job goes on from only if it was asked to resume.
-  const bool was_asked_for = config_.resumes() && (!config_.load_from || candidate == *config_.load_from);
-  if (!is_restart() || was_asked_for) return false;
-  const LoadSource source = LoadSource::open(candidate);
+bool Runner::is_foreign(const Candidate& candidate) const {
+  if (candidate.is_asked_for) return false;
+  const LoadSource source = LoadSource::open(candidate.path);
   const Json state = parse_json(source.state_text(), source.path);
   return !state.is_object() || state.value("job", Json()) != Json(info_.job_id);
 }
@@ -88,25 +111,26 @@ void Runner::load_or_resume() {
 
 bool Runner::resume_newest() {
   std::exception_ptr last_damage;
-  for (const std::string& candidate : resume_candidates()) {
+  for (const Candidate& candidate : resume_candidates()) {
+    const std::string& checkpoint = candidate.path;
     std::exception_ptr damage;
     bool is_used = false;
     try {
       is_used = !is_foreign(candidate);
-      if (is_used) resume_from(candidate);
+      if (is_used) resume_from(checkpoint);
     } catch (const Error& error) {
-      if (!is_damage(error, candidate)) throw;
-      logger().warning("skipped ", candidate, ", which is damaged: ", error.what());
+      if (!is_damage(error, checkpoint)) throw;
+      logger().warning("skipped ", checkpoint, ", which is damaged: ", error.what());
       damage = std::current_exception();
     }
     // A rank reads only its parts: all of them go back to an older one when one must.
     if (on_any_rank(damage != nullptr, "a checkpoint is damaged")) {
       last_damage = damage != nullptr ? damage
                                       : std::make_exception_ptr(FormatError(
-                                            cat("resume from ", candidate,
+                                            cat("resume from ", checkpoint,
                                                 ": another rank found it damaged, as its log says, and there is no "
                                                 "older one; use another checkpoint"),
-                                            candidate, 0));
+                                            checkpoint, 0));
     } else if (is_used) {
       return true;
     }

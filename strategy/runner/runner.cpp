@@ -1,16 +1,21 @@
 // The loops and the order of building; see runner.h.
 #include "strategy/runner/runner.h"
 
+#include <array>
+#include <cerrno>
 #include <chrono>
+#include <climits>
 #include <nlohmann/json.hpp>
 #include <random>
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "autograd/optim/optimizer.h"
 #include "build_config.h"
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/host_memory.h"
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
@@ -36,6 +41,14 @@ void raise_file_limit(std::int64_t wanted) {
     limit.rlim_cur = target;
     setrlimit(RLIMIT_NOFILE, &limit);
   }
+}
+
+// Held by the training that writes to a work folder.
+constexpr const char* kClaimFile = ".castor.lock";
+
+std::string host_name() {
+  std::array<char, HOST_NAME_MAX + 1> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "this machine";
 }
 
 }  // namespace
@@ -110,6 +123,7 @@ bool Runner::has_plugin() const {
 
 void Runner::join_job() {
   info_ = dist::rank_info_from(dist::process_environment(), *config_.launcher);
+  share_host_memory(info_.local_world_size);
   device_ = device_of_rank(config_.env_cfg.device, info_.local_rank, "env_cfg.device");
   if (info_.world_size == 1 && !has_plugin()) return;
   dist::JobOptions options;
@@ -150,8 +164,31 @@ void Runner::write_log_file(const std::string& name, const std::string& contents
   if (is_main()) write_file_atomically(join_path(log_dir_, name), contents);
 }
 
+void Runner::claim_work_dir() {
+  std::string refusal;
+  const std::string path = join_path(config_.work_dir, kClaimFile);
+  if (is_main()) {
+    make_directories(config_.work_dir);
+    try {
+      if (auto lock = FileLock::try_take(path, cat("process ", getpid(), " on ", host_name()))) {
+        claim_.emplace(std::move(*lock));
+      } else {
+        const std::string holder = FileLock::note_of(path);
+        refusal = holder.empty() ? "another process" : holder;
+      }
+    } catch (const IoError& error) {
+      logger().warning("the work folder cannot be kept from other trainings, see that none uses it: ", error.what());
+    }
+  }
+  refusal = dist::broadcast_object(comm(), refusal, 0, "the work folder's claim");
+  if (!refusal.empty()) {
+    throw IoError(cat(config_.work_dir, " is in use: ", refusal,
+                      " is training there; wait for its end or stop it, or give this training another work_dir"),
+                  path, EBUSY);
+  }
+}
+
 void Runner::set_up_environment() {
-  join_job();
   if (const std::optional<int> threads =
           threads_to_set(config_.env_cfg.num_threads, info_.world_size, dist::process_environment())) {
     set_num_threads(*threads);
@@ -197,14 +234,15 @@ void Runner::set_up_run() {
 
 Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits, std::optional<DeviceType> target) {
   if (!config_.train_cfg)
-    throw ConfigError("plan: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
-                      "train_cfg");
+    throw ConfigError("the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
   set_up_run();
   // A plan needs ranks only on paper.
   const int world_size = ranks_ != nullptr ? info_.world_size : static_cast<int>(planned_ranks);
-  if (world_size < 1) throw ConfigError(cat("plan: no group of ", world_size, " ranks"), "--world-size");
+  if (world_size < 1)
+    throw ConfigError(cat("--world-size: expected a number from 1, got ", world_size), "--world-size");
   if (world_size > 1 && !has_plugin())
-    throw ConfigError("plan: several ranks need a plugin, strategy.plugin is null", "strategy.plugin");
+    throw ConfigError("several ranks need a plugin, strategy.plugin is null: name one, as TorchDDPPlugin",
+                      "strategy.plugin");
   const auto traffic = std::make_shared<dist::MetaTraffic>();
   const std::unique_ptr<dist::Comm> ranks =
       has_plugin() ? dist::make_meta_comm(ranks_ != nullptr ? info_.rank : 0, world_size, traffic) : nullptr;
@@ -221,12 +259,17 @@ Plan Runner::plan(std::int64_t planned_ranks, const MemoryLimits& limits, std::o
 
 bool Runner::train() {
   if (!config_.train_cfg)
-    throw ConfigError("train: the config trains nothing: give train_dataloader, train_cfg and optim_wrapper",
-                      "train_cfg");
+    throw ConfigError("the config trains nothing: give train_dataloader, train_cfg and optim_wrapper", "train_cfg");
+  join_job();
+  claim_work_dir();
   set_up_environment();
   const Plan planned = plan();
   logger().info(plan_text(planned));
   write_log_file("plan.json", dump_json(plan_json(planned), 2));
+  const MemoryLimits limits = limits_here(device_);
+  check_fits(planned, limits, "this training",
+             cat("`castor plan --device-memory ", *limits.device_bytes, " --host-memory ", *limits.host_bytes,
+                 "` with this config proposes what would fit"));
   if (config_.val_dataloader) {
     val_loader_ = make_loader(*config_.val_dataloader, false);
     val_metrics_ = make_metrics(config_.val_evaluator);
@@ -272,6 +315,7 @@ bool Runner::train() {
   if (val_loader_ && !was_validated && !progress_.was_stopped) progress_.was_stopped = !validate();  // nothing to train
   for (auto& hook : hooks_) hook->after_run(*this);
   strategy_->wait_for_saves();
+  claim_.reset();
   if (progress_.was_stopped) logger().warning("stopped at iteration ", progress_.iter, " of ", progress_.max_iters);
   return !progress_.was_stopped;
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/file_lock.h"
 #include "strategy/data/data_loader.h"
 #include "strategy/metric.h"
 #include "strategy/plan.h"
@@ -57,6 +58,9 @@ class Runner final : private RunControl {
   PrepareOptions prepare_options() const;
   ModelFactory model_factory() const;
   bool has_plugin() const;
+  /// Keeps other trainings out of work_dir until this one ends: they would remove each other's checkpoints. Throws
+  /// IoError, EBUSY, on all ranks if one is there.
+  void claim_work_dir();
   /// Meets the other ranks, if there are any, and agrees on the seed.
   void join_job();
   bool is_main() const { return info_.rank == 0; }
@@ -74,10 +78,16 @@ class Runner final : private RunControl {
   bool is_restart() const { return info_.restart_count > 0; }
   /// What its ranks were writing when they were ended. Nobody else writes there: all of them are gone.
   void remove_last_attempts_temporaries() const;
-  /// The checkpoints that may be resumed, first choice first. In a restart those that this job saved come first.
-  std::vector<std::string> resume_candidates() const;
+  /// What may be resumed.
+  struct Candidate {
+    std::string path;
+    bool is_asked_for;  ///< by the user; otherwise it must be this job's own
+  };
+  /// The checkpoints that may be resumed, first choice first. In a restart those that this job saved come first. Throws
+  /// FormatError if a resume was asked for and all that there were are damaged.
+  std::vector<Candidate> resume_candidates() const;
   /// True if another job saved this candidate, which a restart then does not go on from.
-  bool is_foreign(const std::string& candidate) const;
+  bool is_foreign(const Candidate& candidate) const;
   void load_or_resume();
   /// Resumes the first candidate that is whole. False if there is none; throws the last one's error if all
   /// are damaged.
@@ -107,7 +117,8 @@ class Runner final : private RunControl {
   std::string log_dir_;
   Device device_ = kCpu;
   dist::RankInfo info_;
-  std::unique_ptr<Ranks> ranks_;  // before what uses its groups
+  std::optional<FileLock> claim_;  // before what may still save
+  std::unique_ptr<Ranks> ranks_;   // before what uses its groups
   std::unique_ptr<DataLoader> train_loader_;
   std::unique_ptr<DataLoader> val_loader_;
   std::vector<std::unique_ptr<Metric>> val_metrics_;

@@ -23,12 +23,14 @@ TEST_CASE("a lock has one holder at a time and leaves no file behind") {
   const test::TempDir dir;
   const std::string path = (dir.path() / "a.lock").string();
   {
-    const std::optional<FileLock> first = FileLock::try_take(path);
+    const std::optional<FileLock> first = FileLock::try_take(path, "the first");
     REQUIRE(first);
-    CHECK_FALSE(FileLock::try_take(path));
+    CHECK_FALSE(FileLock::try_take(path, "another"));
+    CHECK(FileLock::note_of(path) == "the first");
     CHECK(std::filesystem::exists(path));
   }
   CHECK_FALSE(std::filesystem::exists(path));
+  CHECK(FileLock::note_of(path) == "");
   CHECK(FileLock::try_take(path));
 }
 

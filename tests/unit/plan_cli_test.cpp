@@ -225,8 +225,8 @@ TEST_CASE("mistakes in plan's words exit with 2 and name them") {
     CHECK(result.out.empty());
     CHECK(result.err.find(text) != std::string::npos);
   };
-  refused({"--world-size", "0"}, "no group of 0 ranks");
-  refused({"--world-size=-2"}, "no group of -2 ranks");
+  refused({"--world-size", "0"}, "--world-size: expected a number from 1, got 0");
+  refused({"--world-size=-2"}, "--world-size: expected a number from 1, got -2");
   refused({"--world-size", "many"}, "--world-size");
   refused({"--device-memory", "80 GiBs"}, "--device-memory: expected a size");
   refused({"--device-memory", "0"}, "--device-memory: expected a size");

@@ -121,6 +121,42 @@ TEST_CASE("resume without a checkpoint starts anew, and with only damaged ones i
                        FormatError);
 }
 
+TEST_CASE("resume never starts anew over a checkpoint that was whole once; over an interrupted save it does") {
+  const test::TempDir folder;
+  REQUIRE(train(folder.path().string(), {}));
+  const std::string saved = (folder.path() / "epoch_3").string();
+  SUBCASE("its manifest is damaged") { flip_bit(join_path(saved, formats::kManifestName), "tensors"); }
+  SUBCASE("a file is missing") { remove_file(join_path(saved, kWeightsFile)); }
+  SUBCASE("it was never completed") {
+    remove_file(join_path(saved, formats::kManifestName));
+    CHECK(train(folder.path().string(), {"resume=true"}));
+    return;
+  }
+  const std::size_t entries = list_directory(folder.path().string()).size();
+  CHECK_THROWS_WITH_AS(train(folder.path().string(), {"resume=true"}),
+                       doctest::Contains("restore it, or remove it to start anew"), FormatError);
+  CHECK(list_directory(folder.path().string()).size() <= entries + 1);  // a log at most
+}
+
+TEST_CASE("a run goes on from another run's folder: from its newest checkpoint that is whole") {
+  const test::TempDir first, whole, second, third, empty;
+  REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  REQUIRE(train(first.path().string(), {"default_hooks.checkpoint.interval=1"}));
+  formats::remove_checkpoint((first.path() / "epoch_3").string());
+  const std::string of_first = "load_from=" + first.path().string();
+  REQUIRE(train(second.path().string(), {"resume=true", of_first}));
+  CHECK(contents_of((second.path() / "epoch_3").string()) == contents_of((whole.path() / "epoch_3").string()));
+  CHECK_FALSE(std::filesystem::exists(first.path() / "epoch_3"));
+
+  std::filesystem::remove(first.path() / "epoch_2" / formats::kManifestName);
+  CHECK(formats::list_checkpoints(first.path().string()).checkpoints.front().name == "epoch_1");
+  REQUIRE(train(third.path().string(), {"resume=true", of_first + "/"}));
+  CHECK(contents_of((third.path() / "epoch_3").string()) == contents_of((whole.path() / "epoch_3").string()));
+
+  // A folder without checkpoints is no reason to start anew.
+  CHECK_THROWS_AS(train(third.path().string(), {"resume=true", "load_from=" + empty.path().string()}), Error);
+}
+
 TEST_CASE("a damaged newest checkpoint is skipped for the one before it, and the run ends as it would have") {
   const test::TempDir whole, damaged;
   REQUIRE(train(whole.path().string(), {"default_hooks.checkpoint.interval=1"}));

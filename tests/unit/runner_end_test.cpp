@@ -11,10 +11,13 @@
 
 #include <doctest/doctest.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "core/base/error.h"
+#include "core/base/host_memory.h"
 #include "core/base/interrupt.h"
 #include "core/base/json.h"
+#include "core/device/caching_allocator.h"
 #include "formats/checkpoint_list.h"
 #include "formats/checkpoint_reader.h"
 #include "strategy/checkpoint.h"
@@ -196,6 +199,47 @@ TEST_CASE("epochs that make more iterations than can be counted are refused befo
                 "tiny.yaml", registry);
   CHECK_THROWS_WITH_AS(runner.train(), doctest::Contains("train_cfg.max_epochs: 1000000000000 epochs of 10000000"),
                        ConfigError);
+}
+
+TEST_CASE("a second training in a work folder is refused while the first one runs, and touches nothing") {
+  std::set<std::string> before, after;
+  const Run run({"default_hooks.checkpoint={type: CheckpointHook, interval: 1}"},
+                [&](const char* point, RunControl& control) {
+                  if (point != std::string("iter") || control.progress().iter != 4) return;
+                  const auto names = [&control] {
+                    std::set<std::string> found;
+                    for (const DirectoryEntry& entry : list_directory(control.work_dir())) found.insert(entry.name);
+                    return found;
+                  };
+                  before = names();
+                  Registry registry;
+                  test::add_tiny_types(registry);
+                  CHECK_THROWS_WITH_AS(Runner(test::tiny_config(control.work_dir(), {}), "tiny.yaml", registry).train(),
+                                       doctest::Contains(cat("process ", getpid(), " on ").c_str()), IoError);
+                  after = names();
+                });
+  CHECK(run.was_finished);
+  CHECK_FALSE(before.empty());
+  CHECK(before == after);
+  CHECK(run.train(run.config));
+}
+
+TEST_CASE("a training that this machine's memory cannot hold is refused by its plan, before anything is allocated") {
+  const test::TempDir folder;
+  Registry registry;
+  test::add_tiny_types(registry);
+  const test::MutedOutput muted;
+  const ProcessLogReset reset;
+  const std::size_t before = allocator(kCpu).stats().peak_total;
+  try {
+    Runner(test::tiny_config(folder.path().string(), {"model.width=100000000000"}), "tiny.yaml", registry).train();
+    FAIL("trained");
+  } catch (const OutOfMemory& error) {
+    CHECK(error.requested > std::size_t{1} << 42);
+    CHECK(error.limit == host_memory().total);
+    CHECK(std::string(error.what()).find("castor plan --device-memory") != std::string::npos);
+  }
+  CHECK(allocator(kCpu).stats().peak_total - before < std::size_t{1} << 20);
 }
 
 TEST_CASE("a work folder that cannot be made ends in an IoError before anything is trained") {
