@@ -51,8 +51,8 @@ NodeMeeting::NodeMeeting(const RunJobOptions& options, StopSignals& signals)
     job_id_ = store_->wait("job", options.join_timeout);
   } catch (const SocketError& error) {
     throw CommError(
-        cat("run: the meeting of the machines at ", options.store_host, ":", options.store_port, ": ", error.what()),
-        -1, "join", 0);
+        cat("the meeting of the machines at ", options.store_host, ":", options.store_port, ": ", error.what()), -1,
+        "join", 0);
   }
   beating_ = std::thread([this] { beat(); });
 }
@@ -137,7 +137,7 @@ std::map<int, NodeMeeting::Joined> NodeMeeting::gather(int round) {
     if (is_enough && !waits && Clock::now() - *enough_at >= patience) break;
     if (Clock::now() - began >= options_.join_timeout) {
       if (is_enough) break;
-      throw CommError(cat("run: ", present, " of at least ", options_.least_nodes, " machines came within ",
+      throw CommError(cat("", present, " of at least ", options_.least_nodes, " machines came within ",
                           options_.join_timeout.count() / 1000,
                           " s; start castor run on the others, or allow fewer "
                           "with --nnodes MIN:MAX"),
@@ -195,8 +195,8 @@ std::optional<AttemptPlace> NodeMeeting::next(const AttemptEnd* before) {
     return meet(before);
   } catch (const SocketError& error) {
     throw CommError(
-        leads() ? cat("run: the store of the job: ", error.what())
-                : cat("run: the launcher of machine 0 at ", options_.store_host, ":", options_.store_port,
+        leads() ? cat("the store of the job: ", error.what())
+                : cat("the launcher of machine 0 at ", options_.store_host, ":", options_.store_port,
                       ", which decides about restarts, is lost (", error.what(), "); start the job again with it"),
         -1, "join", 0);
   }

@@ -54,7 +54,7 @@ ProcessOutput RankOutput::open(int rank) {
     const auto open_file = [&](Stream& stream, const char* name) {
       const std::string path = join_path(folder, name);
       const int error = files_.open(path, OpenMode::create, stream.file);
-      if (error != 0) throw IoError(cat("run: cannot open the log ", path), path, error);
+      if (error != 0) throw IoError(cat("cannot open the log ", path), path, error);
     };
     open_file(out, "stdout.log");
     open_file(err, "stderr.log");
@@ -72,7 +72,7 @@ void RankOutput::started(const ProcessOutput& output) {
 
 int RankOutput::add(Stream stream) {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) throw IoError("run: no pipe is to be had for a rank's output", "", errno);
+  if (pipe2(ends, O_CLOEXEC) != 0) throw IoError("no pipe is to be had for a rank's output", "", errno);
   fcntl(ends[0], F_SETFL, O_NONBLOCK);
   stream.pipe = ends[0];
   const std::lock_guard lock(mutex_);
@@ -107,7 +107,7 @@ bool RankOutput::pass(Stream& stream) {
     while (!text.empty()) {
       const IoResult result = stream.file->write(as_byte_span(text), stream.written);
       if (result.error != 0) {
-        logger().error("run: a rank's log cannot be written (error ", result.error, "); the rest of it is dropped");
+        logger().error("a rank's log cannot be written (error ", result.error, "); the rest of it is dropped");
         stream.file.reset();
         break;
       }

@@ -19,7 +19,7 @@ namespace {
 constexpr std::chrono::seconds kStoreFarewell{60};
 
 void check(const RunJobOptions& options) {
-  const auto refuse = [](const std::string& text, const char* path) { throw ConfigError(cat("run: ", text), path); };
+  const auto refuse = [](const std::string& text, const char* path) { throw ConfigError(text, path); };
   if (options.command.empty()) refuse("expected a program to run", "program");
   if (options.processes < 1) refuse(cat("expected at least 1 process, got ", options.processes), "nproc-per-node");
   if (options.nodes < 1) refuse(cat("expected at least 1 node, got ", options.nodes), "nnodes");
@@ -49,7 +49,7 @@ std::unique_ptr<StoreServer> serve_store(const RunJobOptions& options, AttemptPl
     place.store_port = store->port();
     return store;
   } catch (const SocketError& error) {
-    throw CommError(cat("run: the store of the job: ", error.what()), -1, "listen", 0);
+    throw CommError(cat("the store of the job: ", error.what()), -1, "listen", 0);
   }
 }
 

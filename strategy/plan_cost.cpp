@@ -57,7 +57,7 @@ const Machine& machine_named(std::string_view name) {
     if (machine.name == name) return machine;
     names += cat(names.empty() ? "" : ", ", machine.name);
   }
-  throw ConfigError(cat("plan: no machine \"", name, "\" is known; there are: ", names), "--target");
+  throw ConfigError(cat("no machine \"", name, "\" is known; there are: ", names), "--target");
 }
 
 StepEstimate estimate_step(const Plan& plan, const Machine& machine) {

@@ -71,7 +71,7 @@ int prune(const PruneArguments& arguments, std::ostream& out) {
   check(arguments);
   const formats::CheckpointList list = formats::list_checkpoints(arguments.folder);
   if (list.checkpoints.empty() && list.torn.empty()) {
-    throw ConfigError(cat("prune ", arguments.folder, ": there are no checkpoints in it; name a run's folder"), "");
+    throw ConfigError(cat(arguments.folder, " holds no checkpoints; name a run's folder"), "");
   }
   const std::size_t total = list.checkpoints.size() + list.torn.size();
   for (const formats::ListedCheckpoint& checkpoint : list.checkpoints) {

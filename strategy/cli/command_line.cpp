@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <exception>
 #include <functional>
 #include <new>
@@ -115,6 +116,27 @@ void check_values(const std::vector<std::pair<const Argument*, CLI::Option*>>& d
   }
 }
 
+/// Which value is no number where one is expected, for a person; empty if none is found. CLI11 says only "Could not
+/// convert".
+std::string unreadable_number(const std::vector<std::pair<const Argument*, CLI::Option*>>& declared) {
+  const auto reads_as = [](const std::string& text, auto value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  };
+  for (const auto& [argument, option] : declared) {
+    const bool is_real = std::holds_alternative<double*>(argument->target);
+    const bool is_whole = std::holds_alternative<std::int64_t*>(argument->target) ||
+                          std::holds_alternative<std::optional<std::int64_t>*>(argument->target);
+    for (const std::string& text : option->results()) {
+      if (is_real && !reads_as(text, double{}))
+        return cat(argument->name, ": expected a number, got ", quote_json(text));
+      if (is_whole && !reads_as(text, std::int64_t{}))
+        return cat(argument->name, ": expected a whole number, got ", quote_json(text));
+    }
+  }
+  return "";
+}
+
 /// The help of one command: how to call it, then its arguments in the order of their declaration.
 std::string command_help(const Subcommand& subcommand, const std::string& command, const ArgumentList& list) {
   std::string usage = "usage: " + command;
@@ -190,6 +212,9 @@ int run_subcommand(const Subcommand& subcommand, const std::string& program, std
   } catch (const CLI::CallForHelp&) {
     out << help;
     return kExitOk;
+  } catch (const CLI::ConversionError& refused) {
+    const std::string text = unreadable_number(declared);
+    refuse(cat(text.empty() ? refused.what() : text, "; see ", command, " --help"));
   } catch (const CLI::ParseError& refused) {
     refuse(cat(refused.what(), "; see ", command, " --help"));
   }
@@ -205,9 +230,14 @@ int run_words(std::string& who, const std::vector<std::string>& words, const std
     err << program_help(who, subcommands);
     return kExitUsage;
   }
-  if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+  if (words[0] == "--help" || words[0] == "-h" || (words[0] == "help" && words.size() == 1)) {
     out << program_help(who, subcommands);
     return kExitOk;
+  }
+  if (words[0] == "help") {  // help train: train --help
+    std::vector<std::string> asked(words.begin() + 1, words.end());
+    asked.emplace_back("--help");
+    return run_words(who, asked, subcommands, registry, out, err);
   }
   const Subcommand& subcommand = find_subcommand(words[0], who, subcommands);
   const std::string program = who;

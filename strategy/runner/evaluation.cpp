@@ -66,7 +66,8 @@ bool Runner::validate() {
 
 std::map<std::string, double> Runner::test() {
   if (!config_.test_dataloader)
-    throw ConfigError("test: the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
+    throw ConfigError("the config tests nothing: give test_dataloader, test_cfg and test_evaluator", "test_cfg");
+  join_job();
   set_up_environment();
   progress_ = {};
   const auto loader = make_loader(*config_.test_dataloader, false);

@@ -135,6 +135,10 @@ TEST_CASE("help lists the commands and explains each") {
     CAPTURE(train_help.out);
     CHECK_MESSAGE(has(train_help.out, part), part);
   }
+  const Result help_train = run({"help", "train"}, commands);
+  CHECK(help_train.code == 0);
+  CHECK(help_train.out == train_help.out);
+  CHECK(has(run({"help", "trian"}, commands).err, "did you mean \"train\"?"));
   CHECK(has(run({"--version"}, commands).out, "castor 0."));
 }
 
@@ -231,6 +235,10 @@ TEST_CASE("generate and plan refuse values out of range before they start") {
     CHECK(result.code == 2);
     CHECK(has(result.err, bad[0]));
   }
+  CHECK(has(run({"generate", "gpt.yaml", "--temperature", "warm"}, commands).err,
+            "--temperature: expected a number, got \"warm\"; see castor generate --help"));
+  CHECK(has(run({"generate", "gpt.yaml", "--top-k", "1.5"}, commands).err,
+            "--top-k: expected a whole number, got \"1.5\""));
   CHECK(run({"plan", "gpt.yaml", "--json"}, commands).out == "json");
   CHECK(run({"plan", "gpt.yaml"}, commands).out == "text");
 }
