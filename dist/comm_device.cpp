@@ -267,12 +267,17 @@ class DeviceComm final : public Comm {
 
   std::size_t own() const { return static_cast<std::size_t>(rank()); }
 
+  /// Opens everything or nothing: a queue without its link would add up what nobody has sent.
   void open() {
-    queue_ = backend(shared_->device).open_queue();
-    if (world_size() == 1) return;
-    checks_ = host_.split(0, rank());
-    link_ = connect();
-    shared_->guard.add_link(link_);
+    std::unique_ptr<SideQueue> queue = backend(shared_->device).open_queue();
+    if (world_size() > 1) {
+      std::unique_ptr<Comm> checks = host_.split(0, rank());
+      std::shared_ptr<DeviceLink> link = connect();
+      shared_->guard.add_link(link);
+      checks_ = std::move(checks);
+      link_ = std::move(link);
+    }
+    queue_ = std::move(queue);
   }
 
   std::shared_ptr<DeviceLink> connect() {
@@ -286,7 +291,7 @@ class DeviceComm final : public Comm {
                             ": its GPUs do not all reach each other's memory (the log says which one), "
                             "as gpu_transport: peer asks; use auto or nccl"));
     }
-    if constexpr (kHasNccl) return connect_nccl(host_, shared_->device, shared_->health);
+    if constexpr (kHasNccl) return connect_nccl(host_, shared_->device, shared_->health, shared_->timeout);
     throw DeviceError(cat("group ", name(), ": ", world_size(),
                           " GPUs that do not all reach each other's memory need NCCL, which this build has not: "
                           "configure with -Dnccl=enabled, or train on the CPU with env_cfg.device: cpu"));

@@ -1,9 +1,9 @@
 // NCCL's communicator behind DeviceLink.
 //
-// Delicate: NCCL waits without limit. A rank that dies while others connect is noticed because connecting runs on a
-// thread of its own, which is left behind when the job fails; one that dies later by whoever watches the job's health
-// and calls abort. Abort may find a caller inside NCCL (which it frees): it waits for the caller a moment, then goes
-// on. Nobody else waits for an abort, which itself may wait for the device.
+// Delicate: NCCL waits without limit. A rank that dies or hangs while others connect is noticed because connecting runs
+// on a thread of its own, which is left behind when the job fails or the time is up; one that dies later by whoever
+// watches the job's health and calls abort. Abort may find a caller inside NCCL (which it frees): it waits for the
+// caller a moment, then goes on. Nobody else waits for an abort, which itself may wait for the device.
 #include "dist/comm_nccl.h"
 
 #include <atomic>
@@ -91,7 +91,7 @@ class NcclLink final : public DeviceLink {
 
 }  // namespace
 
-std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, const Health& health) {
+std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, Health& health, std::chrono::milliseconds limit) {
   const int own_place = host.rank(), world_size = host.world_size();
   const int rank = host.members()[static_cast<std::size_t>(own_place)];
   ncclUniqueId id{};
@@ -118,10 +118,18 @@ std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, const Health
   }).detach();
   std::unique_lock lock(shared->mutex);
   constexpr std::chrono::milliseconds kLook{50};
+  const auto deadline = std::chrono::steady_clock::now() + limit;
   while (!shared->changed.wait_for(lock, kLook, [&] { return shared->is_done; })) {
-    if (!health.failed()) continue;
+    const bool is_late = std::chrono::steady_clock::now() >= deadline;
+    if (!health.failed() && !is_late) continue;
     shared->is_given_up = true;
-    throw_failure(health.failure(), cat("connecting the GPUs of group ", host.name()));
+    lock.unlock();  // a report takes its time, and the thread ends what comes too late
+    const std::string doing = cat("connecting the GPUs of group ", host.name());
+    if (health.failed()) throw_failure(health.failure(), doing);
+    throw_failure(
+        health.report({rank, "connect", 0, true,
+                       cat("rank ", rank, " waits in vain for NCCL, which is not done with ", doing, " within ",
+                           limit.count(), " ms; NCCL_DEBUG=INFO shows on each rank how far it came")}));
   }
   check_cuda(shared->device_result, "use the device", device);
   if (shared->result != ncclSuccess)

@@ -2,6 +2,7 @@
 // several hosts.
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include "dist/comm.h"
@@ -10,9 +11,9 @@
 
 namespace castor::dist {
 
-/// Connects the GPUs of `host`'s ranks; all of them call it. Throws CommError naming NCCL's reason, and as Comm::run
-/// when a rank fails meanwhile.
+/// Connects the GPUs of `host`'s ranks; all of them call it. Throws CommError naming NCCL's reason, CommTimeout after
+/// `limit`, which fails the job, and as Comm::run when a rank fails meanwhile.
 ///   device  this rank's; no two ranks of a group share one
-std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, const Health& health);
+std::unique_ptr<DeviceLink> connect_nccl(Comm& host, Device device, Health& health, std::chrono::milliseconds limit);
 
 }  // namespace castor::dist

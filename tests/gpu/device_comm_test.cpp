@@ -172,16 +172,18 @@ void check_death(Comm& host, Comm& gpus, Device gpu, const std::function<void()>
   for (const auto& group : groups) group->all_reduce(x);  // connects
   backend(gpu).synchronize();
   if (host.rank() == 1) {
+    host.barrier();  // behind rank 0's starts, however long a tool that watches it takes for them
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     return die();
   }
-  const auto begin = std::chrono::steady_clock::now();
   std::vector<Work> works;
   std::vector<Tensor> sums(groups.size());
   for (std::size_t i = 0; i < groups.size(); ++i) {
     sums[i] = Tensor::zeros({1 << 16}, DType::f32, gpu);
     works.push_back(groups[i]->start(Collective::all_reduce(sums[i])));
   }
+  host.barrier();
+  const auto begin = std::chrono::steady_clock::now();
   backend(gpu).synchronize();  // until what waits there is ended
   for (const Work& work : works) REQUIRE_THROWS_WITH_AS(work.wait(), doctest::Contains("rank 1"), CommError);
   groups.clear();
