@@ -16,22 +16,33 @@ bool has_whole_words(const View& x) {
 }
 
 template <class Args>
-bool inputs_fit(const Cuda& cuda, const Args& args) {
+bool inputs_fit(const Args& args) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;  // positions are 32-bit numbers in the kernels
   const std::int64_t dim = args.q.size[3];
-  return (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && (dim == 64 || dim == 128) &&
+  return (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && dim % 8 == 0 && dim <= 128 &&
          !args.mask.defined() && args.scale > 0 && args.k.size[1] > 0 && args.k.size[1] < kMost &&
          args.q.size[1] < kMost && args.q.size[0] * args.q.size[2] < kMost && has_whole_words(args.q) &&
-         has_whole_words(args.k) && has_whole_words(args.v) && has_whole_words(args.out) && is_hopper(cuda.device);
+         has_whole_words(args.k) && has_whole_words(args.v) && has_whole_words(args.out);
+}
+
+template <class Args>
+bool goes_to_tiles(const Cuda& cuda, const Args& args) {
+  return (args.q.size[3] == 64 || args.q.size[3] == 128) && attention_kernels() != AttentionKernels::own_warps &&
+         is_hopper(cuda.device);
 }
 
 }  // namespace
 
-bool tiles_fit(const Cuda& cuda, const AttentionArgs& args) { return inputs_fit(cuda, args); }
+AttentionWay attention_way(const Cuda& cuda, const AttentionArgs& args) {
+  if (!inputs_fit(args)) return AttentionWay::rows;
+  return goes_to_tiles(cuda, args) ? AttentionWay::tiles : AttentionWay::warps;
+}
 
-bool tiles_fit(const Cuda& cuda, const AttentionBackwardArgs& args) {
-  return has_whole_words(args.dout) && has_whole_words(args.dq) && has_whole_words(args.dk) &&
-         has_whole_words(args.dv) && inputs_fit(cuda, args);
+AttentionWay attention_way(const Cuda& cuda, const AttentionBackwardArgs& args) {
+  if (!has_whole_words(args.dout) || !has_whole_words(args.dq) || !has_whole_words(args.dk) ||
+      !has_whole_words(args.dv) || !inputs_fit(args))
+    return AttentionWay::rows;
+  return goes_to_tiles(cuda, args) ? AttentionWay::tiles : AttentionWay::warps;
 }
 
 std::size_t statistics_bytes(const AttentionBackwardArgs& args) {
@@ -45,7 +56,7 @@ std::int64_t kept_heads(const AttentionBackwardArgs& args) {
   const AttentionKernels asked = attention_kernels();
   const bool is_tiled = (args.q.dtype == DType::bf16 || args.q.dtype == DType::f16) && (dim == 64 || dim == 128) &&
                         !args.mask.defined() && keys > 0 && heads > 0;
-  if (!is_tiled || asked == AttentionKernels::own_twice) return 0;
+  if (!is_tiled || asked == AttentionKernels::own_twice || asked == AttentionKernels::own_warps) return 0;
   // Measured on an H200: 0.79 to 0.97 of the time of making them twice. Heads of 64 gain less, from 0.91 to nothing in
   // a step of training at 1024 keys.
   const bool is_faster = keys >= (dim == 128 ? 1024 : 2048);
@@ -62,7 +73,7 @@ std::size_t kept_bytes(const AttentionBackwardArgs& args) {
 
 /// cuDNN takes what the tiled kernels take, addresses included, and is asked first.
 bool goes_to_cudnn(const Cuda& cuda, const AttentionArgs& args) {
-  return cudnn_does(cuda, args) && tiles_fit(cuda, args);
+  return cudnn_does(cuda, args) && attention_way(cuda, args) == AttentionWay::tiles;
 }
 
 }  // namespace cuda
@@ -79,12 +90,21 @@ std::size_t workspace_bytes(const Cuda& cuda, const AttentionBackwardArgs& args)
 
 void run(const Cuda& cuda, const AttentionArgs& args) {
   if (cuda::goes_to_cudnn(cuda, args)) return cuda::attention_cudnn(cuda, args);
-  cuda::tiles_fit(cuda, args) ? cuda::attention_tiles(cuda, args) : cuda::attention_rows(cuda, args);
+  switch (cuda::attention_way(cuda, args)) {
+    case cuda::AttentionWay::tiles:
+      return cuda::attention_tiles(cuda, args);
+    case cuda::AttentionWay::warps:
+      return cuda::attention_warps(cuda, args);
+    case cuda::AttentionWay::rows:
+      return cuda::attention_rows(cuda, args);
+  }
 }
 
 void run(const Cuda& cuda, const AttentionBackwardArgs& args) {
-  if (!cuda::tiles_fit(cuda, args)) return cuda::attention_backward_rows(cuda, args);
+  const cuda::AttentionWay way = cuda::attention_way(cuda, args);
+  if (way == cuda::AttentionWay::rows) return cuda::attention_backward_rows(cuda, args);
   cuda::attention_statistics(cuda, args);
+  if (way == cuda::AttentionWay::warps) return cuda::attention_backward_warps(cuda, args);
   const std::int64_t heads = args.k.size[0] * args.k.size[2], kept = cuda::kept_heads(args);
   if (kept == 0) {
     cuda::attention_dq_tiles(cuda, args);

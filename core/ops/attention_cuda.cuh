@@ -1,6 +1,7 @@
-// What the CUDA kernels of attention share on the host's side. Two ways of our own lead to a result: tiles (tensor
-// cores of compute capability 9.0, 16-bit floats, head sizes 64 and 128, no mask) and rows (everything else, and any
-// GPU). What tiles take forward may be given to cuDNN instead (attention_cudnn_cuda.h).
+// What the CUDA kernels of attention share on the host's side. Three ways of our own lead to a result: tiles (tensor
+// cores of compute capability 9.0, 16-bit floats, head sizes 64 and 128, no mask), warps (any tensor cores, 16-bit
+// floats, head sizes up to 128 in eights, no mask) and rows (everything else). What tiles take forward may be given to
+// cuDNN instead (attention_cudnn_cuda.h).
 //
 // Delicate: which way is taken depends on dtype, sizes, strides and alignment, so a result may differ in its last bits
 // between a packed view that the copy engine can read and one that it cannot; for one layout it is always the same.
@@ -42,14 +43,14 @@ struct HeadRange {
 /// the GPU busy, to save memory. 0: they take too much of it, or are too few to be worth it; they are made twice.
 std::int64_t kept_heads(const AttentionBackwardArgs& args);
 
-/// Whether the tiled kernels can take these operands on this device.
-bool tiles_fit(const Cuda& cuda, const AttentionArgs& args);
-bool tiles_fit(const Cuda& cuda, const AttentionBackwardArgs& args);
+/// Whose these operands are on this device.
+enum class AttentionWay { tiles, warps, rows };
+AttentionWay attention_way(const Cuda& cuda, const AttentionArgs& args);
+AttentionWay attention_way(const Cuda& cuda, const AttentionBackwardArgs& args);
 
-/// attention_cuda_forward.cu; precondition: tiles_fit.
+/// attention_cuda_forward.cu.
 void attention_tiles(const Cuda& cuda, const AttentionArgs& args);
-/// attention_cuda_statistics.cu: for each row of queries, what the other kernels of backward need; precondition:
-/// tiles_fit.
+/// attention_cuda_statistics.cu: for each row of queries, what tiles and warps need for backward.
 void attention_statistics(const Cuda& cuda, const AttentionBackwardArgs& args);
 /// attention_cuda_dkv.cu: dk and dv, after attention_statistics on the same stream and workspace. `slopes`: where
 /// gradients of scores are left, or null.
@@ -58,6 +59,11 @@ void attention_dkv_tiles(const Cuda& cuda, const AttentionBackwardArgs& args, He
 void attention_dq_slopes(const Cuda& cuda, const AttentionBackwardArgs& args, HeadRange heads, const void* slopes);
 /// attention_cuda_dq.cu: dq of all heads, with gradients of scores made once more; after attention_statistics.
 void attention_dq_tiles(const Cuda& cuda, const AttentionBackwardArgs& args);
+
+/// attention_cuda_warps_forward.cu.
+void attention_warps(const Cuda& cuda, const AttentionArgs& args);
+/// attention_cuda_warps_backward.cu: all gradients, after attention_statistics.
+void attention_backward_warps(const Cuda& cuda, const AttentionBackwardArgs& args);
 
 /// attention_cuda_rows.cu: any dtype, head size, mask and strides of the contract.
 void attention_rows(const Cuda& cuda, const AttentionArgs& args);

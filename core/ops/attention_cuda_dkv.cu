@@ -60,10 +60,7 @@ __global__ void __launch_bounds__(DkvShape<kDim>::kThreads, 1) dkv_tiles(const _
   const OwnPlace place;
   const int key_heads = s.heads / s.group, query_blocks = (s.queries + kQueries - 1) / kQueries;
   // The first block of queries of which one sees the key.
-  const auto first_block = [&](int key) {
-    const int query = s.is_causal ? max(key - s.shift, 0) : 0;
-    return min(query / kQueries, query_blocks);
-  };
+  const auto first_block = [&](int key) { return min(s.first_query(key) / kQueries, query_blocks); };
   std::uint32_t tiles = 0, turn = 0;
   if (place.warpgroup == Shape::kGroups) {
     leave_registers<Shape::kLoaderRegisters>();

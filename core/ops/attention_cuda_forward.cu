@@ -5,7 +5,6 @@
 //
 // Floor, H100, D = 128: 4 D operations a score at 800 TFLOP/s against one exp2 at 16 a clock and multiprocessor: 0.64
 // against 0.27 ps; D = 64: 0.32 against 0.27 ps, so there both pipes must run side by side.
-#include "core/base/math.h"
 #include "core/ops/attention_cuda_tiles.cuh"
 
 namespace castor::cuda {
@@ -30,49 +29,6 @@ struct ForwardShape {
   static constexpr int kBarriers = 2 + 4 * kStages;
   static constexpr int kSharedBytes = 1024 + kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers;
 };
-
-/// Running maximum and sum of a thread's two rows.
-struct RunningSoftmax {
-  float high[2], sum[2];
-
-  /// Scores become probabilities relative to the new maximum; `shrink` is what earlier sums are to be multiplied by.
-  template <int kAccumulators>
-  __device__ void add(float (&s)[kAccumulators], float scale_log2, float (&shrink)[2]) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float most = high[h];
-#pragma unroll
-      for (int i = 2 * h; i < kAccumulators; i += 4) most = fmaxf(most, fmaxf(s[i], s[i + 1]));
-      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
-      const float base = most == -kInfinity ? 0.0f : most * scale_log2;
-      shrink[h] = exp2_16(fmaf(high[h], scale_log2, -base));
-      high[h] = most;
-      float total = sum[h] * shrink[h];
-#pragma unroll
-      for (int i = 2 * h; i < kAccumulators; i += 4) {
-        s[i] = exp2_16(fmaf(s[i], scale_log2, -base));
-        s[i + 1] = exp2_16(fmaf(s[i + 1], scale_log2, -base));
-        total += s[i] + s[i + 1];
-      }
-      sum[h] = total;
-    }
-  }
-};
-
-/// Scores of keys from `first` on that a row does not see become -infinity. `limit`: the last key that each row sees.
-template <int kAccumulators>
-__device__ void mask_keys(float (&s)[kAccumulators], int first, int column, const int (&limit)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int last = limit[h] - first - column;
-#pragma unroll
-    for (int i = 2 * h; i < kAccumulators; i += 4) {
-      if (i / 4 * 8 > last) s[i] = -kInfinity;
-      if (i / 4 * 8 + 1 > last) s[i + 1] = -kInfinity;
-    }
-  }
-}
 
 template <class T, int kDim, int kComputing>
 __global__ void __launch_bounds__(ForwardShape<kDim, kComputing>::kThreads, 1)
@@ -137,7 +93,7 @@ __global__ void __launch_bounds__(ForwardShape<kDim, kComputing>::kThreads, 1)
       const int row[2] = {first + place.row, first + place.row + 8};
       const int limit[2] = {s.visible_keys(row[0]) - 1, s.visible_keys(row[1]) - 1};
       float out[kDim / 2] = {}, shrink[2];
-      RunningSoftmax softmax{{-kInfinity, -kInfinity}, {0, 0}};
+      RunningSoftmax softmax;
       if (blocks > 0) q_ring.wait_full(tiles);
       for (int j = blocks; j > own; --j, ++turn) {  // what only later warpgroups see
         k_ring.wait_full(turn);
@@ -214,19 +170,13 @@ __global__ void __launch_bounds__(ForwardShape<kDim, kComputing>::kThreads, 1)
         q_ring.release(tiles);
       }
       if (blocks > 0) ++tiles;
-      float factor[2];
+      float factor[2], lse[2];
+      softmax.finish(s.scale, factor, lse);
       T* rows[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float sum = softmax.sum[h];
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-        factor[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
         rows[h] = row[h] < s.queries ? p.out.at<T>(batch, row[h], head) : nullptr;
-        if (rows[h] != nullptr && place.column == 0) {
-          p.lse[static_cast<std::int64_t>(at) * s.queries + row[h]] =
-              sum == 0.0f ? -kInfinity : fmaf(softmax.high[h], s.scale, math::log(sum));
-        }
+        if (rows[h] != nullptr && place.column == 0) p.lse[static_cast<std::int64_t>(at) * s.queries + row[h]] = lse[h];
       }
       store_accumulators<T, kDim>(out, factor, rows);
     });

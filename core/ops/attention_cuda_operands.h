@@ -1,4 +1,4 @@
-// What attention's kernels for Hopper ask of a GPU and of operands, our own and cuDNN's alike.
+// What attention on tensor cores asks of a GPU and of operands, our own and cuDNN's alike.
 #pragma once
 
 #include "core/device/cuda_runtime.h"

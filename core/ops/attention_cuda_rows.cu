@@ -18,8 +18,11 @@ constexpr int kWarps = 4;
 constexpr int kOwn = 8;               ///< rows of a warp
 constexpr int kRows = kWarps * kOwn;  ///< rows of a block
 constexpr int kPartners = 32;         ///< one a lane
-constexpr int kHeld = 4;              ///< elements of each own row in a lane
-constexpr int kPass = 32 * kHeld;     ///< elements of a row that are there at a time
+/// Elements of each own row in a lane: as many as shared memory has room for.
+template <class C>
+constexpr int kHeld = sizeof(C) == 8 ? 2 : 4;
+template <class C>
+constexpr int kPass = 32 * kHeld<C>;  ///< elements of a row that are there at a time
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
 using cuda::Computed;
@@ -73,11 +76,14 @@ struct Tiles {
     for (int i = 0; i < 2; ++i, next += kPartners * (width + 1)) partner[i] = next;
     for (int i = 0; i < 2; ++i, next += kRows * kPartners) weights[i] = next + warp * kOwn * kPartners;
   }
-  static std::size_t bytes(int width) {
+  static constexpr std::size_t bytes(int width) {
     return sizeof(C) *
            static_cast<std::size_t>(2 * kRows * width + 2 * kPartners * (width + 1) + 2 * kRows * kPartners);
   }
 };
+
+constexpr std::size_t kLeastShared = 99 * 1024;  // what a block can have on the GPUs that give it least
+static_assert(Tiles<float>::bytes(kPass<float>) <= kLeastShared && Tiles<double>::bytes(kPass<double>) <= kLeastShared);
 
 /// 32 rows of a view from position `first` on, of `positions` that exist.
 struct Slice {
@@ -103,10 +109,10 @@ template <class T, class C, int kCount>
 __device__ void make_products(const Tiles<C>& tiles, const Slice (&own)[kCount], const Slice (&partner)[kCount],
                               std::int64_t dim, std::int64_t column, bool has_own, C (&products)[kCount][kOwn]) {
   const int width = tiles.width, step = width + 1;
-  for (std::int64_t begin = 0; begin < dim; begin += kPass) {
+  for (std::int64_t begin = 0; begin < dim; begin += kPass<C>) {
     __syncthreads();
     for (int n = 0; n < kCount; ++n) {
-      if (!has_own || dim > kPass) stage<T>(own[n], begin, dim, tiles.own[n], width, width);
+      if (!has_own || dim > kPass<C>) stage<T>(own[n], begin, dim, tiles.own[n], width, width);
       stage<T>(partner[n], begin, dim, tiles.partner[n], step, width);
     }
     __syncthreads();
@@ -128,7 +134,7 @@ __device__ void make_products(const Tiles<C>& tiles, const Slice (&own)[kCount],
       }
     }
   }
-  if (dim <= kPass) return;
+  if (dim <= kPass<C>) return;
   __syncthreads();
   for (int n = 0; n < kCount; ++n) stage<T>(partner[n], column, dim, tiles.partner[n], step, width);
   __syncthreads();
@@ -136,10 +142,10 @@ __device__ void make_products(const Tiles<C>& tiles, const Slice (&own)[kCount],
 
 /// held[r][c] += the sum over partners of weights[r] times their element lane + 32 c.
 template <class C>
-__device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* partners, C (&held)[kOwn][kHeld]) {
+__device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* partners, C (&held)[kOwn][kHeld<C>]) {
   const int step = tiles.width + 1;
-  int column[kHeld];  // lanes beyond the end repeat the last
-  for (int c = 0; c < kHeld; ++c) column[c] = min(32 * c + tiles.lane, tiles.width - 1);
+  int column[kHeld<C>];  // lanes beyond the end repeat the last
+  for (int c = 0; c < kHeld<C>; ++c) column[c] = min(32 * c + tiles.lane, tiles.width - 1);
   for (int j = 0; j < kPartners; j += 4) {
     Quad<C> weight[kOwn];
 #pragma unroll
@@ -147,7 +153,7 @@ __device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* p
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
 #pragma unroll
-      for (int c = 0; c < kHeld; ++c) {
+      for (int c = 0; c < kHeld<C>; ++c) {
         if (32 * c >= tiles.width) break;
         const C value = partners[(j + e) * step + column[c]];
 #pragma unroll
@@ -159,7 +165,7 @@ __device__ void add_partners(const Tiles<C>& tiles, const C* weights, const C* p
 
 /// This warp's rows, elements from `column` on, each times its factor.
 template <class T, class C>
-__device__ void store_rows(const Tiles<C>& tiles, const C (&held)[kOwn][kHeld], const C (&factor)[kOwn],
+__device__ void store_rows(const Tiles<C>& tiles, const C (&held)[kOwn][kHeld<C>], const C (&factor)[kOwn],
                            const Slice& to, std::int64_t column, std::int64_t dim) {
 #pragma unroll
   for (int r = 0; r < kOwn; ++r) {
@@ -167,7 +173,7 @@ __device__ void store_rows(const Tiles<C>& tiles, const C (&held)[kOwn][kHeld], 
     if (position >= to.positions) continue;
     T* const row = to.rows.at<T>(to.batch, position, to.head);
 #pragma unroll
-    for (int c = 0; c < kHeld; ++c) {
+    for (int c = 0; c < kHeld<C>; ++c) {
       const std::int64_t d = column + tiles.lane + 32 * c;
       if (d < dim) row[d] = write<T>(held[r][c] * factor[r]);
     }
@@ -201,8 +207,8 @@ __global__ void __launch_bounds__(32 * kWarps) forward_rows(const Problem<T> p) 
   const std::int64_t b = at.batch, h = at.head, key_head = h / (p.heads / p.key_heads), dim = p.dim;
   const std::int64_t first = at.first + tiles.warp * kOwn, last = min(at.first + kRows, p.queries) - 1;
   const Slice own[1] = {{p.q, b, at.first, h, p.queries}}, out{p.out, b, at.first, h, p.queries};
-  for (std::int64_t column = 0; column < dim; column += kPass) {
-    C held[kOwn][kHeld] = {}, high[kOwn], sum[kOwn] = {};
+  for (std::int64_t column = 0; column < dim; column += kPass<C>) {
+    C held[kOwn][kHeld<C>] = {}, high[kOwn], sum[kOwn] = {};
     for (int r = 0; r < kOwn; ++r) high[r] = kNothing;
     for (std::int64_t start = 0; start < p.visible_keys(last); start += kPartners) {
       const Slice keys[1] = {{p.k, b, start, key_head, p.keys}};
@@ -217,7 +223,7 @@ __global__ void __launch_bounds__(32 * kWarps) forward_rows(const Problem<T> p) 
         const C shrink = math::exp(high[r] - base), weight = math::exp(score - base);
         high[r] = most;
         sum[r] = math::fma(sum[r], shrink, weight);
-        for (int c = 0; c < kHeld; ++c) held[r][c] *= shrink;
+        for (int c = 0; c < kHeld<C>; ++c) held[r][c] *= shrink;
         tiles.weights[0][r * kPartners + tiles.lane] = weight;
       }
       __syncthreads();
@@ -263,8 +269,8 @@ __global__ void __launch_bounds__(32 * kWarps) dq_rows(const Problem<T> p) {
     if (tiles.lane == 0 && first + r < p.queries) p.delta[statistics + i] = delta[r];
   }
   const Slice own[2] = {{p.q, b, at.first, h, p.queries}, {p.dout, b, at.first, h, p.queries}};
-  for (std::int64_t column = 0; column < dim; column += kPass) {
-    C held[kOwn][kHeld] = {};
+  for (std::int64_t column = 0; column < dim; column += kPass<C>) {
+    C held[kOwn][kHeld<C>] = {};
     for (std::int64_t start = 0; start < p.visible_keys(last); start += kPartners) {
       const Slice partners[2] = {{p.k, b, start, key_head, p.keys}, {p.v, b, start, key_head, p.keys}};
       C products[2][kOwn];
@@ -291,8 +297,8 @@ __global__ void __launch_bounds__(32 * kWarps) dkv_rows(const Problem<T> p) {
   const std::int64_t first = at.first + tiles.warp * kOwn;
   const std::int64_t first_query = p.is_causal ? max(at.first - (p.keys - p.queries), std::int64_t{0}) : 0;
   const Slice own[2] = {{p.k, b, at.first, key_head, p.keys}, {p.v, b, at.first, key_head, p.keys}};
-  for (std::int64_t column = 0; column < dim; column += kPass) {
-    C held_dk[kOwn][kHeld] = {}, held_dv[kOwn][kHeld] = {};
+  for (std::int64_t column = 0; column < dim; column += kPass<C>) {
+    C held_dk[kOwn][kHeld<C>] = {}, held_dv[kOwn][kHeld<C>] = {};
     bool has_own = false;
     for (std::int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
       const std::int64_t statistics = (b * p.heads + h) * p.queries;
@@ -344,7 +350,7 @@ Problem<T> problem_of(const Args& args) {
   p.key_heads = args.k.size[2];
   p.dim = args.q.size[3];
   p.scale = static_cast<Computed<T>>(args.scale);
-  p.width = static_cast<int>((std::min<std::int64_t>(p.dim, kPass) + 3) / 4 * 4);
+  p.width = static_cast<int>((std::min<std::int64_t>(p.dim, kPass<Computed<T>>) + 3) / 4 * 4);
   p.is_causal = args.causal;
   return p;
 }

@@ -1,7 +1,7 @@
-// What the tiled kernels of attention's backward need of each row of queries: its logsumexp in exponents of 2, and the
+// What backward's kernels on tensor cores need of each row of queries: its logsumexp in exponents of 2, and the
 // sum of out * dout. Rows without keys and those beyond the last, up to whole blocks, get +infinity, which makes every
 // probability 0. Bound by memory: out and dout are read once.
-#include "core/ops/attention_cuda_tiles.cuh"
+#include "core/ops/attention_cuda_scores.cuh"
 
 namespace castor::cuda {
 namespace {
@@ -13,16 +13,15 @@ struct RowStatistics {
   HeadRows out, dout;
   const float* lse;
   float *lse_log2, *delta;  ///< [batch and head, rows]
-  int queries, heads, blocks;
+  int queries, heads, blocks, dim;
 };
 
 /// This lane's part of the sum over a row of a * b, of which four lanes take 16-byte words in turn.
-template <class T, int kDim>
-__device__ float partial_dot(const T* a, const T* b) {
+template <class T>
+__device__ float partial_dot(const T* a, const T* b, int dim) {
   float sum = 0;
-#pragma unroll
-  for (int word = 0; word < kDim / 32; ++word) {
-    const int at = (word * 4 + static_cast<int>(threadIdx.x % 4)) * 8;
+#pragma unroll 4
+  for (int at = static_cast<int>(threadIdx.x % kLanes) * 8; at < dim; at += 8 * kLanes) {
     const uint4 x = *reinterpret_cast<const uint4*>(a + at), y = *reinterpret_cast<const uint4*>(b + at);
     const std::uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
@@ -35,7 +34,7 @@ __device__ float partial_dot(const T* a, const T* b) {
   return sum;
 }
 
-template <class T, int kDim>
+template <class T>
 __global__ void __launch_bounds__(kThreads) row_statistics(const __grid_constant__ RowStatistics p) {
   const int at = static_cast<int>(blockIdx.x) / p.blocks, batch = at / p.heads, head = at % p.heads;
   const int row = static_cast<int>(blockIdx.x) % p.blocks * static_cast<int>(kStatisticsBlock) +
@@ -44,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) row_statistics(const __grid_constant
   if (row < p.queries) {
     const float lse = p.lse[static_cast<std::int64_t>(at) * p.queries + row];
     if (lse != -kInfinity) lse_log2 = lse * math::kLog2E;
-    delta = partial_dot<T, kDim>(p.out.at<T>(batch, row, head), p.dout.at<T>(batch, row, head));
+    delta = partial_dot(p.out.at<T>(batch, row, head), p.dout.at<T>(batch, row, head), p.dim);
   }
   delta += __shfl_xor_sync(0xFFFFFFFFu, delta, 1);
   delta += __shfl_xor_sync(0xFFFFFFFFu, delta, 2);
@@ -57,21 +56,20 @@ __global__ void __launch_bounds__(kThreads) row_statistics(const __grid_constant
 }  // namespace
 
 void attention_statistics(const Cuda& cuda, const AttentionBackwardArgs& args) {
-  visit_tiled(args.q, [&](auto tag, auto dim) {
-    using T = typename decltype(tag)::type;
-    RowStatistics params;
-    params.out = HeadRows(args.out);
-    params.dout = HeadRows(args.dout);
-    params.lse = args.lse.as<float>();
-    params.queries = static_cast<int>(args.q.size[1]);
-    params.heads = static_cast<int>(args.q.size[2]);
-    params.blocks = static_cast<int>(statistics_rows(args.q) / kStatisticsBlock);
-    params.lse_log2 = args.workspace.as<float>();
-    params.delta = params.lse_log2 + args.q.size[0] * args.q.size[2] * statistics_rows(args.q);
-    const auto blocks = static_cast<unsigned>(args.q.size[0] * args.q.size[2] * params.blocks);
-    row_statistics<T, decltype(dim)::value><<<blocks, kThreads, 0, stream_of(cuda)>>>(params);
-    check_cuda(cudaGetLastError(), AttentionBackwardArgs::kName, cuda.device);
-  });
+  RowStatistics params;
+  params.out = HeadRows(args.out);
+  params.dout = HeadRows(args.dout);
+  params.lse = args.lse.as<float>();
+  params.queries = static_cast<int>(args.q.size[1]);
+  params.heads = static_cast<int>(args.q.size[2]);
+  params.blocks = static_cast<int>(statistics_rows(args.q) / kStatisticsBlock);
+  params.dim = static_cast<int>(args.q.size[3]);
+  params.lse_log2 = args.workspace.as<float>();
+  params.delta = params.lse_log2 + args.q.size[0] * args.q.size[2] * statistics_rows(args.q);
+  const auto blocks = static_cast<unsigned>(args.q.size[0] * args.q.size[2] * params.blocks);
+  const auto kernel = args.q.dtype == DType::bf16 ? row_statistics<BFloat16> : row_statistics<Half>;
+  kernel<<<blocks, kThreads, 0, stream_of(cuda)>>>(params);
+  check_cuda(cudaGetLastError(), AttentionBackwardArgs::kName, cuda.device);
 }
 
 }  // namespace castor::cuda

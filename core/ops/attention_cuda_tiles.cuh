@@ -6,8 +6,7 @@
 // together cost the same for every item. Its last warpgroup only loads; each of the others owns 64 rows and keeps all
 // its sums in registers, so no result depends on which block or warpgroup came first.
 //
-// In an accumulator of [64, N], thread t of a warpgroup holds rows 16 (t / 32) + t % 32 / 4 and that + 8, and of each 8
-// columns the two from 2 (t % 4) on: element 4 j + 2 h + e is row h, column 8 j + 2 (t % 4) + e.
+// Of an accumulator of [64, N] each warp of a warpgroup holds 16 rows, as attention_cuda_scores.cuh says.
 #pragma once
 
 #include <algorithm>
@@ -19,40 +18,22 @@
 namespace castor::cuda {
 
 inline constexpr int kGroupRows = 64;  ///< rows of a warpgroup
-inline constexpr float kLn2 = 0.6931471805599453f;
-inline constexpr float kInfinity = __builtin_inff();
 
 /// Numbers that all tiled kernels take.
-struct TileSizes {
-  int queries, keys, heads, group;  ///< group: query heads of one key head
-  int shift;                        ///< keys - queries: query i sees keys up to i + shift under a causal cut
-  int blocks, head_items, items;    ///< tiles of rows in a head, work items in a head and in all
-  int first;                        ///< the head (batch and head as one number) that items begin with
-  float scale, scale_log2;          ///< scores times this are natural exponents, exponents of 2
-  bool is_causal;
-
-  __host__ __device__ int visible_keys(int query) const {
-    const int visible = is_causal ? query + shift + 1 : keys;
-    return visible < 0 ? 0 : visible < keys ? visible : keys;
-  }
+struct TileSizes : AttentionSizes {
+  using AttentionSizes::AttentionSizes;
+  int blocks, head_items, items;  ///< tiles of rows in a head, work items in a head and in all
+  int first;                      ///< the head (batch and head as one number) that items begin with
 };
 
 /// For `heads` of the tensor that has `rows` rows.
 template <class Args>
 TileSizes tile_sizes(const Args& args, std::int64_t rows, std::int64_t rows_in_tile, HeadRange heads) {
-  TileSizes s{};
-  s.queries = static_cast<int>(args.q.size[1]);
-  s.keys = static_cast<int>(args.k.size[1]);
-  s.heads = static_cast<int>(args.q.size[2]);
-  s.group = static_cast<int>(args.q.size[2] / args.k.size[2]);
-  s.shift = s.keys - s.queries;
+  TileSizes s(args);
   s.blocks = static_cast<int>((rows + rows_in_tile - 1) / rows_in_tile);
   s.head_items = args.causal ? (s.blocks + 1) / 2 : s.blocks;
   s.items = s.head_items * static_cast<int>(heads.count);
   s.first = static_cast<int>(heads.first);
-  s.scale = static_cast<float>(args.scale);
-  s.scale_log2 = s.scale * math::kLog2E;
-  s.is_causal = args.causal;
   return s;
 }
 
@@ -112,38 +93,6 @@ struct OwnPlace {
         row(static_cast<int>(threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4)),
         column(static_cast<int>(threadIdx.x % 4 * 2)) {}
 };
-
-/// Four words of each of four neighbouring lanes, transposed: word i of lane t becomes word t of lane i.
-__device__ inline void transpose_quad(std::uint32_t& a, std::uint32_t& b, std::uint32_t& c, std::uint32_t& d) {
-  constexpr unsigned kAll = 0xFFFFFFFFu;
-  const bool is_odd = threadIdx.x & 1, is_high = threadIdx.x & 2;
-  const std::uint32_t ab = __shfl_xor_sync(kAll, is_odd ? a : b, 1), cd = __shfl_xor_sync(kAll, is_odd ? c : d, 1);
-  (is_odd ? a : b) = ab;
-  (is_odd ? c : d) = cd;
-  const std::uint32_t ac = __shfl_xor_sync(kAll, is_high ? a : c, 2), bd = __shfl_xor_sync(kAll, is_high ? b : d, 2);
-  (is_high ? a : c) = ac;
-  (is_high ? b : d) = bd;
-}
-
-/// Writes this thread's share of [64, kDim] accumulators times a factor for each of its two rows, in words of 16 bytes.
-/// rows[h] is where row h begins, or nullptr.
-template <class T, int kDim>
-__device__ void store_accumulators(const float (&c)[kDim / 2], const float (&factor)[2], T* const (&rows)[2]) {
-  const int lane = static_cast<int>(threadIdx.x % 4);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int j = 0; j < kDim / 8; j += 4) {
-      std::uint32_t word[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        word[i] = pack<T>(c[4 * (j + i) + 2 * h] * factor[h], c[4 * (j + i) + 2 * h + 1] * factor[h]);
-      transpose_quad(word[0], word[1], word[2], word[3]);
-      if (rows[h] != nullptr)
-        *reinterpret_cast<uint4*>(rows[h] + (j + lane) * 8) = make_uint4(word[0], word[1], word[2], word[3]);
-    }
-  }
-}
 
 /// Writes a warpgroup's [64, kDim] accumulators times `factor` to the rows from `first` on of a head, up to the last of
 /// `rows`.

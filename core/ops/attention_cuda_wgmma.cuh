@@ -15,17 +15,13 @@
 
 #include <cuda.h>
 
-#include "core/base/dtype.h"
+#include "core/ops/attention_cuda_scores.cuh"
 
 namespace castor::cuda {
 
 inline constexpr int kWarpgroup = 128;    ///< threads
 inline constexpr int kPanelColumns = 64;  ///< columns of 16 bits that lie together
 inline constexpr int kRowBytes = 128;     ///< of a panel
-
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // Barriers: 8 bytes of shared memory each, given by their address.
 
@@ -87,17 +83,6 @@ __device__ void leave_registers() {
 }
 
 // Products.
-
-template <class T>
-struct OperandName;
-template <>
-struct OperandName<BFloat16> {
-  static constexpr char kText[] = ".bf16";
-};
-template <>
-struct OperandName<Half> {
-  static constexpr char kText[] = ".f16";
-};
 
 /// Orders what this thread wrote to registers before the products that follow.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -253,24 +238,6 @@ template <class T, int kSteps, int kAccumulators>
 __device__ void add_product(float (&c)[kAccumulators], const std::uint32_t (&a)[kSteps][4], std::uint64_t b) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) multiply<T, 1>(c, a[step], further(b, step * 16 * kRowBytes), 1);
-}
-
-/// Two numbers rounded to 16 bits each, the first in the low half.
-template <class T>
-__device__ std::uint32_t pack(float low, float high) {
-  std::uint32_t word;
-  asm("cvt.rn%3x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low), "C"(OperandName<T>::kText));
-  return word;
-}
-
-/// Accumulators of [64, 16 kSteps] as the left operand of the next product.
-template <class T, int kSteps>
-__device__ void as_operand(const float (&c)[kSteps * 8], std::uint32_t (&a)[kSteps][4]) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[step][i] = pack<T>(c[8 * step + 2 * i], c[8 * step + 2 * i + 1]);
-  }
 }
 
 }  // namespace castor::cuda

@@ -17,6 +17,7 @@ enum class AttentionKernels {
   own,
   own_kept,   ///< the same, with gradients of scores kept for dq wherever there is memory for that
   own_twice,  ///< the same, with gradients of scores made once more for dq
+  own_warps,  ///< those for any tensor cores, also where there are others
   cudnn,      ///< forward by cuDNN wherever it takes the operands; backward as measured
 };
 

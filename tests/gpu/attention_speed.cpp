@@ -3,11 +3,11 @@
 // nothing). tests/gpu/attention_peer.py measures PyTorch's on the same shapes.
 //
 // Backward twice more: with gradients of scores kept for dq, and made once more for it; what a run does rests on these.
-// Where there is cuDNN, its forward, too, and which of both a run takes: core/ops/attention_cudnn_cuda.cpp has the
-// table that rests on this.
+// Then both directions by the kernels for any tensor cores. Where there is cuDNN, its forward, too, and which of both a
+// run takes: core/ops/attention_cudnn_cuda.cpp has the table that rests on this.
 //
-// usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]     needs a GPU; prints three lines a shape, with cuDNN two more;
-// of one causal shape, or of a table's
+// usage: gpu_attention_speed [BATCH LENGTH HEADS DIM]     needs a GPU; prints up to four lines a shape, with cuDNN two
+// more; of one causal shape, or of a table's
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +37,7 @@ struct Shapes {
 constexpr Shapes kShapes[] = {
     {32, 1024, 12, 64, true}, {8, 4096, 12, 64, true},  {16, 1024, 25, 64, true},  {16, 1024, 32, 128, true},
     {4, 4096, 32, 128, true}, {8, 4096, 12, 64, false}, {4, 4096, 32, 128, false}, {8, 1024, 12, 64, true, DType::f32},
+    {32, 1024, 12, 32, true}, {16, 1024, 20, 80, true}, {16, 1024, 24, 96, true},
 };
 
 /// Other lengths, for the table of what cuDNN does faster.
@@ -96,6 +97,9 @@ class Measured {
     result_ = attention(q_, k_, v_, options_);
   }
 
+  /// Whether more than one kernel does it.
+  bool has_choices() const { return shapes_.dtype == DType::bf16 && (shapes_.dim == 64 || shapes_.dim == 128); }
+
   /// By the kernels in force; a direction of 0 is not measured.
   Times time(bool forward, bool backward) const {
     Times times;
@@ -139,9 +143,14 @@ void measure(const Shapes& shapes) {
     own = measured.time(true, true);
     measured.print("castor", own);
   }
+  if (!measured.has_choices()) return;
   for (const AttentionKernels kernels : {AttentionKernels::own_kept, AttentionKernels::own_twice}) {
     const AttentionKernelScope scope(kernels);
     measured.print(kernels == AttentionKernels::own_kept ? "  kept" : "  twice", measured.time(false, true));
+  }
+  {
+    const AttentionKernelScope scope(AttentionKernels::own_warps);
+    measured.print("  warps", measured.time(true, true));
   }
   if (attention_library(kGpu).empty()) return;
   const AttentionArgs args = measured.forward_args();
