@@ -1,5 +1,5 @@
 // What the tiled kernels share: how work is cut and handed out, the ring of tiles between the warp that loads and
-// the warpgroups that compute, masks on accumulators, and how accumulators reach memory.
+// the warpgroups that compute, and where a warpgroup's results go.
 //
 // A block stays on its multiprocessor and takes one work item after another: an item is a tile of rows (queries in
 // forward and dq, keys in dk and dv) and, under a causal cut, its mirror image in the same head, because the two
